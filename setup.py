@@ -1,0 +1,54 @@
+"""Package metadata; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "d2kit/__init__.py").read_text()).group(1)
+
+setup(
+    name="d2kit",
+    version=VERSION,
+    description="Detectron2's workflow after one pip install: Mask R-CNN from a YAML config",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["d2kit", "d2kit.*", "project", "project.*"]),
+    install_requires=[
+        "torch>=2.10",
+        "torchvision>=0.25",
+        "numpy>=1.26",
+        "opencv-python>=4.9",
+        "pillow>=10.3",
+        "pycocotools>=2.0.8",
+        "hotcoco>=0.5",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.10",
+        "yacs>=0.1.8",
+        "pyyaml>=6.0",
+        "matplotlib>=3.8",
+        "tensorboard>=2.16",
+        "scipy>=1.11",
+        "tabulate>=0.9",
+        "tqdm>=4.66",
+        "av>=13",
+        "safetensors>=0.4.5",
+        "supervision>=0.25",
+        "trackers>=2.0",
+    ],
+    extras_require={
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.11",
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "types-PyYAML",
+            "types-tabulate",
+            "types-tqdm",
+        ],
+    },
+)
