@@ -1,0 +1,261 @@
+"""`EventStorage`: what happened during training, by name and iteration."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.history_buffer import HistoryBuffer
+from torch import Tensor
+from typing_extensions import Self
+
+_STACK: list["EventStorage"] = []
+_MAX_PENDING = 4096  # device scalars kept before they are fetched although nobody asked
+
+
+def get_event_storage() -> "EventStorage":
+    """Return the storage of the innermost ``with EventStorage(...)`` block.
+
+    Raises:
+        RuntimeError: if there is none.
+    """
+    if not _STACK:
+        raise RuntimeError(
+            "get_event_storage() was called outside of a `with EventStorage(start_iter):` block; "
+            "open one around the training step"
+        )
+    return _STACK[-1]
+
+
+def has_event_storage() -> bool:
+    """Tell whether the code runs inside a ``with EventStorage(...)`` block."""
+    return bool(_STACK)
+
+
+class EventStorage:
+    """Scalars with their history, and the images and histograms that wait to be written.
+
+    Scalars may be tensors on a device: they are kept there and fetched together when somebody
+    reads, so that putting never makes the host wait for the device.
+
+    Args:
+        start_iter: the iteration to start from.
+    """
+
+    def __init__(self, start_iter: int = 0) -> None:
+        self._iter = start_iter
+        self._prefix = ""
+        self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
+        self._latest: dict[str, tuple[float, int]] = {}
+        self._hints: dict[str, bool] = {}
+        self._pending: list[tuple[str, Tensor | float, int]] = []
+        self._pending_tensors = 0
+        self._images: list[tuple[str, Any, int]] = []
+        self._histograms: list[dict[str, Any]] = []
+
+    def put_image(self, img_name: str, img_tensor: Tensor | np.ndarray) -> None:
+        """Keep an image for the writers that show images.
+
+        Args:
+            img_name: its name.
+            img_tensor: (3, H, W) RGB, uint8 in [0, 255] or floating point in [0, 1].
+        """
+        self._images.append((self._prefix + img_name, img_tensor, self._iter))
+
+    def put_scalar(
+        self,
+        name: str,
+        value: float | Tensor,
+        smoothing_hint: bool = True,
+        cur_iter: int | None = None,
+    ) -> None:
+        """Record one value of a scalar.
+
+        Args:
+            name: its name; the current `name_scope` is put before it.
+            value: a number or a tensor of one element.
+            smoothing_hint: whether writers show a median over a window instead of the last value.
+            cur_iter: the iteration it belongs to; None means the current one.
+
+        Raises:
+            ValueError: if a tensor has not one element, or the hint is not that of earlier values.
+        """
+        name = self._prefix + name
+        if self._hints.setdefault(name, smoothing_hint) != smoothing_hint:
+            raise ValueError(
+                f"scalar '{name}' was put with smoothing_hint={self._hints[name]} before, now "
+                f"with {smoothing_hint}; use one of them everywhere"
+            )
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(
+                    f"scalar '{name}' needs one element, got shape {tuple(value.shape)}"
+                )
+            value = value.detach().reshape(())
+            value = float(value) if value.device.type == "cpu" else value.clone()
+        else:
+            value = float(value)
+        self._pending_tensors += isinstance(value, Tensor)
+        self._pending.append((name, value, self._iter if cur_iter is None else cur_iter))
+        if self._pending_tensors == 0 or self._pending_tensors > _MAX_PENDING:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        """Move what was put into the histories; all device values come in one copy per device."""
+        by_device: dict[torch.device, list[int]] = defaultdict(list)
+        for index, (_, value, _) in enumerate(self._pending):
+            if isinstance(value, Tensor):
+                by_device[value.device].append(index)
+        numbers: dict[int, float] = {}
+        for indices in by_device.values():
+            stacked = torch.stack([torch.as_tensor(self._pending[i][1]).double() for i in indices])
+            numbers.update(zip(indices, stacked.tolist(), strict=True))
+        for index, (name, value, iteration) in enumerate(self._pending):
+            number = numbers[index] if index in numbers else float(value)
+            self._history[name].update(number, iteration)
+            self._latest[name] = (number, iteration)
+        self._pending.clear()
+        self._pending_tensors = 0
+
+    def put_scalars(
+        self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: float | Tensor
+    ) -> None:
+        """Record several scalars given as keyword arguments, see `put_scalar`."""
+        for name, value in kwargs.items():
+            self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
+
+    def put_histogram(self, hist_name: str, hist_tensor: Tensor, bins: int = 1000) -> None:
+        """Keep the histogram of a tensor for the writers that show histograms.
+
+        Args:
+            hist_name: its name.
+            hist_tensor: any shape, at least one element.
+            bins: number of equal bins between its minimum and maximum.
+        """
+        values = hist_tensor.detach().float().cpu()
+        low, high = float(values.min()), float(values.max())
+        counts = torch.histc(values, bins=bins)
+        edges = torch.linspace(low, high, bins + 1)
+        self._histograms.append(
+            {
+                "tag": self._prefix + hist_name,
+                "min": low,
+                "max": high,
+                "num": values.numel(),
+                "sum": float(values.sum()),
+                "sum_squares": float((values**2).sum()),
+                "bucket_limits": edges[1:].tolist(),
+                "bucket_counts": counts.tolist(),
+                "global_step": self._iter,
+            }
+        )
+
+    def history(self, name: str) -> HistoryBuffer:
+        """Return the values of a scalar (`latest`, `median`, `avg`, `global_avg`, `values`).
+
+        Raises:
+            KeyError: if nothing was put under that name.
+        """
+        self._fetch()
+        if name not in self._history:
+            from d2kit.utils.registry import nearest_names
+
+            raise KeyError(
+                f"no scalar named '{name}' was put (nearest: {nearest_names(name, self._history)})"
+            )
+        return self._history[name]
+
+    def histories(self) -> dict[str, HistoryBuffer]:
+        """Return name -> history of all scalars."""
+        self._fetch()
+        return self._history
+
+    def latest(self) -> Mapping[str, tuple[float, int]]:
+        """Return name -> (last value, its iteration)."""
+        self._fetch()
+        return self._latest
+
+    def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
+        """Return name -> (value, iteration) where hinted scalars are medians.
+
+        Args:
+            window_size: iterations that the median covers.
+        """
+        return {
+            name: (
+                self._history[name].median(self.count_samples(name, window_size))
+                if self._hints[name]
+                else value,
+                iteration,
+            )
+            for name, (value, iteration) in self.latest().items()
+        }
+
+    def count_samples(self, name: str, window_size: int = 20) -> int:
+        """Return how many values of a scalar were put within the last `window_size` iterations.
+
+        The window ends at the scalar's newest value, so the result is at least 1.
+        """
+        values = self.history(name).values()
+        newest = values[-1][1]
+        count = 0
+        for _, iteration in reversed(values):
+            if iteration <= newest - window_size:
+                break
+            count += 1
+        return count
+
+    def smoothing_hints(self) -> dict[str, bool]:
+        """Return name -> whether writers may smooth it."""
+        return self._hints
+
+    def step(self) -> None:
+        """Go to the next iteration; call it once after each training step's values were written."""
+        self._iter += 1
+
+    @property
+    def iter(self) -> int:
+        """The current iteration; when used with a trainer, its `iter`."""
+        return self._iter
+
+    @iter.setter
+    def iter(self, value: int) -> None:
+        self._iter = int(value)
+
+    @property
+    def iteration(self) -> int:
+        """The same as `iter`."""
+        return self._iter
+
+    @contextmanager
+    def name_scope(self, name: str) -> Iterator[None]:
+        """Put ``name/`` before the names of everything that is put in the block."""
+        former = self._prefix
+        self._prefix = name.rstrip("/") + "/"
+        try:
+            yield
+        finally:
+            self._prefix = former
+
+    def clear_images(self) -> None:
+        """Forget the images, usually after they were written."""
+        self._images.clear()
+
+    def clear_histograms(self) -> None:
+        """Forget the histograms, usually after they were written."""
+        self._histograms.clear()
+
+    def __enter__(self) -> Self:
+        _STACK.append(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _STACK.pop()

@@ -1,0 +1,19 @@
+"""Training metrics: put by anyone into the current `EventStorage`, written by the writers."""
+
+from d2kit.utils._event_storage import EventStorage, get_event_storage, has_event_storage
+from d2kit.utils._event_writers import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+)
+
+__all__ = [
+    "CommonMetricPrinter",
+    "EventStorage",
+    "EventWriter",
+    "JSONWriter",
+    "TensorboardXWriter",
+    "get_event_storage",
+    "has_event_storage",
+]
