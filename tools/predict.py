@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Run a model on images or folders: overlay pictures and COCO JSON.
+
+predict.py --config-file output/run/config.yaml --input a.jpg folder/ --output output/predictions \\
+           [--confidence-threshold 0.5] MODEL.WEIGHTS output/run/model_final.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import cv2
+from tabulate import tabulate
+from tqdm import tqdm
+
+import project
+from d2kit.config import get_cfg
+from d2kit.data import MetadataCatalog
+from d2kit.data.detection_utils import read_image
+from d2kit.engine import DefaultPredictor, user_errors
+from d2kit.evaluation.coco_evaluation import instances_to_coco_json
+from d2kit.utils.file_io import atomic_write
+from d2kit.visualization import Visualizer
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def find_images(inputs: list[Path]) -> list[Path]:
+    """Return the image files named by `inputs`, folders searched recursively, in sorted order."""
+    found: list[Path] = []
+    for entry in inputs:
+        if entry.is_dir():
+            found += sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES)
+        elif entry.is_file():
+            found.append(entry)
+        else:
+            raise FileNotFoundError(f"--input {entry}: no such file or folder")
+    if not found:
+        raise FileNotFoundError(f"--input: no image ({', '.join(sorted(SUFFIXES))}) in {inputs}")
+    return found
+
+
+def parse() -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--input", nargs="+", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("output/predictions"))
+    parser.add_argument("--confidence-threshold", type=float, default=0.5)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Predict every image; write ``overlays/*.jpg`` and ``predictions.json``."""
+    project.register_all()
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(
+        ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.confidence_threshold, *args.opts]
+    )
+    files = find_images(args.input)
+    predictor = DefaultPredictor(cfg)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
+    names = metadata.get("thing_classes") or [str(i) for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
+    overlays = args.output / "overlays"
+    overlays.mkdir(parents=True, exist_ok=True)
+    images, annotations, rows = [], [], []
+    for image_id, file in enumerate(tqdm(files, desc="predicting", unit="image"), start=1):
+        bgr = read_image(str(file), "BGR")
+        instances = predictor(bgr)["instances"].to("cpu")
+        picture = Visualizer(bgr[..., ::-1], metadata).draw_instance_predictions(instances)
+        picture.save(str(overlays / f"{image_id:05d}_{file.stem}.jpg"))
+        size = {"height": bgr.shape[0], "width": bgr.shape[1]}
+        images.append({"id": image_id, "file_name": str(file), **size})
+        found = instances_to_coco_json(instances, image_id)
+        annotations += [{**a, "category_id": a["category_id"] + 1} for a in found]
+        counts = [names[a["category_id"]] for a in found]
+        summary = ", ".join(f"{counts.count(n)} {n}" for n in dict.fromkeys(counts))
+        rows.append([file.name, summary or "nothing", max((a["score"] for a in found), default=0)])
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    result = {"images": images, "categories": categories, "annotations": annotations}
+    with atomic_write(args.output / "predictions.json", "w") as f:
+        json.dump(result, f)
+    print(tabulate(rows[:40], ["image", "found", "best score"], floatfmt=".3f"))
+    if len(rows) > 40:
+        print(f"... and {len(rows) - 40} more images")
+    print(f"\noverlays: {overlays}\nCOCO JSON: {args.output / 'predictions.json'}")
+
+
+if __name__ == "__main__":
+    cv2.setNumThreads(0)
+    with user_errors():
+        main(parse())

@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Train or evaluate a model from a YAML config.
+
+One process:      train_net.py --config-file configs/X.yaml [KEY VALUE ...]
+Several GPUs:     train_net.py --num-gpus 8 --config-file ...
+CPU processes:    train_net.py --num-processes 2 --config-file ... MODEL.DEVICE cpu
+torchrun:         torchrun --nproc-per-node 8 tools/train_net.py --config-file ...
+Go on / evaluate: --resume / --eval-only [MODEL.WEIGHTS file]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import OrderedDict
+
+import project
+from d2kit.checkpoint import DetectionCheckpointer
+from d2kit.config import CfgNode, get_cfg
+from d2kit.engine import (
+    DefaultTrainer,
+    default_argument_parser,
+    default_setup,
+    launch,
+    user_errors,
+)
+from d2kit.evaluation import verify_results
+from d2kit.utils import comm
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Return the frozen config of `args`, with logging and seeds set up."""
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> OrderedDict:
+    """Train or evaluate, and return the metrics of the test sets."""
+    with user_errors():
+        project.register_all()
+        cfg = setup(args)
+        if not args.eval_only:
+            trainer = DefaultTrainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+            return trainer.train()
+        model = DefaultTrainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = DefaultTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser(epilog=__doc__).parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        num_processes=arguments.num_processes,
+        args=(arguments,),
+    )
