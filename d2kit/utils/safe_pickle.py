@@ -1,0 +1,293 @@
+"""Reads pickles of others without running anything in them.
+
+A pickle is a program: `pickle.load` calls whatever global it names. `SafeUnpickler` resolves only
+the few names that plain data needs (NumPy arrays, dtypes and scalars, builtin containers,
+`collections.OrderedDict`) and maps them to functions written here, which check their arguments;
+NumPy's own `__setstate__` methods, which trust the file, are never reached.
+"""
+
+import collections
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import numpy as np
+
+__all__ = ["SafeUnpickler", "load_pickle"]
+
+PLAIN_KINDS = "biufcSU"
+OBJECT_KIND = "O"
+
+
+class _Sealed:
+    """A callable that a pickle may call but not change (BUILD would set attributes of a function).
+
+    Args:
+        function: what a call runs.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise pickle.UnpicklingError("the pickle tries to change a function")
+
+
+class _Dtype:
+    """Stands for a `numpy.dtype` while a pickle is read; admits plain kinds only."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, spec: str | bytes, align: bool = False, copy: bool = False) -> None:
+        text = spec.decode("ascii") if isinstance(spec, bytes) else spec
+        if not isinstance(text, str):
+            raise pickle.UnpicklingError(f"dtype is described by {type(text).__name__}, not text")
+        self.dtype = np.dtype(text)
+        if self.dtype.kind not in PLAIN_KINDS + OBJECT_KIND:
+            raise pickle.UnpicklingError(f"dtype {text!r} is not a plain number, text or object")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if not isinstance(state, tuple) or len(state) < 5 or any(x is not None for x in state[2:5]):
+            raise pickle.UnpicklingError("structured dtypes are not read")
+        order: Any = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        if order not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError(f"byte order {order!r} is none of < > = |")
+        if order != "|":
+            self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """Stands for a `numpy.ndarray` while a pickle is read; `value` is the array at the end."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: np.ndarray = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if not isinstance(state, tuple) or len(state) not in (4, 5):
+            raise pickle.UnpicklingError("the state of an array is not a tuple of 4 or 5")
+        shape, dtype, fortran, raw = state[-4:]
+        self.value = _make_array(raw, dtype, shape, "F" if fortran else "C")
+
+
+def _shape_size(shape: Any) -> int:
+    """Return the number of elements of a checked `shape`."""
+    if not isinstance(shape, tuple) or any(type(s) is not int or s < 0 for s in shape):
+        raise pickle.UnpicklingError(f"array shape {shape!r} is not a tuple of sizes")
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+def _make_array(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+    """Build an array from `raw` (bytes, or a list for objects), whose length must fit."""
+    if not isinstance(dtype, _Dtype) or order not in ("C", "F"):
+        raise pickle.UnpicklingError("an array without a dtype or order")
+    size, plain = _shape_size(shape), dtype.dtype
+    if plain.kind == OBJECT_KIND:
+        if not isinstance(raw, list) or len(raw) != size:
+            raise pickle.UnpicklingError("an array of objects whose list does not fit its shape")
+        objects = np.empty(size, dtype=object)
+        for i, item in enumerate(raw):
+            objects[i] = item
+        return objects.reshape(shape, order=order)
+    data = raw.encode("latin1") if isinstance(raw, str) else raw
+    if not isinstance(data, (bytes, bytearray)) or len(data) != size * plain.itemsize:
+        raise pickle.UnpicklingError(f"array data do not fit shape {shape} of {plain}")
+    if size * plain.itemsize == 0:
+        return np.empty(shape, dtype=plain)
+    return np.frombuffer(data, dtype=plain).reshape(shape, order=order).copy(order=order)
+
+
+def _reconstruct(subtype: Any, shape: Any, code: Any) -> _Array:
+    """Stand-in for NumPy's `_reconstruct`: an empty array whose state follows."""
+    if subtype is not _NDARRAY:
+        raise pickle.UnpicklingError("only plain numpy.ndarray is reconstructed")
+    return _Array()
+
+
+def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np.ndarray:
+    """Stand-in for NumPy's `_frombuffer` (pickle protocol 5)."""
+    return _make_array(raw, dtype, shape, order)
+
+
+def _scalar(dtype: Any, raw: Any = b"") -> Any:
+    """Stand-in for NumPy's `scalar`."""
+    if isinstance(dtype, _Dtype) and dtype.dtype.kind == OBJECT_KIND:
+        raise pickle.UnpicklingError("NumPy scalars that hold objects are not read")
+    return _make_array(raw, dtype, (1,))[0]
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    """Stand-in for `_codecs.encode`, which protocol 2 uses to write bytes."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError("only text is encoded, and only to latin1")
+    return text.encode("latin1")
+
+
+def _bytes(*args: Any) -> bytes:
+    """Stand-in for `bytes`, which old protocols call without arguments for the empty value."""
+    return bytes(_bytearray(*args))
+
+
+def _bytearray(data: Any = b"", encoding: Any = "latin1") -> bytearray:
+    """Stand-in for `bytearray` that copies, and never allocates a size that the file names."""
+    if isinstance(data, str):
+        return bytearray(_encode(data, encoding))
+    if not isinstance(data, (bytes, bytearray)):
+        raise pickle.UnpicklingError("bytearray of something that is not bytes")
+    return bytearray(data)
+
+
+_NDARRAY = object()
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    """Return the table (module, name) -> what the name stands for."""
+    table: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): _NDARRAY,
+        ("numpy", "dtype"): _Sealed(_Dtype),
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("_codecs", "encode"): _Sealed(_encode),
+    }
+    for core in ("numpy.core", "numpy._core"):
+        table[f"{core}.multiarray", "_reconstruct"] = _Sealed(_reconstruct)
+        table[f"{core}.multiarray", "scalar"] = _Sealed(_scalar)
+        table[f"{core}.numeric", "_frombuffer"] = _Sealed(_frombuffer)
+    for module in ("builtins", "__builtin__"):
+        for kind in (list, dict, tuple, set, frozenset, complex):
+            table[module, kind.__name__] = kind
+        table[module, "bytearray"] = _Sealed(_bytearray)
+        table[module, "bytes"] = _Sealed(_bytes)
+    return table
+
+
+_ALLOWED = _allowed()
+
+
+class SafeUnpickler(pickle.Unpickler):
+    """Unpickler that admits plain data only.
+
+    Args:
+        file: binary file to read.
+        encoding: how text of Python 2 is decoded; "latin1" reads the arrays of the model zoo.
+        extra_globals: further admitted names, (module, name) -> the object. Functions are sealed
+            against change; a class given here is the caller's responsibility.
+
+    Raises (from `load`):
+        ValueError: the pickle names a global that is not admitted, or is damaged.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        *,
+        encoding: str = "latin1",
+        extra_globals: Mapping[tuple[str, str], Any] | None = None,
+    ) -> None:
+        super().__init__(file, encoding=encoding)
+        self._extra = {
+            key: _Sealed(value) if callable(value) and not isinstance(value, type) else value
+            for key, value in (extra_globals or {}).items()
+        }
+        self._name = getattr(file, "name", "the pickle")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what global `module.name` stands for; refuse a name that is not admitted."""
+        key = (module, name)
+        if key in self._extra:
+            return self._extra[key]
+        if key in _ALLOWED:
+            return _ALLOWED[key]
+        raise ValueError(
+            f"{self._name}: refused, because the pickle names the global '{module}.{name}'. "
+            "Expected only NumPy arrays and builtin containers. Loading it with pickle would run "
+            "code from the file; convert it to .npz, .json or .safetensors where you trust it."
+        )
+
+    def load(self) -> Any:
+        """Read one object.
+
+        Returns:
+            The object, made of builtin containers, numbers, text and plain NumPy arrays.
+
+        Raises:
+            ValueError: a global that is not admitted, or damaged data.
+        """
+        try:
+            return _plain(super().load(), {})
+        except ValueError:
+            raise
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # a damaged pickle raises nearly anything
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{self._name}: not a readable pickle ({reason})") from error
+
+
+def load_pickle(
+    path: str | Path,
+    *,
+    encoding: str = "latin1",
+    extra_globals: Mapping[tuple[str, str], Any] | None = None,
+) -> Any:
+    """Read a pickle file with `SafeUnpickler`.
+
+    Args:
+        path: file to read.
+        encoding: see `SafeUnpickler`.
+        extra_globals: see `SafeUnpickler`.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: refused or damaged.
+    """
+    with open(path, "rb") as file:
+        return SafeUnpickler(file, encoding=encoding, extra_globals=extra_globals).load()
+
+
+def _plain(item: Any, seen: dict[int, Any]) -> Any:
+    """Replace stand-ins within `item`; `seen` maps the id of each visited part to its result."""
+    if isinstance(item, (str, bytes, int, float, bool, type(None))):
+        return item
+    if isinstance(item, _Dtype):
+        return item.dtype
+    if item is _NDARRAY:
+        return np.ndarray
+    if id(item) in seen:
+        return seen[id(item)][1]
+    # The pair keeps `item` alive, so that its id is not used again.
+    if isinstance(item, _Array):
+        seen[id(item)] = (item, item.value)
+        _fill(item.value, seen)
+        return item.value
+    if type(item) is tuple:
+        replaced = tuple(_plain(x, seen) for x in item)
+        seen[id(item)] = (item, replaced)
+        return replaced
+    seen[id(item)] = (item, item)
+    _fill(item, seen)
+    return item
+
+
+def _fill(item: Any, seen: dict[int, Any]) -> None:
+    """Replace stand-ins in the places of a list, dictionary or array of objects."""
+    if isinstance(item, list):
+        item[:] = [_plain(x, seen) for x in item]
+    elif isinstance(item, dict):
+        for key, value in item.items():
+            item[key] = _plain(value, seen)
+    elif isinstance(item, np.ndarray) and item.dtype.kind == OBJECT_KIND:
+        for place in np.ndindex(item.shape):
+            item[place] = _plain(item[place], seen)
