@@ -1,0 +1,124 @@
+"""``make demo``: generate the ward, train, evaluate on held-out videos, draw what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from d2kit.config import CfgNode, get_cfg
+from d2kit.engine import DefaultPredictor, DefaultTrainer, default_setup, user_errors
+from d2kit.utils.file_io import atomic_write
+from project import patient_video, register_all
+from project.datasets_root import datasets_root
+
+CONFIG = Path(__file__).parents[2] / "configs/PatientVideo/mask_rcnn_R_18_FPN_demo.yaml"
+
+
+def train(opts: list[str]) -> tuple[CfgNode, OrderedDict]:
+    """Train the demo's config from scratch; return the config and the held-out metrics."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIG))
+    cfg.merge_from_list(["MODEL.DEVICE", _device(), *opts])
+    cfg.freeze()
+    args = argparse.Namespace(config_file=str(CONFIG), opts=opts, eval_only=False, resume=False)
+    default_setup(cfg, args)
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    return cfg, trainer.train()
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def draw(cfg: CfgNode, count: int = 12) -> Path:
+    """Draw truth (left) and prediction (right) of some held-out frames; return the contact sheet.
+
+    Args:
+        cfg: the trained experiment; ``model_final.pth`` is read from its output folder.
+        count: number of frames, spread evenly over the test set.
+    """
+    import cv2
+
+    from d2kit.data import DatasetCatalog, MetadataCatalog
+    from d2kit.data.detection_utils import read_image
+    from d2kit.visualization import ColorMode, Visualizer
+
+    out = Path(cfg.OUTPUT_DIR)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(out / "model_final.pth")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.5
+    predictor = DefaultPredictor(cfg)
+    metadata = MetadataCatalog.get(patient_video.TEST)
+    records = DatasetCatalog.get(patient_video.TEST)
+    pairs = []
+    (out / "overlays").mkdir(exist_ok=True)
+    for i in np.linspace(0, len(records) - 1, count).round().astype(int):
+        bgr = read_image(records[i]["file_name"], "BGR")
+        found = predictor(bgr)["instances"].to("cpu")
+        style = {"scale": 2.0, "instance_mode": ColorMode.SEGMENTATION}
+        truth = Visualizer(bgr[..., ::-1], metadata, **style).draw_dataset_dict(records[i])
+        guess = Visualizer(bgr[..., ::-1], metadata, **style).draw_instance_predictions(found)
+        pairs.append(np.hstack([truth.get_image(), guess.get_image()]))
+        name = Path(records[i]["file_name"])
+        file = out / "overlays" / f"{name.parent.name}_{name.stem}.jpg"
+        cv2.imwrite(str(file), pairs[-1][..., ::-1])
+    rows = [np.hstack(pairs[i : i + 2]) for i in range(0, len(pairs) - 1, 2)]
+    sheet = cv2.resize(np.vstack(rows), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(out / "contact_sheet.jpg"), sheet[..., ::-1])
+    return out / "contact_sheet.jpg"
+
+
+def report(cfg: CfgNode, results: OrderedDict, seconds: dict[str, float]) -> str:
+    """Return the closing table, and write it to ``results.json`` and ``results.md``."""
+    from tabulate import tabulate
+
+    names = patient_video.CLASS_NAMES
+    columns = ["AP", "AP50", "AP75", *(f"AP-{name}" for name in names)]
+    rows = [[task, *(values[c] for c in columns)] for task, values in results.items()]
+    table = tabulate(rows, ["held-out", *columns], floatfmt=".1f", tablefmt="github")
+    times = ", ".join(f"{step} {value:.0f} s" for step, value in seconds.items())
+    out = Path(cfg.OUTPUT_DIR)
+    with atomic_write(out / "results.json", "w") as f:
+        json.dump({"results": results, "seconds": seconds}, f, indent=1)
+    text = f"{table}\n\nTime: {times}.\n"
+    with atomic_write(out / "results.md", "w") as f:
+        f.write(text)
+    return text
+
+
+def main() -> None:
+    """Run the demo; KEY VALUE pairs on the command line change its config."""
+    from d2kit.visualization.plots import plot_losses
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    args = parser.parse_args()
+    seconds: dict[str, float] = {}
+    with user_errors():
+        register_all()
+        start = time.perf_counter()
+        patient_video.generate(datasets_root() / "patient_video")
+        seconds["data"] = time.perf_counter() - start
+        start = time.perf_counter()
+        cfg, results = train(args.opts)
+        seconds["training and evaluation"] = time.perf_counter() - start
+        start = time.perf_counter()
+        sheet = draw(cfg)
+        losses = Path(cfg.OUTPUT_DIR) / "losses.png"
+        plot_losses(Path(cfg.OUTPUT_DIR) / "metrics.json", losses)
+        seconds["pictures"] = time.perf_counter() - start
+        print("\n" + report(cfg, results, seconds))
+    print(f"Pictures (left: truth, right: prediction): {sheet}\nLosses and AP: {losses}")
+
+
+if __name__ == "__main__":
+    main()
