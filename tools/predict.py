@@ -66,7 +66,9 @@ def main(args: argparse.Namespace) -> None:
     files = find_images(args.input)
     predictor = DefaultPredictor(cfg)
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
-    names = metadata.get("thing_classes") or [str(i) for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
+    names = metadata.get("thing_classes") or [
+        str(i) for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    ]
     overlays = args.output / "overlays"
     overlays.mkdir(parents=True, exist_ok=True)
     images, annotations, rows = [], [], []

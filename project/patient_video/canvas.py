@@ -52,9 +52,7 @@ class Canvas:
         for target, value in ((self.rgb, _byte(colour)), (self.label, label)):
             cv2.ellipse(target, centre_px, axes_px, angle, 0, 360, value, -1, cv2.LINE_8, SHIFT)
 
-    def limb(
-        self, start: Point, end: Point, radii: Point, colour: Colour, label: int = 0
-    ) -> None:
+    def limb(self, start: Point, end: Point, radii: Point, colour: Colour, label: int = 0) -> None:
         """Fill a tapered capsule from `start` to `end`, lit from above."""
         self._capsule(start, end, radii, colour, label)
         lit = tuple(min(255.0, c * 1.12 + 4) for c in colour)
@@ -63,9 +61,7 @@ class Canvas:
         b = (end[0] + lift[0] * radii[1], end[1] + lift[1] * radii[1])
         self._capsule(a, b, (radii[0] * 0.55, radii[1] * 0.55), lit, label)
 
-    def _capsule(
-        self, start: Point, end: Point, radii: Point, colour: Colour, label: int
-    ) -> None:
+    def _capsule(self, start: Point, end: Point, radii: Point, colour: Colour, label: int) -> None:
         p, q = np.asarray(start), np.asarray(end)
         along = q - p
         length = float(np.hypot(*along))
@@ -88,10 +84,11 @@ class Canvas:
     def mask(self, label: int) -> np.ndarray:
         """Return the (H, W) bool mask of the visible pixels of object `label`.
 
-        A pixel belongs to the object when at least half of its area does.
+        A pixel belongs to the object when more than half of its area does, so that masks of
+        different objects never share one.
         """
         covered = (self.label == label).astype(np.uint8) * 255
-        return cv2.resize(covered, self.size, interpolation=cv2.INTER_AREA) >= 128
+        return cv2.resize(covered, self.size, interpolation=cv2.INTER_AREA) > 128
 
 
 def _byte(colour: Colour) -> tuple[int, int, int]:

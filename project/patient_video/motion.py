@@ -201,7 +201,9 @@ def draw_visits(
         if rng.random() < 0.4:  # comes in and goes back out by the same side
             x1 = x0
         stop_x = float(rng.uniform(bed[0] + 10, bed[1] - 10))
-        feet = float(floor[1] + rng.uniform(-3, 8)) if front else float(floor[0] + rng.uniform(-3, 3))
+        feet = (
+            float(floor[1] + rng.uniform(-3, 8)) if front else float(floor[0] + rng.uniform(-3, 3))
+        )
         pause, speed = float(rng.uniform(1, 5)), float(rng.uniform(55, 95))
         visits.append(Visit(Look.staff(rng), time, x0, x1, stop_x, pause, speed, feet, front))
         time += float(rng.uniform(4.5, 9))
