@@ -1,0 +1,321 @@
+"""Anchors: the reference boxes of dense detectors.
+
+Source: Ren et al., Faster R-CNN (2015), section 3.1.1; Ma et al., Arbitrary-Oriented Scene Text
+Detection via Rotation Proposals (2018), section III-B, for rotated anchors.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode, configurable
+from d2kit.layers import ShapeSpec, move_device_like
+from d2kit.structures import Boxes, RotatedBoxes
+from d2kit.utils.registry import Registry
+
+__all__ = [
+    "ANCHOR_GENERATOR_REGISTRY",
+    "BufferList",
+    "DefaultAnchorGenerator",
+    "RotatedAnchorGenerator",
+    "build_anchor_generator",
+    "move_device_like",
+]
+
+ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
+ANCHOR_GENERATOR_REGISTRY.__doc__ = """Classes `(cfg, input_shape: list[ShapeSpec]) -> Module`."""
+
+_GRIDS_KEPT = 4  # per level; a p2 grid of 200x304 with 3 anchors takes 3 MB
+
+
+class BufferList(nn.Module):
+    """A list of tensors that move with the module but are not saved with it.
+
+    Args:
+        buffers: the tensors.
+    """
+
+    def __init__(self, buffers: Iterable[Tensor]) -> None:
+        super().__init__()
+        for i, buffer in enumerate(buffers):
+            self.register_buffer(str(i), buffer, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._buffers.values())  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Tensor:
+        return list(self)[index]
+
+
+def _per_level(name: str, values: Sequence[Any], num_levels: int) -> list[tuple[float, ...]]:
+    """Give every level its values: one list may serve all levels, or be flat.
+
+    Raises:
+        ValueError: no value, or neither one list nor one for each level.
+    """
+    if len(values) == 0:
+        raise ValueError(f"anchor generator: {name} is empty.")
+    rows = list(values) if isinstance(values[0], Sequence) else [values]
+    if len(rows) == 1:
+        rows *= num_levels
+    if len(rows) != num_levels:
+        raise ValueError(
+            f"anchor generator: {name} must be one list or one for each of the {num_levels} "
+            f"feature maps, got {len(rows)} lists."
+        )
+    return [tuple(float(v) for v in row) for row in rows]
+
+
+class _GridAnchors(nn.Module):
+    """Cell anchors repeated at every cell of every feature map."""
+
+    box_dim: int
+
+    def __init__(
+        self, cell_anchors: Iterable[Tensor], strides: Sequence[int], offset: float
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= offset < 1.0:
+            raise ValueError(
+                f"anchor generator: offset (MODEL.ANCHOR_GENERATOR.OFFSET) must be in [0, 1), "
+                f"got {offset}."
+            )
+        self.strides = list(strides)
+        self.num_features = len(self.strides)
+        self.offset = offset
+        self.cell_anchors = BufferList(cell_anchors)
+        # (level, H, W) -> (cell anchors they were made from, anchors). `module.to` replaces the
+        # cell anchors, so the identity of that tensor says whether an entry is still good.
+        self._grids: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def num_anchors(self) -> list[int]:
+        """Number of anchors at each cell, for each feature map."""
+        return [len(cell) for cell in self.cell_anchors]
+
+    @property
+    def num_cell_anchors(self) -> list[int]:
+        """Number of anchors at each cell, for each feature map."""
+        return self.num_anchors
+
+    def _grid_anchors(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Anchors of each feature map, (H * W * A, box_dim)."""
+        if len(features) != self.num_features:
+            raise ValueError(
+                f"anchor generator: made for {self.num_features} feature maps (strides "
+                f"{self.strides}), got {len(features)}."
+            )
+        sizes = [feature.shape[-2:] for feature in features]
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # sizes may be symbols
+            return [self._make_grid(i, h, w) for i, (h, w) in enumerate(sizes)]
+        return [self._cached_grid(i, int(h), int(w)) for i, (h, w) in enumerate(sizes)]
+
+    def _cached_grid(self, level: int, height: int, width: int) -> Tensor:
+        key = (level, height, width)
+        cell = self.cell_anchors[level]
+        source, anchors = self._grids.pop(key, (None, None))
+        if anchors is None or source is not cell:
+            # Made outside inference mode, so that a later training step may use it.
+            with torch.inference_mode(False), torch.no_grad():
+                anchors = self._make_grid(level, height, width)
+        self._grids[key] = (cell, anchors)
+        of_level = [k for k in self._grids if k[0] == level]
+        if len(of_level) > _GRIDS_KEPT:
+            del self._grids[of_level[0]]  # the least recently used: a hit moves to the end
+        return anchors
+
+    def _make_grid(self, level: int, height: int, width: int) -> Tensor:
+        """Shift the cell anchors to every cell: (H, W, A, box_dim), flattened."""
+        cell, stride = self.cell_anchors[level], self.strides[level]
+        start = self.offset * stride
+        x = torch.arange(width, dtype=torch.float32, device=cell.device) * stride + start
+        y = torch.arange(height, dtype=torch.float32, device=cell.device) * stride + start
+        anchors = cell.float().repeat(height * width, 1).view(height, width, -1, self.box_dim)
+        for first in range(0, 4 if self.box_dim == 4 else 2, 2):  # XYXY: both corners move
+            anchors[..., first] += x[None, :, None]
+            anchors[..., first + 1] += y[:, None, None]
+        return anchors.view(-1, self.box_dim).to(cell.dtype)
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class DefaultAnchorGenerator(_GridAnchors):
+    """Upright anchors of every size and aspect ratio at every cell.
+
+    Args:
+        sizes: for each feature map the side lengths (square roots of the areas) in input pixels;
+            one list, also a flat one, serves all maps.
+        aspect_ratios: for each feature map the ratios height / width, likewise.
+        strides: stride of each feature map, in input pixels.
+        offset: centre of the first cell, as a fraction of the stride, in [0, 1).
+
+    Raises:
+        ValueError: lists of other lengths, or an offset outside [0, 1).
+    """
+
+    box_dim = 4
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]] | Sequence[float],
+        aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
+        strides: Sequence[int],
+        offset: float = 0.5,
+    ) -> None:
+        size_rows = _per_level("sizes", sizes, len(strides))
+        ratio_rows = _per_level("aspect_ratios", aspect_ratios, len(strides))
+        cells = map(self.generate_cell_anchors, size_rows, ratio_rows)
+        super().__init__(cells, strides, offset)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
+        """Constructor arguments from `cfg.MODEL.ANCHOR_GENERATOR` and the features' strides."""
+        return {
+            "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
+            "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
+            "strides": [shape.stride for shape in input_shape],
+            "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
+        }
+
+    @staticmethod
+    def generate_cell_anchors(
+        sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        aspect_ratios: Sequence[float] = (0.5, 1, 2),
+    ) -> Tensor:
+        """Make the anchors of one cell, centred at (0, 0).
+
+        Args:
+            sizes: square roots of the areas, in pixels.
+            aspect_ratios: heights over widths.
+
+        Returns:
+            Float32 (len(sizes) * len(aspect_ratios), 4), XYXY, sizes varying slowest.
+        """
+        rows = []
+        for size in sizes:
+            for ratio in aspect_ratios:
+                width, height = size / math.sqrt(ratio), size * math.sqrt(ratio)
+                rows.append([-width / 2, -height / 2, width / 2, height / 2])
+        return torch.tensor(rows)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Boxes]:
+        """Return the anchors of each feature map.
+
+        Args:
+            features: one tensor (N, C, H, W) for each stride; only H and W matter.
+
+        Returns:
+            For each map H * W * A boxes, rows slowest, anchors of a cell fastest. The tensors are
+            kept for the next call with these sizes: do not change them in place.
+
+        Raises:
+            ValueError: another number of feature maps than strides.
+        """
+        return [Boxes(anchors) for anchors in self._grid_anchors(features)]
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class RotatedAnchorGenerator(_GridAnchors):
+    """Anchors of every size, aspect ratio and angle at every cell.
+
+    Args:
+        sizes: for each feature map the square roots of the areas, in input pixels; one list, also
+            a flat one, serves all maps.
+        aspect_ratios: for each feature map the ratios height / width, likewise.
+        strides: stride of each feature map, in input pixels.
+        angles: for each feature map the angles in degrees, counter-clockwise, likewise.
+        offset: centre of the first cell, as a fraction of the stride, in [0, 1).
+
+    Raises:
+        ValueError: lists of other lengths, or an offset outside [0, 1).
+    """
+
+    box_dim = 5
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]] | Sequence[float],
+        aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
+        strides: Sequence[int],
+        angles: Sequence[Sequence[float]] | Sequence[float],
+        offset: float = 0.5,
+    ) -> None:
+        size_rows = _per_level("sizes", sizes, len(strides))
+        ratio_rows = _per_level("aspect_ratios", aspect_ratios, len(strides))
+        angle_rows = _per_level("angles", angles, len(strides))
+        cells = map(self.generate_cell_anchors, size_rows, ratio_rows, angle_rows)
+        super().__init__(cells, strides, offset)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
+        """Constructor arguments from `cfg.MODEL.ANCHOR_GENERATOR` and the features' strides."""
+        return {
+            "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
+            "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
+            "strides": [shape.stride for shape in input_shape],
+            "angles": cfg.MODEL.ANCHOR_GENERATOR.ANGLES,
+            "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
+        }
+
+    @staticmethod
+    def generate_cell_anchors(
+        sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        aspect_ratios: Sequence[float] = (0.5, 1, 2),
+        angles: Sequence[float] = (-90, -60, -30, 0, 30, 60, 90),
+    ) -> Tensor:
+        """Make the anchors of one cell, centred at (0, 0).
+
+        Args:
+            sizes: square roots of the areas, in pixels.
+            aspect_ratios: heights over widths.
+            angles: degrees, counter-clockwise.
+
+        Returns:
+            Float32 (sizes * ratios * angles, 5), XYWHA, sizes slowest, angles fastest.
+        """
+        rows = []
+        for size in sizes:
+            for ratio in aspect_ratios:
+                width, height = size / math.sqrt(ratio), size * math.sqrt(ratio)
+                rows.extend([0.0, 0.0, width, height, float(angle)] for angle in angles)
+        return torch.tensor(rows)
+
+    def forward(self, features: Sequence[Tensor]) -> list[RotatedBoxes]:
+        """Return the anchors of each feature map.
+
+        Args:
+            features: one tensor (N, C, H, W) for each stride; only H and W matter.
+
+        Returns:
+            For each map H * W * A rotated boxes, rows slowest, anchors of a cell fastest. The
+            tensors are kept for the next call with these sizes: do not change them in place.
+
+        Raises:
+            ValueError: another number of feature maps than strides.
+        """
+        return [RotatedBoxes(anchors) for anchors in self._grid_anchors(features)]
+
+
+def build_anchor_generator(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:
+    """Build the anchor generator that `cfg.MODEL.ANCHOR_GENERATOR.NAME` names.
+
+    Args:
+        cfg: a full config.
+        input_shape: the feature maps, with their strides, fine to coarse.
+
+    Returns:
+        A module from a list of feature maps to a list of boxes.
+
+    Raises:
+        KeyError: no anchor generator of that name is registered.
+    """
+    return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)

@@ -1,0 +1,29 @@
+"""The two weight fills of the R-CNN family."""
+
+from torch import nn
+
+
+def msra_fill(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
+    """Draw the weight of `module` from a normal of variance 2 / fan-out and zero its bias.
+
+    Args:
+        module: a layer with `weight` and, optionally, `bias`; changed in place.
+
+    Source: He et al., Delving Deep into Rectifiers (2015), section 2.2, backward case.
+    """
+    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def xavier_fill(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
+    """Draw the weight of `module` from a uniform of variance 1 / fan-in and zero its bias.
+
+    Args:
+        module: a layer with `weight` and, optionally, `bias`; changed in place.
+
+    Source: Glorot and Bengio (2010), with the fan-in alone, as Caffe2 does.
+    """
+    nn.init.kaiming_uniform_(module.weight, a=1)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

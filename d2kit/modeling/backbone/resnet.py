@@ -1,0 +1,349 @@
+"""ResNet and ResNeXt, with frozen, batch, synchronised or group normalisation.
+
+Source: He et al., Deep Residual Learning (2016); Xie et al., Aggregated Residual Transformations
+(2017) for groups; Yu and Koltun (2016) for dilation; Dai et al. (2017) and Zhu et al. (2019) for
+deformable stages.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode
+from d2kit.layers import CNNBlockBase, ShapeSpec
+from d2kit.modeling.backbone._resnet_blocks import (
+    BasicBlock,
+    BasicStem,
+    BottleneckBlock,
+    DeformBottleneckBlock,
+)
+from d2kit.modeling.backbone.backbone import Backbone
+from d2kit.modeling.backbone.build import BACKBONE_REGISTRY
+from d2kit.utils.registry import nearest_names
+
+__all__ = [
+    "BasicBlock",
+    "BasicStem",
+    "BottleneckBlock",
+    "DeformBottleneckBlock",
+    "ResNet",
+    "ResNetBlockBase",
+    "build_resnet_backbone",
+    "make_stage",
+]
+
+ResNetBlockBase = CNNBlockBase
+
+_BLOCKS_PER_STAGE = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+_FIRST_BOTTLENECK_DEPTH = 50  # shallower networks are made of BasicBlock
+
+
+def _blocks_per_stage(depth: int) -> tuple[int, ...]:
+    if depth not in _BLOCKS_PER_STAGE:
+        raise ValueError(f"ResNet depth must be one of {list(_BLOCKS_PER_STAGE)}, got {depth}.")
+    return _BLOCKS_PER_STAGE[depth]
+
+
+class ResNet(Backbone):
+    """A stem and residual stages `res2`, `res3`, ... with named outputs.
+
+    Args:
+        stem: the first block; has `stride` and `out_channels`.
+        stages: for each stage its blocks, in order.
+        num_classes: where given, average pooling and a linear layer (feature `linear`) follow.
+        out_features: names among `stem`, `res2`, ..., `linear`; by default the last one. Stages
+            behind the last wanted one are not kept.
+        freeze_at: number of leading stages whose weights stay as they are; see `freeze`.
+
+    Raises:
+        ValueError: a name in `out_features` does not exist.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[Sequence[CNNBlockBase]],
+        num_classes: int | None = None,
+        out_features: Sequence[str] | None = None,
+        freeze_at: int = 0,
+    ) -> None:
+        super().__init__()
+        names = [f"res{i + 2}" for i in range(len(stages))]
+        known = ["stem", *names, *(["linear"] if num_classes is not None else [])]
+        if out_features is None:
+            out_features = known[-1:]
+        _check_out_features(out_features, known)
+        kept = len(stages)
+        if "linear" not in out_features:
+            kept = max(known.index(name) for name in out_features)
+
+        self.stem = stem
+        self.num_classes = num_classes
+        self.stage_names = tuple(names[:kept])
+        stride, channels = int(stem.stride), int(stem.out_channels)  # type: ignore[arg-type]
+        self._out_feature_strides = {"stem": stride}
+        self._out_feature_channels = {"stem": channels}
+        self.stages: list[nn.Sequential] = []  # plain list: the modules are registered by name
+        for name, blocks in zip(self.stage_names, stages, strict=False):
+            stage = nn.Sequential(*blocks)
+            self.add_module(name, stage)
+            self.stages.append(stage)
+            for block in blocks:
+                stride *= block.stride
+            channels = blocks[-1].out_channels
+            self._out_feature_strides[name] = stride
+            self._out_feature_channels[name] = channels
+        if num_classes is not None:
+            self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+            self.linear = nn.Linear(channels, num_classes)
+            nn.init.normal_(self.linear.weight, std=0.01)  # He et al. (2016) train with this
+        self._out_features = list(out_features)
+        self.freeze(freeze_at)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the wanted features of an image batch.
+
+        Args:
+            x: float (N, C, H, W).
+
+        Returns:
+            Name to (N, C_f, H / stride, W / stride); `linear` is (N, num_classes).
+
+        Raises:
+            ValueError: `x` has not four dimensions.
+        """
+        if x.dim() != 4:
+            raise ValueError(f"ResNet takes an image batch (N, C, H, W), got {tuple(x.shape)}.")
+        outputs = {}
+        x = self.stem(x)
+        if "stem" in self._out_features:
+            outputs["stem"] = x
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+            if name in self._out_features:
+                outputs[name] = x
+        if self.num_classes is not None and "linear" in self._out_features:
+            outputs["linear"] = self.linear(torch.flatten(self.avgpool(x), 1))
+        return outputs
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Return channels and stride of every output feature, by name."""
+        return {
+            name: ShapeSpec(
+                channels=self._out_feature_channels.get(name, self.num_classes),
+                stride=self._out_feature_strides.get(name),
+            )
+            for name in self._out_features
+        }
+
+    def freeze(self, freeze_at: int = 0) -> "ResNet":
+        """Fix the weights of the first stages and turn their batch norms into frozen ones.
+
+        Args:
+            freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and `res2`, and so on.
+
+        Returns:
+            This network.
+        """
+        if freeze_at >= 1 and hasattr(self.stem, "freeze"):
+            self.stem.freeze()  # type: ignore[operator]
+        for stage in self.stages[: max(freeze_at - 1, 0)]:
+            for block in stage:
+                block.freeze()  # type: ignore[operator]
+        return self
+
+    @staticmethod
+    def make_stage(
+        block_class: type[CNNBlockBase],
+        num_blocks: int,
+        *,
+        in_channels: int,
+        out_channels: int,
+        **kwargs: Any,
+    ) -> list[CNNBlockBase]:
+        """Make the blocks of one stage.
+
+        Args:
+            block_class: class of every block.
+            num_blocks: how many.
+            in_channels: channels that enter the first block.
+            out_channels: channels that leave every block.
+            **kwargs: arguments of every block. `<name>_per_block` is a sequence with one value of
+                argument `<name>` for each block.
+
+        Returns:
+            The blocks, in order.
+
+        Raises:
+            ValueError: a `*_per_block` sequence has not `num_blocks` entries, or its argument
+                is given a second time without the suffix.
+        """
+        suffix = "_per_block"
+        common = {key: value for key, value in kwargs.items() if not key.endswith(suffix)}
+        varying = {
+            key.removesuffix(suffix): value for key, value in kwargs.items() if key.endswith(suffix)
+        }
+        for key, values in varying.items():
+            if len(values) != num_blocks or key in common:
+                raise ValueError(
+                    f"make_stage: {key}{suffix} must have {num_blocks} entries (got {len(values)})"
+                    f" and exclude {key}{' (also given)' if key in common else ''}."
+                )
+        return [
+            block_class(
+                in_channels if i == 0 else out_channels,
+                out_channels,
+                **common,
+                **{key: values[i] for key, values in varying.items()},
+            )
+            for i in range(num_blocks)
+        ]
+
+    @staticmethod
+    def make_default_stages(
+        depth: int, block_class: type[CNNBlockBase] | None = None, **kwargs: Any
+    ) -> list[list[CNNBlockBase]]:
+        """Make the four stages of a standard ResNet.
+
+        Args:
+            depth: 18, 34, 50, 101 or 152.
+            block_class: by default `BasicBlock` below depth 50, `BottleneckBlock` from there on.
+            **kwargs: arguments of every block, `norm` for instance; not strides or channels.
+
+        Returns:
+            Four lists of blocks.
+
+        Raises:
+            ValueError: `depth` is none of the five.
+        """
+        counts = _blocks_per_stage(depth)
+        basic = depth < _FIRST_BOTTLENECK_DEPTH
+        if block_class is None:
+            block_class = BasicBlock if basic else BottleneckBlock
+        in_channels, out_channels = 64, 64 if basic else 256
+        stages = []
+        for i, count in enumerate(counts):
+            extra = {} if basic else {"bottleneck_channels": out_channels // 4}
+            stages.append(
+                ResNet.make_stage(
+                    block_class,
+                    count,
+                    in_channels=in_channels,
+                    out_channels=out_channels,
+                    stride_per_block=[1 if i == 0 else 2] + [1] * (count - 1),
+                    **{**extra, **kwargs},
+                )
+            )
+            in_channels, out_channels = out_channels, 2 * out_channels
+        return stages
+
+
+def _check_out_features(out_features: Sequence[str], known: list[str]) -> None:
+    for name in out_features:
+        if name not in known:
+            raise ValueError(
+                f"ResNet out_features: unknown name {name!r}, expected some of {known}; "
+                f"nearest: {nearest_names(name, known)}."
+            )
+    if not out_features:
+        raise ValueError(f"ResNet out_features must name at least one of {known}, got none.")
+
+
+def make_stage(*args: Any, **kwargs: Any) -> list[CNNBlockBase]:
+    """Call `ResNet.make_stage`; kept because user code imports it from here."""
+    return ResNet.make_stage(*args, **kwargs)
+
+
+def _check_basic_block_config(node: CfgNode) -> None:
+    """Raise where `node`, MODEL.RESNETS, asks for what BasicBlock (ResNet-18/34) cannot do."""
+    demands = {
+        "RES2_OUT_CHANNELS": (node.RES2_OUT_CHANNELS, 64),
+        "RES5_DILATION": (node.RES5_DILATION, 1),
+        "NUM_GROUPS": (node.NUM_GROUPS, 1),
+        "DEFORM_ON_PER_STAGE": (any(node.DEFORM_ON_PER_STAGE), False),
+    }
+    for key, (got, expected) in demands.items():
+        if got != expected:
+            raise ValueError(
+                f"MODEL.RESNETS.{key} must be {expected} for MODEL.RESNETS.DEPTH {node.DEPTH} "
+                f"(its blocks have no bottleneck), got {got}; set it in the config."
+            )
+
+
+def _stage_arguments(node: CfgNode, index: int) -> dict[str, Any]:
+    """Arguments of `make_stage` for `res{index + 2}` from MODEL.RESNETS, channels excepted."""
+    dilation = node.RES5_DILATION if index == 3 else 1
+    count = _blocks_per_stage(node.DEPTH)[index]
+    first_stride = 1 if index == 0 or dilation > 1 else 2
+    arguments: dict[str, Any] = {
+        "num_blocks": count,
+        "stride_per_block": [first_stride] + [1] * (count - 1),
+        "norm": node.NORM,
+    }
+    if node.DEPTH < _FIRST_BOTTLENECK_DEPTH:
+        return {**arguments, "block_class": BasicBlock}
+    arguments.update(
+        block_class=BottleneckBlock,
+        bottleneck_channels=node.NUM_GROUPS * node.WIDTH_PER_GROUP * 2**index,
+        stride_in_1x1=node.STRIDE_IN_1X1,
+        dilation=dilation,
+        num_groups=node.NUM_GROUPS,
+    )
+    if node.DEFORM_ON_PER_STAGE[index]:
+        arguments.update(
+            block_class=DeformBottleneckBlock,
+            deform_modulated=node.DEFORM_MODULATED,
+            deform_num_groups=node.DEFORM_NUM_GROUPS,
+        )
+    return arguments
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build the ResNet that `cfg.MODEL.RESNETS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe.
+
+    Args:
+        cfg: a full config.
+        input_shape: its `channels` enter the stem.
+
+    Returns:
+        The network, with only the stages that `OUT_FEATURES` needs.
+
+    Raises:
+        ValueError: a key of `MODEL.RESNETS` has a value that this depth cannot have.
+    """
+    node = cfg.MODEL.RESNETS
+    _blocks_per_stage(node.DEPTH)
+    if node.DEPTH < _FIRST_BOTTLENECK_DEPTH:
+        _check_basic_block_config(node)
+    if node.RES5_DILATION not in {1, 2}:
+        raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2, got {node.RES5_DILATION}.")
+    known = ["stem", "res2", "res3", "res4", "res5"]
+    _check_out_features(node.OUT_FEATURES, known)
+    stem = BasicStem(
+        in_channels=input_shape.channels or 3,
+        out_channels=node.STEM_OUT_CHANNELS,
+        norm=node.NORM,
+    )
+    in_channels, out_channels = node.STEM_OUT_CHANNELS, node.RES2_OUT_CHANNELS
+    stages = []
+    for index in range(max(known.index(name) for name in node.OUT_FEATURES)):
+        stages.append(
+            ResNet.make_stage(
+                in_channels=in_channels,
+                out_channels=out_channels,
+                **_stage_arguments(node, index),
+            )
+        )
+        in_channels, out_channels = out_channels, 2 * out_channels
+    return ResNet(
+        stem, stages, out_features=node.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
+    )

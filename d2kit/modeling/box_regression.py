@@ -1,0 +1,246 @@
+"""Encoding of boxes relative to other boxes, and the loss of dense detectors on it.
+
+Source: Girshick et al., R-CNN (2014), appendix C; Ma et al., Rotation Proposals (2018), equations
+2 and 3; Tian et al., FCOS (2019), equation 1.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+from d2kit.layers import ciou_loss, diou_loss
+from d2kit.structures import Boxes
+
+__all__ = ["Box2BoxTransform", "Box2BoxTransformLinear", "Box2BoxTransformRotated"]
+
+# exp of a larger log-scale would blow a 16 pixel anchor up beyond a 1000 pixel image.
+_DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)
+
+
+def _per_axis(x: float, y: float, like: Tensor) -> float | Tensor:
+    """One weight for both axes where they agree (no tensor, no copy to the device), else two."""
+    return x if x == y else like.new_tensor((x, y))
+
+
+def _centers_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """XYXY (..., 4) to centres (..., 2) and sizes (..., 2), in pixels."""
+    sizes = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * sizes, sizes
+
+
+class Box2BoxTransform:
+    """Deltas (dx, dy, dw, dh): shift of the centre over the size, and log of the ratio of sizes.
+
+    Args:
+        weights: factors of dx, dy, dw, dh, to bring them to about unit variance.
+        scale_clamp: upper bound of dw and dh (after division by the weight) when applied.
+    """
+
+    def __init__(
+        self,
+        weights: tuple[float, float, float, float],
+        scale_clamp: float = _DEFAULT_SCALE_CLAMP,
+    ) -> None:
+        self.weights = weights
+        self.scale_clamp = scale_clamp
+
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """Return the deltas that turn `src_boxes` into `target_boxes`.
+
+        Args:
+            src_boxes: float (..., R, 4), XYXY in pixels, with positive sizes.
+            target_boxes: the same, broadcast against `src_boxes`.
+
+        Returns:
+            Float (..., R, 4): dx, dy, dw, dh times the weights.
+        """
+        wx, wy, ww, wh = self.weights
+        src_centers, src_sizes = _centers_and_sizes(src_boxes)
+        centers, sizes = _centers_and_sizes(target_boxes)
+        shift = (centers - src_centers) / src_sizes * _per_axis(wx, wy, src_boxes)
+        scale = torch.log(sizes / src_sizes) * _per_axis(ww, wh, src_boxes)
+        return torch.cat((shift, scale), dim=-1)
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Move and scale `boxes` by `deltas`.
+
+        Args:
+            deltas: float (..., R, 4 * K): K quadruples for each box, K at least 1.
+            boxes: (..., R, 4), XYXY in pixels, broadcast over leading dimensions.
+
+        Returns:
+            Float32 (or float64, as `deltas`) of the shape of `deltas`: XYXY in pixels.
+        """
+        deltas = deltas if deltas.dtype == torch.float64 else deltas.float()
+        wx, wy, ww, wh = self.weights
+        centers, sizes = _centers_and_sizes(boxes.to(deltas.dtype).unsqueeze(-2))
+        by_class = deltas.unflatten(-1, (-1, 4))
+        shift = by_class[..., :2] / _per_axis(wx, wy, deltas)
+        scale = (by_class[..., 2:] / _per_axis(ww, wh, deltas)).clamp(max=self.scale_clamp)
+        new_centers = shift * sizes + centers
+        half = torch.exp(scale) * (0.5 * sizes)
+        return torch.cat((new_centers - half, new_centers + half), dim=-1).flatten(-2)
+
+
+class Box2BoxTransformRotated:
+    """Deltas (dx, dy, dw, dh, da): as `Box2BoxTransform`, and the difference of angles in radians.
+
+    Args:
+        weights: factors of dx, dy, dw, dh, da.
+        scale_clamp: upper bound of dw and dh (after division by the weight) when applied.
+    """
+
+    def __init__(
+        self,
+        weights: tuple[float, float, float, float, float],
+        scale_clamp: float = _DEFAULT_SCALE_CLAMP,
+    ) -> None:
+        self.weights = weights
+        self.scale_clamp = scale_clamp
+
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """Return the deltas that turn `src_boxes` into `target_boxes`.
+
+        Args:
+            src_boxes: float (..., R, 5), XYWHA in pixels and degrees, with positive sizes.
+            target_boxes: the same, broadcast against `src_boxes`.
+
+        Returns:
+            Float (..., R, 5): dx, dy, dw, dh, da times the weights.
+        """
+        wx, wy, ww, wh, wa = self.weights
+        sizes = src_boxes[..., 2:4]
+        offset = target_boxes[..., :2] - src_boxes[..., :2]
+        shift = offset / sizes * _per_axis(wx, wy, src_boxes)
+        scale = torch.log(target_boxes[..., 2:4] / sizes) * _per_axis(ww, wh, src_boxes)
+        turn = _wrap_degrees(target_boxes[..., 4:] - src_boxes[..., 4:])
+        return torch.cat((shift, scale, turn * (wa * math.pi / 180)), dim=-1)
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Move, scale and turn `boxes` by `deltas`.
+
+        Args:
+            deltas: float (..., R, 5 * K): K quintuples for each box, K at least 1.
+            boxes: (..., R, 5), XYWHA in pixels and degrees, broadcast over leading dimensions.
+
+        Returns:
+            Float of the shape and type of `deltas`: XYWHA, angles in [-180, 180).
+        """
+        wx, wy, ww, wh, wa = self.weights
+        base = boxes.to(deltas.dtype).unsqueeze(-2)
+        by_class = deltas.unflatten(-1, (-1, 5))
+        shift = by_class[..., :2] / _per_axis(wx, wy, deltas)
+        scale = (by_class[..., 2:4] / _per_axis(ww, wh, deltas)).clamp(max=self.scale_clamp)
+        centers = shift * base[..., 2:4] + base[..., :2]
+        sizes = torch.exp(scale) * base[..., 2:4]
+        angles = _wrap_degrees(by_class[..., 4:] * (180 / (wa * math.pi)) + base[..., 4:])
+        return torch.cat((centers, sizes, angles), dim=-1).flatten(-2)
+
+
+def _wrap_degrees(angles: Tensor) -> Tensor:
+    """Bring angles into [-180, 180)."""
+    return (angles + 180.0) % 360.0 - 180.0
+
+
+class Box2BoxTransformLinear:
+    """Deltas (left, top, right, bottom): distances from the centre of the source to the sides.
+
+    Args:
+        normalize_by_size: express them in widths and heights of the source box, not in pixels.
+    """
+
+    def __init__(self, normalize_by_size: bool = True) -> None:
+        self.normalize_by_size = normalize_by_size
+
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """Return the deltas that turn `src_boxes` into `target_boxes`.
+
+        Args:
+            src_boxes: float (..., R, 4), XYXY in pixels.
+            target_boxes: the same, broadcast against `src_boxes`; valid targets hold the centre
+                of their source, so that all deltas are positive.
+
+        Returns:
+            Float (..., R, 4): left, top, right, bottom.
+        """
+        centers, sizes = _centers_and_sizes(src_boxes)
+        distances = (centers - target_boxes[..., :2], target_boxes[..., 2:] - centers)
+        if self.normalize_by_size:
+            distances = (distances[0] / sizes, distances[1] / sizes)
+        return torch.cat(distances, dim=-1)
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Place the sides of a box around the centres of `boxes`.
+
+        Args:
+            deltas: float (..., R, 4 * K); negative ones count as 0, so that boxes are valid.
+            boxes: (..., R, 4), XYXY in pixels, broadcast over leading dimensions.
+
+        Returns:
+            Float of the shape and type of `deltas`: XYXY in pixels.
+        """
+        centers, sizes = _centers_and_sizes(boxes.to(deltas.dtype).unsqueeze(-2))
+        distances = F.relu(deltas).unflatten(-1, (-1, 4))
+        low, high = distances[..., :2], distances[..., 2:]
+        if self.normalize_by_size:
+            low, high = low * sizes, high * sizes
+        return torch.cat((centers - low, centers + high), dim=-1).flatten(-2)
+
+
+_IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": diou_loss, "ciou": ciou_loss}
+
+
+def _dense_box_regression_loss(
+    anchors: Sequence[Boxes | Tensor],
+    box2box_transform: Box2BoxTransform | Box2BoxTransformLinear | Box2BoxTransformRotated,
+    pred_anchor_deltas: Sequence[Tensor],
+    gt_boxes: Sequence[Tensor],
+    fg_mask: Tensor,
+    box_reg_loss_type: str = "smooth_l1",
+    smooth_l1_beta: float = 0.0,
+) -> Tensor:
+    """Sum the box losses of all foreground anchors, without a host-device sync.
+
+    Every anchor is computed and the background masked: selecting the foreground would make shapes
+    depend on data.
+
+    Args:
+        anchors: for each level the anchors, (A_l, 4) XYXY (5 for rotated).
+        box2box_transform: how deltas encode boxes.
+        pred_anchor_deltas: for each level (N, A_l, 4).
+        gt_boxes: for each image (A, 4) XYXY, the ground truth matched to every anchor; A is the
+            sum of A_l.
+        fg_mask: bool (N, A).
+        box_reg_loss_type: "smooth_l1" (on deltas), or "giou", "diou", "ciou" (on boxes).
+        smooth_l1_beta: where smooth L1 turns from quadratic to linear; 0 is plain L1.
+
+    Returns:
+        Scalar loss, a sum; divide it by a count.
+
+    Raises:
+        ValueError: an unknown `box_reg_loss_type`.
+    """
+    all_anchors = torch.cat([a if isinstance(a, Tensor) else a.tensor for a in anchors])
+    predicted = torch.cat(list(pred_anchor_deltas), dim=1)
+    targets = torch.stack(list(gt_boxes))
+    fg = fg_mask.unsqueeze(-1)
+    if box_reg_loss_type == "smooth_l1":
+        # A background target may be infinite; its own prediction has loss and gradient 0.
+        deltas = box2box_transform.get_deltas(all_anchors, targets)
+        deltas = torch.where(fg, deltas, predicted.detach())
+        return F.smooth_l1_loss(predicted, deltas, reduction="sum", beta=smooth_l1_beta)
+    if box_reg_loss_type not in _IOU_LOSSES:
+        raise ValueError(
+            f"unknown box regression loss {box_reg_loss_type!r} (MODEL.*.BBOX_REG_LOSS_TYPE); "
+            f"choose from {['smooth_l1', *_IOU_LOSSES]}."
+        )
+    # A background box is its own anchor: finite loss, whose gradient the mask then stops.
+    boxes = box2box_transform.apply_deltas(predicted, all_anchors)
+    boxes = torch.where(fg, boxes, all_anchors)
+    targets = torch.where(fg, targets, all_anchors)
+    losses = _IOU_LOSSES[box_reg_loss_type](boxes, targets, reduction="none")
+    return torch.where(fg_mask, losses, 0.0).sum()

@@ -1,0 +1,173 @@
+"""Cutting fixed-size features of boxes out of feature maps.
+
+Source: He et al., Mask R-CNN (2017), section 3 (RoIAlign); Lin et al., Feature Pyramid Networks
+(2017), equation 1 (choice of the level).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import RoIPool
+
+from d2kit.layers import ROIAlign, ROIAlignRotated, cat
+from d2kit.structures import Boxes, RotatedBoxes
+
+__all__ = ["ROIPooler", "assign_boxes_to_levels", "cat", "convert_boxes_to_pooler_format"]
+
+
+def assign_boxes_to_levels(
+    box_lists: Sequence[Boxes] | Sequence[RotatedBoxes],
+    min_level: int,
+    max_level: int,
+    canonical_box_size: int,
+    canonical_level: int,
+) -> Tensor:
+    """Choose the feature map for each box, by the square root of its area.
+
+    Args:
+        box_lists: for each image its boxes; R in total.
+        min_level: level of the finest map (log2 of its stride).
+        max_level: level of the coarsest map.
+        canonical_box_size: a box of this size, in pixels, belongs to `canonical_level`.
+        canonical_level: see there; half the size is one level finer.
+
+    Returns:
+        Int64 (R,): 0 for `min_level`, 1 for the next one, and so on.
+    """
+    sizes = cat([boxes.area() for boxes in box_lists]).sqrt()
+    levels = torch.floor(canonical_level + torch.log2(sizes / canonical_box_size + 1e-8))
+    return levels.clamp(min=min_level, max=max_level).to(torch.int64) - min_level
+
+
+def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes] | Sequence[RotatedBoxes]) -> Tensor:
+    """Join the boxes of all images, with the index of the image in front of each.
+
+    Args:
+        box_lists: for each image its boxes, (R_i, 4) XYXY or (R_i, 5) XYWHA, in pixels.
+
+    Returns:
+        Float (R, 5) or (R, 6): image index, box.
+    """
+    indexed = [
+        nn.functional.pad(boxes.tensor, (1, 0), value=float(i)) for i, boxes in enumerate(box_lists)
+    ]
+    return cat(indexed, dim=0)
+
+
+def _make_level_pooler(
+    pooler_type: str, size: tuple[int, int], scale: float, sampling_ratio: int
+) -> nn.Module:
+    if pooler_type in {"ROIAlign", "ROIAlignV2"}:
+        aligned = pooler_type == "ROIAlignV2"
+        return ROIAlign(size, spatial_scale=scale, sampling_ratio=sampling_ratio, aligned=aligned)
+    if pooler_type == "ROIAlignRotated":
+        return ROIAlignRotated(size, spatial_scale=scale, sampling_ratio=sampling_ratio)
+    if pooler_type == "ROIPool":
+        return RoIPool(size, spatial_scale=scale)
+    raise ValueError(
+        f"unknown pooler_type {pooler_type!r} (MODEL.ROI_*_HEAD.POOLER_TYPE); choose from "
+        "['ROIAlign', 'ROIAlignV2', 'ROIPool', 'ROIAlignRotated']."
+    )
+
+
+def _levels_of_scales(scales: Sequence[float]) -> tuple[int, int]:
+    """Finest and coarsest level (log2 of the stride) of scales that halve from one to the next."""
+    levels = [-math.log2(scale) for scale in scales]
+    first = round(levels[0])
+    expected = range(first, first + len(scales))
+    halving = all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(levels, expected, strict=True))
+    if not halving or first < 0:
+        raise ValueError(
+            "ROIPooler scales must be 1 over powers of 2, each half the one before, got "
+            f"{list(scales)}."
+        )
+    return first, first + len(scales) - 1
+
+
+class ROIPooler(nn.Module):
+    """Pools each box from the feature map that suits its size.
+
+    Args:
+        output_size: height and width of the result, in cells; one number for a square.
+        scales: for each feature map 1 / stride, fine to coarse.
+        sampling_ratio: samples along each side of a cell; 0 chooses by the size of the box.
+        pooler_type: "ROIAlignV2" (pixel centres at half integers), "ROIAlign" (without that half
+            pixel), "ROIPool" or "ROIAlignRotated".
+        canonical_box_size: a box of this size, in pixels, is pooled at `canonical_level`.
+        canonical_level: log2 of a stride.
+
+    Raises:
+        ValueError: an unknown type, or scales that are not consecutive powers of 2.
+    """
+
+    def __init__(
+        self,
+        output_size: int | tuple[int, int] | list[int],
+        scales: Sequence[float],
+        sampling_ratio: int,
+        pooler_type: str,
+        canonical_box_size: int = 224,
+        canonical_level: int = 4,
+    ) -> None:
+        super().__init__()
+        size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        if len(size) != 2 or canonical_box_size <= 0:
+            raise ValueError(
+                "ROIPooler: output_size must be (height, width) and canonical_box_size positive, "
+                f"got {output_size} and {canonical_box_size}."
+            )
+        self.output_size = (int(size[0]), int(size[1]))
+        self.min_level, self.max_level = _levels_of_scales(scales)
+        self.level_poolers = nn.ModuleList(
+            _make_level_pooler(pooler_type, self.output_size, scale, sampling_ratio)
+            for scale in scales
+        )
+        self.canonical_box_size = canonical_box_size
+        self.canonical_level = canonical_level
+
+    def forward(
+        self, x: Sequence[Tensor], box_lists: Sequence[Boxes] | Sequence[RotatedBoxes]
+    ) -> Tensor:
+        """Pool all boxes of a batch.
+
+        Args:
+            x: for each scale the features (N, C, H, W).
+            box_lists: for each of the N images its boxes, in pixels of the input image.
+
+        Returns:
+            Float (R, C, height, width), in the order of the joined lists.
+
+        Raises:
+            ValueError: other numbers of feature maps than scales, or of box lists than images.
+        """
+        if len(x) != len(self.level_poolers) or len(box_lists) != x[0].shape[0]:
+            raise ValueError(
+                f"ROIPooler: expected {len(self.level_poolers)} feature maps and one list of "
+                f"boxes for each of the {x[0].shape[0]} images, got {len(x)} and {len(box_lists)}."
+            )
+        rois = convert_boxes_to_pooler_format(box_lists)
+        if len(self.level_poolers) == 1:
+            return self.level_poolers[0](x[0], rois)
+        levels = assign_boxes_to_levels(
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        )
+        return self._pool_levels(x, rois, levels)
+
+    def _pool_levels(self, x: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        """Sort the boxes by level, so that one sync (for the counts) serves all levels."""
+        order = levels.argsort(stable=True)
+        each = torch.arange(len(x), device=levels.device)
+        counts = (levels[:, None] == each).sum(dim=0).tolist()
+        pooled: list[Tensor] = []
+        for pooler, feature, part in zip(
+            self.level_poolers, x, rois[order].split(counts), strict=True
+        ):
+            # In training an unused level stays in the graph (its gradient is 0, not missing),
+            # which DistributedDataParallel needs.
+            if len(part) or feature.requires_grad or not pooled:
+                pooled.append(pooler(feature, part))
+        if len(pooled) == 1:  # all boxes are on one level, and a stable sort left their order
+            return pooled[0]
+        return torch.cat(pooled)[order.argsort()]

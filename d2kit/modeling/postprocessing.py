@@ -1,0 +1,83 @@
+"""From the size of the network's input to the size of the image that the user gave."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2kit.structures import Instances, ROIMasks
+
+__all__ = ["detector_postprocess", "sem_seg_postprocess"]
+
+
+def detector_postprocess(
+    results: Instances,
+    output_height: int,
+    output_width: int,
+    mask_threshold: float = 0.5,
+    *,
+    paste_masks: bool = True,
+) -> Instances:
+    """Scale detections to another image size, clip them, drop empty boxes and paste the masks.
+
+    Args:
+        results: detections on an image of `results.image_size` (height, width). `pred_boxes` or
+            `proposal_boxes` are boxes in pixels; `pred_masks`, where present, are probabilities
+            (R, 1, M, M) inside the boxes, or `ROIMasks`; `pred_keypoints`, where present, are
+            (R, keypoints, 3): x, y, score. Not changed.
+        output_height: height to scale to, in pixels.
+        output_width: width to scale to, in pixels.
+        mask_threshold: pixels with at least this probability belong to the mask.
+        paste_masks: whether `pred_masks` become bool (R, output_height, output_width); otherwise
+            they become `ROIMasks`, which take 1/1000 of the memory and can be pasted later.
+
+    Returns:
+        New instances of image size (output_height, output_width), without empty boxes.
+
+    Raises:
+        ValueError: `results` has no boxes.
+    """
+    height, width = results.image_size
+    scale_x, scale_y = output_width / width, output_height / height
+    output = Instances((int(output_height), int(output_width)), **results.get_fields())
+    name = next((n for n in ("pred_boxes", "proposal_boxes") if output.has(n)), None)
+    if name is None:
+        raise ValueError(
+            "detector_postprocess needs the field pred_boxes or proposal_boxes, got "
+            f"{list(output.get_fields())}."
+        )
+    boxes = output.get(name).clone()
+    boxes.scale(scale_x, scale_y)
+    boxes.clip(output.image_size)
+    output.set(name, boxes)
+    output = output[boxes.nonempty()]
+
+    if output.has("pred_masks"):
+        masks = output.pred_masks
+        roi_masks = masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])
+        output.pred_masks = roi_masks
+        if paste_masks:
+            output.pred_masks = roi_masks.to_bitmasks(
+                output.get(name), int(output_height), int(output_width), mask_threshold
+            ).tensor
+    if output.has("pred_keypoints"):
+        scale = output.pred_keypoints.new_tensor((scale_x, scale_y, 1.0))
+        output.pred_keypoints = output.pred_keypoints * scale
+    return output
+
+
+def sem_seg_postprocess(
+    result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int
+) -> Tensor:
+    """Cut the padding off per-pixel scores and resize them.
+
+    Args:
+        result: float (C, H, W), scores of a padded image.
+        img_size: height and width of the image without padding, in pixels of `result`.
+        output_height: height to resize to, in pixels.
+        output_width: width to resize to, in pixels.
+
+    Returns:
+        Float (C, output_height, output_width), bilinear.
+    """
+    cropped = result[None, :, : img_size[0], : img_size[1]]
+    size = (output_height, output_width)
+    return F.interpolate(cropped, size=size, mode="bilinear", align_corners=False)[0]
