@@ -73,7 +73,7 @@ def train(cfg: CfgNode, model: torch.nn.Module, resume: bool) -> None:
     periodic = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER)
     writers = default_writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER) if comm.is_main_process() else []
     seed = max(cfg.SEED, 0)
-    # Batch k is a function of (seed, k), so going on at `start` needs no replay of what came before.
+    # Batch k is a function of (seed, k): going on at `start` needs no replay of what came before.
     loader = build_detection_train_loader(cfg, start_batch=start, seed=seed)
     logger.info("starting at iteration %d", start)
     with EventStorage(start) as storage:

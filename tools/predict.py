@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Run a model on images or folders: overlay pictures and COCO JSON.
+r"""Run a model on images or folders: overlay pictures and COCO JSON.
 
-predict.py --config-file output/run/config.yaml --input a.jpg folder/ --output output/predictions \\
+predict.py --config-file output/run/config.yaml --input a.jpg folder/ --output output/predictions \
            [--confidence-threshold 0.5] MODEL.WEIGHTS output/run/model_final.pth
 """
 
