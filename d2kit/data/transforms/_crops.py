@@ -1,0 +1,236 @@
+"""Augmentations that crop."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from d2kit.data.transforms.augmentation import Augmentation
+from d2kit.data.transforms.transform import (
+    CropTransform,
+    NoOpTransform,
+    PadTransform,
+    Transform,
+    TransformList,
+)
+
+CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
+
+
+class RandomCrop(Augmentation):
+    """Crop a window of given or random size at a random place.
+
+    Args:
+        crop_type: what `crop_size` means: "relative", shares (h, w) of the image; "relative_range",
+            shares drawn from [h, 1] and [w, 1]; "absolute", pixels (h, w), at most the image's;
+            "absolute_range", height and width each drawn from [min, max] pixels.
+        crop_size: two numbers.
+    """
+
+    def __init__(self, crop_type: str, crop_size: Sequence[float]) -> None:
+        if crop_type not in CROP_TYPES:
+            raise ValueError(
+                f"RandomCrop: crop_type must be one of {CROP_TYPES}, got {crop_type!r}"
+            )
+        if len(crop_size) != 2 or min(crop_size) <= 0:
+            raise ValueError(f"RandomCrop: crop_size must be two positive numbers, got {crop_size}")
+        if crop_type.startswith("relative") and max(crop_size) > 1:
+            raise ValueError(
+                f"RandomCrop: crop_size of type {crop_type!r} is a share of the image, at most 1, "
+                f"got {crop_size}; use 'absolute' for pixels"
+            )
+        if crop_type == "absolute_range" and crop_size[0] > crop_size[1]:
+            raise ValueError(f"RandomCrop: 'absolute_range' is [min, max], got {crop_size}")
+        self.crop_type = crop_type
+        self.crop_size = crop_size
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw size and place of the window."""
+        height, width = image.shape[:2]
+        crop_h, crop_w = self.get_crop_size((height, width))
+        if crop_h > height or crop_w > width:
+            raise ValueError(f"crop of {crop_h}x{crop_w} does not fit an image {height}x{width}")
+        y0 = int(np.random.randint(height - crop_h + 1))
+        x0 = int(np.random.randint(width - crop_w + 1))
+        return CropTransform(x0, y0, crop_w, crop_h, orig_w=width, orig_h=height)
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return, or draw, the size of the window.
+
+        Args:
+            image_size: (h, w), pixels.
+
+        Returns:
+            (h, w) of the window, pixels, at least 1.
+        """
+        height, width = image_size
+        first, second = self.crop_size
+        if self.crop_type == "absolute":
+            return min(int(first), height), min(int(second), width)
+        if self.crop_type == "absolute_range":
+            low, high = int(first), int(second)
+            return (
+                int(np.random.randint(min(height, low), min(height, high) + 1)),
+                int(np.random.randint(min(width, low), min(width, high) + 1)),
+            )
+        share: np.ndarray = np.asarray(self.crop_size, dtype=np.float32)
+        if self.crop_type == "relative_range":
+            share = share + np.random.rand(2) * (1 - share)
+        return max(int(height * share[0] + 0.5), 1), max(int(width * share[1] + 0.5), 1)
+
+
+class FixedSizeCrop(Augmentation):
+    """Crop to a fixed size at a random place, and pad what is smaller at the right and below.
+
+    Args:
+        crop_size: (h, w), pixels.
+        pad: whether to pad images that are smaller.
+        pad_value: value of the border in images.
+        seg_pad_value: value of the border in segmentations.
+    """
+
+    def __init__(
+        self,
+        crop_size: tuple[int, int],
+        pad: bool = True,
+        pad_value: float = 128.0,
+        seg_pad_value: int = 255,
+    ) -> None:
+        if len(crop_size) != 2 or min(crop_size) < 1:
+            raise ValueError(f"FixedSizeCrop: crop_size must be (height, width), got {crop_size}")
+        self.crop_size = crop_size
+        self.pad = pad
+        self.pad_value = pad_value
+        self.seg_pad_value = seg_pad_value
+
+    def get_transform(self, image: np.ndarray) -> TransformList:
+        """Draw the place."""
+        transforms: list[Transform] = [self._get_crop(image)]
+        if self.pad:
+            transforms.append(self._get_pad(image))
+        return TransformList(transforms)
+
+    def _get_crop(self, image: np.ndarray) -> CropTransform:
+        height, width = image.shape[:2]
+        crop_h, crop_w = min(self.crop_size[0], height), min(self.crop_size[1], width)
+        share = np.random.uniform(0.0, 1.0)  # one draw for both axes, like Detectron2
+        y0, x0 = (int(v) for v in np.round(np.array((height - crop_h, width - crop_w)) * share))
+        return CropTransform(x0, y0, crop_w, crop_h, width, height)
+
+    def _get_pad(self, image: np.ndarray) -> PadTransform:
+        height, width = np.minimum(image.shape[:2], self.crop_size).tolist()
+        below, right = self.crop_size[0] - height, self.crop_size[1] - width
+        return PadTransform(0, 0, right, below, width, height, self.pad_value, self.seg_pad_value)
+
+
+class RandomCrop_CategoryAreaConstraint(Augmentation):  # noqa: N801  (Detectron2's name)
+    """Crop like `RandomCrop`, avoiding windows that one category fills.
+
+    Ten windows are tried; the last one is taken where all are filled.
+
+    Args:
+        crop_type: as in `RandomCrop`.
+        crop_size: as in `RandomCrop`.
+        single_category_max_area: the largest share (0..1) of the window's labelled pixels that
+            one category may have; 1 accepts every window.
+        ignored_category: label that does not count.
+    """
+
+    def __init__(
+        self,
+        crop_type: str,
+        crop_size: Sequence[float],
+        single_category_max_area: float = 1.0,
+        ignored_category: int | None = None,
+    ) -> None:
+        self.crop_aug = RandomCrop(crop_type, crop_size)
+        self.crop_type = crop_type
+        self.crop_size = crop_size
+        self.single_category_max_area = single_category_max_area
+        self.ignored_category = ignored_category
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
+        """Draw size and place of the window."""
+        if self.single_category_max_area >= 1.0:
+            return self.crop_aug.get_transform(image)
+        if sem_seg is None:
+            raise ValueError(
+                "RandomCrop_CategoryAreaConstraint needs sem_seg, but the input has none"
+            )
+        height, width = sem_seg.shape[:2]
+        for _ in range(10):
+            crop_h, crop_w = self.crop_aug.get_crop_size((height, width))
+            y0 = int(np.random.randint(height - crop_h + 1))
+            x0 = int(np.random.randint(width - crop_w + 1))
+            labels, counts = np.unique(
+                sem_seg[y0 : y0 + crop_h, x0 : x0 + crop_w], return_counts=True
+            )
+            if self.ignored_category is not None:
+                counts = counts[labels != self.ignored_category]
+            if len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area:
+                break
+        return CropTransform(x0, y0, crop_w, crop_h, orig_w=width, orig_h=height)
+
+
+class MinIoURandomCrop(Augmentation):
+    """Crop a window that overlaps every box by a drawn least IoU, and holds a box's centre.
+
+    Args:
+        min_ious: the least IoUs to draw from; 1 (no crop) and 0 (any window) are added.
+        min_crop_size: least side of the window relative to the image's.
+        mode_trials: how many least IoUs are drawn before giving up.
+        crop_trials: how many windows are tried for each.
+
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, 2016, section 2.2 (data augmentation).
+    """
+
+    def __init__(
+        self,
+        min_ious: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+        min_crop_size: float = 0.3,
+        mode_trials: int = 1000,
+        crop_trials: int = 50,
+    ) -> None:
+        self.sample_mode = (1, *min_ious, 0)
+        self.min_ious = min_ious
+        self.min_crop_size = min_crop_size
+        self.mode_trials = mode_trials
+        self.crop_trials = crop_trials
+
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> Transform:
+        """Draw the window; the image stays whole where none is found or there are no boxes."""
+        height, width = image.shape[:2]
+        if boxes is None:
+            raise ValueError("MinIoURandomCrop needs boxes, but the input has none")
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        for _ in range(self.mode_trials if len(boxes) else 0):
+            min_iou = np.random.choice(self.sample_mode)
+            if min_iou == 1:
+                break
+            for _ in range(self.crop_trials):
+                window = self._draw_window(height, width)
+                if window is not None and _window_fits(window, boxes, min_iou):
+                    x0, y0, x1, y1 = window.tolist()
+                    return CropTransform(x0, y0, x1 - x0, y1 - y0, orig_w=width, orig_h=height)
+        return NoOpTransform()
+
+    def _draw_window(self, height: int, width: int) -> np.ndarray | None:
+        """Draw an XYXY window in whole pixels; None if it is too long or empty."""
+        new_w = np.random.uniform(self.min_crop_size * width, width)
+        new_h = np.random.uniform(self.min_crop_size * height, height)
+        if not 0.5 <= new_h / new_w <= 2:
+            return None
+        x0 = np.random.uniform(width - new_w)
+        y0 = np.random.uniform(height - new_h)
+        window = np.array((x0, y0, x0 + new_w, y0 + new_h)).astype(np.int64)
+        return window if (window[2:] > window[:2]).all() else None
+
+
+def _window_fits(window: np.ndarray, boxes: np.ndarray, min_iou: float) -> bool:
+    """Tell whether `window` has IoU >= `min_iou` with all (R, 4) boxes and holds a centre."""
+    sides = np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2])
+    overlap = sides.clip(min=0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    iou = overlap / (areas + (window[2:] - window[:2]).prod() - overlap)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centers > window[:2]) & (centers < window[2:])).all(axis=1)
+    return bool(iou.min() >= min_iou and inside.any())

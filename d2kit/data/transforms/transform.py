@@ -1,0 +1,315 @@
+"""Deterministic transforms of images, coordinates and segmentations.
+
+The base classes and the simple transforms are fvcore's, so that user code which subclasses them
+or asks `isinstance` keeps working; what Detectron2 adds is written here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from fvcore.transforms.transform import (
+    BlendTransform,
+    GridSampleTransform,
+    HFlipTransform,
+    NoOpTransform,
+    ScaleTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
+
+from d2kit.data.transforms._crop import CropTransform, PadTransform
+from d2kit.data.transforms._rotation import RotationTransform
+
+__all__ = [
+    "BlendTransform",
+    "ColorTransform",
+    "CropTransform",
+    "ExtentTransform",
+    "GridSampleTransform",
+    "HFlipTransform",
+    "NoOpTransform",
+    "PILColorTransform",
+    "PadTransform",
+    "ResizeTransform",
+    "RotationTransform",
+    "ScaleTransform",
+    "Transform",
+    "TransformList",
+    "VFlipTransform",
+]
+
+# Pillow's numbers of its resampling filters, so that Pillow is imported only where it is used
+PIL_NEAREST, PIL_BILINEAR, PIL_BICUBIC = 0, 2, 3
+_TORCH_MODES = {PIL_BILINEAR: "bilinear", PIL_BICUBIC: "bicubic"}
+
+
+class ExtentTransform(Transform):
+    """Cut a rectangle, which may reach beyond the image, and resize it (Pillow's EXTENT).
+
+    Args:
+        src_rect: (x0, y0, x1, y1) in the source image, pixels.
+        output_size: (h, w) of the result, pixels.
+        interp: Pillow's resampling filter for images; segmentations use nearest.
+        fill: value of pixels from outside the source image.
+    """
+
+    def __init__(self, src_rect: Any, output_size: Any, interp: int = 2, fill: float = 0) -> None:
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Transform an image of shape (H, W) or (H, W, C)."""
+        from PIL import Image
+
+        height, width = (int(x) for x in self.output_size)
+        method = self.interp if interp is None else interp
+        rect = tuple(float(x) for x in self.src_rect)
+
+        def extent(plane: np.ndarray) -> np.ndarray:
+            result = Image.fromarray(plane).transform(
+                (width, height),
+                Image.Transform.EXTENT,
+                data=rect,
+                resample=Image.Resampling(method),
+                fillcolor=tuple([self.fill] * 3) if plane.ndim == 3 else self.fill,
+            )
+            return np.asarray(result)
+
+        return _by_pillow(img, extent)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Transform (P, 2) points (x, y)."""
+        x0, y0, x1, y1 = self.src_rect
+        height, width = self.output_size
+        scale = (width / (x1 - x0), height / (y1 - y0))
+        return (np.asarray(coords) - (x0, y0)) * scale
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Transform a label map or mask (H, W) by nearest neighbour."""
+        return self.apply_image(segmentation, interp=PIL_NEAREST)
+
+
+class ResizeTransform(Transform):
+    """Resize to a given size.
+
+    Images of dtype uint8 are resized by Pillow, whose antialiased fixed-point result is what
+    published figures rest on; other dtypes by torch without antialiasing, like Detectron2's.
+    Segmentations of any dtype take the pixel that Pillow's nearest filter takes.
+
+    Args:
+        h: height before, pixels.
+        w: width before.
+        new_h: height after.
+        new_w: width after.
+        interp: Pillow's resampling filter for images; None means bilinear.
+    """
+
+    def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
+        super().__init__()
+        if min(h, w, new_h, new_w) < 1:
+            raise ValueError(
+                f"ResizeTransform: sizes must be at least 1 pixel, got {h}x{w} -> {new_h}x{new_w} "
+                "(height x width)"
+            )
+        if interp is None:
+            interp = PIL_BILINEAR
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize an image of shape (H, W) or (H, W, C)."""
+        self._check_size(img)
+        method = self.interp if interp is None else interp
+        if (self.new_h, self.new_w) == img.shape[:2]:
+            return img
+        if method == PIL_NEAREST:
+            return self.apply_segmentation(img)
+        if img.dtype != np.uint8:
+            return self._resize_by_torch(img, method)
+        size = (int(self.new_w), int(self.new_h))
+
+        def resize(plane: np.ndarray) -> np.ndarray:
+            from PIL import Image
+
+            return np.asarray(Image.fromarray(plane).resize(size, Image.Resampling(method)))
+
+        return _by_pillow(img, resize)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Scale (P, 2) points (x, y)."""
+        return np.asarray(coords) * (self.new_w / self.w, self.new_h / self.h)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Resize a label map or mask (H, W), any dtype, by nearest neighbour."""
+        self._check_size(segmentation)
+        if (self.new_h, self.new_w) == segmentation.shape[:2]:
+            return segmentation
+        rows = nearest_indices(self.h, self.new_h)
+        columns = nearest_indices(self.w, self.new_w)
+        if self.new_h > self.h:  # the smaller intermediate result is the faster one
+            return segmentation.take(columns, axis=1).take(rows, axis=0)
+        return segmentation.take(rows, axis=0).take(columns, axis=1)
+
+    def inverse(self) -> "ResizeTransform":
+        """Return the transform that resizes back."""
+        return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
+
+    def _check_size(self, img: np.ndarray) -> None:
+        if img.ndim not in (2, 3) or img.shape[:2] != (self.h, self.w):
+            raise ValueError(
+                f"ResizeTransform was made for (H, W) or (H, W, C) arrays of {self.h}x{self.w} "
+                f"pixels, got shape {img.shape}; a mask or label map must have its image's size"
+            )
+
+    def _resize_by_torch(self, img: np.ndarray, method: int) -> np.ndarray:
+        if method not in _TORCH_MODES:
+            raise ValueError(
+                f"ResizeTransform: {img.dtype} images can be resized with interp 0 (nearest), "
+                f"2 (bilinear) or 3 (bicubic), got {method}; convert to uint8 for the others"
+            )
+        floating = np.issubdtype(img.dtype, np.floating)
+        planes = np.ascontiguousarray(img if floating else img.astype(np.float32))
+        tensor = torch.from_numpy(planes).reshape(self.h, self.w, -1).permute(2, 0, 1)[None]
+        size = (int(self.new_h), int(self.new_w))
+        tensor = F.interpolate(tensor, size, mode=_TORCH_MODES[method], align_corners=False)
+        result = tensor[0].permute(1, 2, 0).reshape(*size, *img.shape[2:]).numpy()
+        return result if floating else _round_to(result, img.dtype)
+
+
+class ColorTransform(Transform):
+    """Change colours by any function of the image; geometry stays.
+
+    Args:
+        op: takes an image array (H, W) or (H, W, C) and returns one of the same shape.
+    """
+
+    def __init__(self, op: Callable) -> None:
+        if not callable(op):
+            raise ValueError(f"{type(self).__name__}: op must be callable, got {op!r}")
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Return ``op(img)``."""
+        return self.op(img)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Return `coords` as they are."""
+        return coords
+
+    def inverse(self) -> Transform:
+        """Return the transform that does nothing: geometry was not changed."""
+        return NoOpTransform()
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Return `segmentation` as it is."""
+        return segmentation
+
+
+class PILColorTransform(ColorTransform):
+    """Change colours by a function of a Pillow image, e.g. of `PIL.ImageEnhance`.
+
+    Args:
+        op: takes a `PIL.Image.Image` and returns one of the same size.
+    """
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Return ``op(img)``, with `img` handed over as Pillow image."""
+        from PIL import Image
+
+        return np.asarray(self.op(Image.fromarray(img)))
+
+
+def nearest_indices(old: int, new: int) -> np.ndarray:
+    """Return, for each of `new` pixels, the one of `old` pixels that Pillow's nearest takes.
+
+    Pillow adds the step up in float64; adding in the same order makes ties fall alike (multiplying
+    instead differs in a third of random sizes).
+    """
+    steps = np.full(new, old / new)
+    steps[0] *= 0.5
+    return np.minimum(np.cumsum(steps).astype(np.int64), old - 1)
+
+
+def _round_to(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Round `values` to the integer type `dtype`, clipped to its range (or to bool)."""
+    if dtype == np.bool_:
+        return values >= 0.5
+    info = np.iinfo(dtype)
+    return np.clip(np.rint(values), info.min, info.max).astype(dtype)
+
+
+def _by_pillow(img: np.ndarray, operation: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Apply a Pillow `operation` to (H, W) or (H, W, C) of any number of channels and dtype.
+
+    Three uint8 channels go as RGB and all else plane by plane, because Pillow would take a fourth
+    channel for transparency and multiply by it.
+    """
+    if img.dtype == np.bool_:
+        return _by_pillow(img.view(np.uint8), operation).astype(bool)
+    if img.dtype != np.uint8:
+        planes = img.astype(np.float32)
+    else:
+        planes = img
+    if img.ndim == 2 or (img.ndim == 3 and img.shape[2] == 3 and img.dtype == np.uint8):
+        result = operation(planes)
+    elif img.ndim == 3:
+        channels = [operation(np.ascontiguousarray(planes[..., c])) for c in range(img.shape[2])]
+        result = np.stack(channels, axis=-1)
+    else:
+        raise ValueError(f"expected an image of shape (H, W) or (H, W, C), got {img.shape}")
+    if img.dtype == np.uint8:
+        return result
+    if np.issubdtype(img.dtype, np.floating):
+        return result.astype(img.dtype)
+    return _round_to(result, img.dtype)
+
+
+def _rotated_box_noop(t: Transform, x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def _rotated_box_hflip(transform: HFlipTransform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Mirror (R, 5) XYWHA boxes (degrees, counter-clockwise) left to right."""
+    boxes = np.array(rotated_boxes, dtype=np.float64)
+    boxes[:, 0] = transform.width - boxes[:, 0]
+    boxes[:, 4] = -boxes[:, 4]
+    return boxes
+
+
+def _rotated_box_vflip(transform: VFlipTransform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Mirror (R, 5) XYWHA boxes top to bottom."""
+    boxes = np.array(rotated_boxes, dtype=np.float64)
+    boxes[:, 1] = transform.height - boxes[:, 1]
+    boxes[:, 4] = -boxes[:, 4]
+    return boxes
+
+
+def _rotated_box_resize(transform: ResizeTransform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Scale (R, 5) XYWHA boxes; sides keep their directions' images, right angles may be lost."""
+    boxes = np.array(rotated_boxes, dtype=np.float64)
+    sx, sy = transform.new_w / transform.w, transform.new_h / transform.h
+    theta = np.deg2rad(boxes[:, 4])
+    cos, sin = np.cos(theta), np.sin(theta)
+    boxes[:, :2] *= (sx, sy)
+    boxes[:, 2] *= np.hypot(sx * cos, sy * sin)
+    boxes[:, 3] *= np.hypot(sx * sin, sy * cos)
+    boxes[:, 4] = np.rad2deg(np.arctan2(sx * sin, sy * cos))
+    return boxes
+
+
+def _rotated_box_crop(transform: CropTransform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Move (R, 5) XYWHA boxes into the window's coordinates."""
+    return np.asarray(rotated_boxes) - (transform.x0, transform.y0, 0, 0, 0)
+
+
+NoOpTransform.register_type("rotated_box", _rotated_box_noop)
+ColorTransform.register_type("rotated_box", _rotated_box_noop)
+BlendTransform.register_type("rotated_box", _rotated_box_noop)
+HFlipTransform.register_type("rotated_box", _rotated_box_hflip)
+VFlipTransform.register_type("rotated_box", _rotated_box_vflip)
+ResizeTransform.register_type("rotated_box", _rotated_box_resize)
+CropTransform.register_type("rotated_box", _rotated_box_crop)
