@@ -22,7 +22,7 @@ class EventWriter(ABC):
     def write(self) -> None:
         """Write what is new."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 a writer without files has nothing to do
         """Release files; nothing by default."""
 
 

@@ -90,7 +90,7 @@ def fixup_module_metadata(
         namespace: usually ``globals()`` of it; must hold the objects.
         keys: names to change; None means the public names of classes and functions.
     """
-    package = module_name.split(".")[0]
+    package = module_name.partition(".")[0]
     for key in list(namespace) if keys is None else keys:
         value = namespace[key]
         home = getattr(value, "__module__", None)

@@ -55,8 +55,8 @@ def _sync_folder(folder: Path) -> None:
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that takes its name only when it is complete.
 
-    The block writes to ``.<name>.<pid>-<random>.tmp`` in the target's folder. At its end the file is
-    fsynced and renamed onto `path`; if the block raises, it is removed and `path` is as before.
+    The block writes to ``.<name>.<pid>-<random>.tmp`` in the target's folder. At its end the file
+    is fsynced and renamed onto `path`; if the block raises, it is removed and `path` is as before.
 
     Args:
         path: the target, on a local file system; its folder must exist.

@@ -21,11 +21,8 @@ __all__ = [
 
 _COUNTS: Counter[Hashable] = Counter()
 _LAST_TIMES: dict[Hashable, float] = {}
-_COLOURS = {
-    logging.WARNING: "\033[31m",
-    logging.ERROR: "\033[1;31m",
-    logging.CRITICAL: "\033[1;31m",
-}
+_RED, _BOLD_RED = "\033[31m", "\033[1;31m"
+_COLOURS = {logging.WARNING: _RED, logging.ERROR: _BOLD_RED, logging.CRITICAL: _BOLD_RED}
 _GREEN, _END = "\033[32m", "\033[0m"
 
 

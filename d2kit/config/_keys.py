@@ -1,0 +1,23 @@
+"""The table of config keys: full name -> default and one line of meaning with its unit."""
+
+from typing import Any, NamedTuple
+
+from d2kit.config._keys_heads import HEAD_KEYS
+from d2kit.config._keys_model import MODEL_KEYS
+from d2kit.config._keys_run import RUN_KEYS
+
+
+class Key(NamedTuple):
+    """One config key: its default and what it means."""
+
+    default: Any
+    meaning: str
+
+
+KEYS: dict[str, Key] = {
+    name: Key(*entry) for name, entry in {**MODEL_KEYS, **HEAD_KEYS, **RUN_KEYS}.items()
+}
+"""All keys, in the order of the documentation; `defaults._C` and docs/config.md come from it."""
+
+OWN_KEYS = frozenset({"SOLVER.OPTIMIZER"})
+"""Keys that Detectron2 does not have."""

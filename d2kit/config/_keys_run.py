@@ -1,0 +1,115 @@
+"""Config keys of input, datasets, solver, test and the run: name -> (default, meaning).
+
+Keys, order and defaults are Detectron2's, except those in `d2kit.config._keys.OWN_KEYS`.
+"""
+
+from typing import Any
+
+_INPUT: dict[str, tuple[Any, str]] = {
+    "INPUT.MIN_SIZE_TRAIN": ((800,), "Lengths of the short side to draw from, pixels, training."),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": (
+        "choice",
+        "choice: one of MIN_SIZE_TRAIN; range: an integer between its two entries.",
+    ),
+    "INPUT.MAX_SIZE_TRAIN": (1333, "Largest long side, pixels, training."),
+    "INPUT.MIN_SIZE_TEST": (800, "Length of the short side, pixels, inference; 0: no resizing."),
+    "INPUT.MAX_SIZE_TEST": (1333, "Largest long side, pixels, inference."),
+    "INPUT.RANDOM_FLIP": ("horizontal", "Flips in training: horizontal, vertical or none."),
+    "INPUT.CROP.ENABLED": (False, "Random crops in training."),
+    "INPUT.CROP.TYPE": (
+        "relative_range",
+        "Meaning of SIZE: relative, relative_range, absolute or absolute_range.",
+    ),
+    "INPUT.CROP.SIZE": ([0.9, 0.9], "Height and width: shares of the image or pixels, see TYPE."),
+    "INPUT.FORMAT": ("BGR", "Channel order of the model's input: BGR, RGB, L or YUV-BT.601."),
+    "INPUT.MASK_FORMAT": ("polygon", "How the mapper keeps masks: polygon or bitmask."),
+}
+
+_DATA: dict[str, tuple[Any, str]] = {
+    "DATASETS.TRAIN": ((), "Names of registered datasets to train on."),
+    "DATASETS.PROPOSAL_FILES_TRAIN": ((), "Proposal files, one per dataset of TRAIN."),
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": (2000, "Proposals used per image, training."),
+    "DATASETS.TEST": ((), "Names of registered datasets to evaluate on."),
+    "DATASETS.PROPOSAL_FILES_TEST": ((), "Proposal files, one per dataset of TEST."),
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": (1000, "Proposals used per image, inference."),
+    "DATALOADER.NUM_WORKERS": (4, "Loader processes per training process; 0 loads in place."),
+    "DATALOADER.ASPECT_RATIO_GROUPING": (True, "Batches are all-wide or all-tall images."),
+    "DATALOADER.SAMPLER_TRAIN": (
+        "TrainingSampler",
+        "TrainingSampler, RepeatFactorTrainingSampler or RandomSubsetTrainingSampler.",
+    ),
+    "DATALOADER.REPEAT_THRESHOLD": (
+        0.0,
+        "Repeat-factor sampler: classes in a smaller share of images are repeated.",
+    ),
+    "DATALOADER.REPEAT_SQRT": (True, "Repeat factors are square roots of threshold / share."),
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": (True, "Leave out training images without objects."),
+}
+
+_SOLVER: dict[str, tuple[Any, str]] = {
+    "SOLVER.OPTIMIZER": ("SGD", "SGD, Adam or AdamW."),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupMultiStepLR",
+        "WarmupMultiStepLR, WarmupCosineLR or WarmupStepWithFixedGammaLR.",
+    ),
+    "SOLVER.MAX_ITER": (40000, "Training iterations."),
+    "SOLVER.BASE_LR": (0.001, "Learning rate after the warm-up."),
+    "SOLVER.BASE_LR_END": (0.0, "Learning rate at the end of WarmupCosineLR."),
+    "SOLVER.MOMENTUM": (0.9, "Momentum of SGD."),
+    "SOLVER.NESTEROV": (False, "Nesterov's variant of the momentum."),
+    "SOLVER.WEIGHT_DECAY": (0.0001, "Weight decay."),
+    "SOLVER.WEIGHT_DECAY_NORM": (0.0, "Weight decay of normalisation layers; None: WEIGHT_DECAY."),
+    "SOLVER.GAMMA": (0.1, "Factor of the learning rate at each step."),
+    "SOLVER.STEPS": ((30000,), "Iterations of the steps of WarmupMultiStepLR."),
+    "SOLVER.NUM_DECAYS": (3, "Number of steps of WarmupStepWithFixedGammaLR."),
+    "SOLVER.WARMUP_FACTOR": (0.001, "Learning rate at the start of the warm-up over BASE_LR."),
+    "SOLVER.WARMUP_ITERS": (1000, "Iterations of the warm-up."),
+    "SOLVER.WARMUP_METHOD": ("linear", "linear: grows evenly; constant: stays at the factor."),
+    "SOLVER.RESCALE_INTERVAL": (False, "Stretch WARMUP_ITERS when the world size is auto-scaled."),
+    "SOLVER.CHECKPOINT_PERIOD": (5000, "Iterations between checkpoints."),
+    "SOLVER.IMS_PER_BATCH": (16, "Images per iteration, over all processes together."),
+    "SOLVER.REFERENCE_WORLD_SIZE": (
+        0,
+        "Number of processes that batch and schedule were written for; 0: do not auto-scale.",
+    ),
+    "SOLVER.BIAS_LR_FACTOR": (1.0, "Factor of the learning rate of biases."),
+    "SOLVER.WEIGHT_DECAY_BIAS": (None, "Weight decay of biases; None: WEIGHT_DECAY."),
+    "SOLVER.CLIP_GRADIENTS.ENABLED": (False, "Clip gradients before each step."),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": (
+        "value",
+        "value: each element; norm: each parameter; full_model: all parameters together.",
+    ),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (1.0, "Largest absolute value or norm."),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": (2.0, "p of the p-norm; inf is allowed."),
+    "SOLVER.AMP.ENABLED": (False, "Train with automatic mixed precision."),
+}
+
+_TEST: dict[str, tuple[Any, str]] = {
+    "TEST.EXPECTED_RESULTS": (
+        [],
+        "Results that must come out: [[task, metric, value, tolerance], ...].",
+    ),
+    "TEST.EVAL_PERIOD": (0, "Iterations between evaluations during training; 0: at the end only."),
+    "TEST.KEYPOINT_OKS_SIGMAS": ([], "Sigma of each keypoint in COCO's OKS; empty: COCO's own."),
+    "TEST.DETECTIONS_PER_IMAGE": (100, "Best detections kept per image, all classes together."),
+    "TEST.AUG.ENABLED": (False, "Test-time augmentation."),
+    "TEST.AUG.MIN_SIZES": (
+        (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+        "Lengths of the short side, pixels.",
+    ),
+    "TEST.AUG.MAX_SIZE": (4000, "Largest long side, pixels."),
+    "TEST.AUG.FLIP": (True, "Also run on the mirrored image."),
+    "TEST.PRECISE_BN.ENABLED": (False, "Recompute BatchNorm statistics before evaluations."),
+    "TEST.PRECISE_BN.NUM_ITER": (200, "Batches to compute them from."),
+}
+
+_GLOBAL: dict[str, tuple[Any, str]] = {
+    "OUTPUT_DIR": ("./output", "Folder for everything that a run writes."),
+    "SEED": (-1, "Seed of sample order, augmentation, initial weights; negative: a random one."),
+    "CUDNN_BENCHMARK": (False, "Let cuDNN try algorithms; pays off where image sizes are fixed."),
+    "FLOAT32_PRECISION": ("", "Passed to torch.set_float32_matmul_precision; empty: unchanged."),
+    "VIS_PERIOD": (0, "Iterations between pictures of the training in the events; 0: none."),
+    "GLOBAL.HACK": (1.0, "For quick experiments of users; the library does not read it."),
+}
+
+RUN_KEYS: dict[str, tuple[Any, str]] = {**_INPUT, **_DATA, **_SOLVER, **_TEST, **_GLOBAL}

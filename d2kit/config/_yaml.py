@@ -1,0 +1,171 @@
+"""The one function that reads YAML of others: plain values only, `_BASE_` from the same tree."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from d2kit.utils.registry import nearest_names
+
+BASE_KEY = "_BASE_"
+LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Loaded(NamedTuple):
+    """What a file and its bases say, and where each key was said last."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]  # full key -> "file:line"
+
+
+def _read_text(path: Path) -> str:
+    if not path.exists():
+        folder = path.parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"config file '{path}' not found: no folder '{folder}'")
+        near = nearest_names(path.name, sorted(f.name for f in folder.iterdir()))
+        listed = f"nearest there: {', '.join(near)}" if near else f"looked in '{folder}'"
+        raise FileNotFoundError(f"config file '{path}' not found ({listed})")
+    if path.is_dir():
+        raise IsADirectoryError(f"config file '{path}' is a folder; name a .yaml file in it")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 ({error.reason})") from error
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of one file and the line of each key."""
+    text = _read_text(path)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        values = {} if node is None else loader.construct_document(node)
+    except yaml.constructor.ConstructorError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ValueError(
+            f"{path}:{line}: {error.problem}; config files hold plain YAML values only, nothing "
+            "in them is executed: write the value out (allow_unsafe has no effect)"
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error).replace("\n", " ")
+        raise ValueError(f"{place}: malformed YAML: {problem}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{path}: expected 'KEY: value' lines, got a {type(values).__name__} at the top"
+        )
+    lines: dict[str, str] = {}
+    if node is not None:
+        _collect_lines(node, "", str(path), lines)
+    _check_leaves(values, "", str(path), lines)
+    return values, lines
+
+
+def _collect_lines(node: yaml.MappingNode, prefix: str, path: str, lines: dict[str, str]) -> None:
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        lines[key] = f"{path}:{key_node.start_mark.line + 1}"
+        if isinstance(value_node, yaml.MappingNode):
+            _collect_lines(value_node, f"{key}.", path, lines)
+
+
+def _check_leaves(values: Mapping[Any, Any], prefix: str, path: str, lines: dict[str, str]) -> None:
+    for key, value in values.items():
+        full = f"{prefix}{key}"
+        if not isinstance(key, str):
+            raise ValueError(f"{lines.get(full, path)}: key {full!r} is not a name")
+        if isinstance(value, dict):
+            _check_leaves(value, f"{full}.", path, lines)
+        elif not isinstance(value, LEAF_TYPES):
+            raise ValueError(
+                f"{lines.get(full, path)}: {full} is a {type(value).__name__} ({value}); expected "
+                "a number, string, bool, list or null (quote it to make it a string)"
+            )
+
+
+def _roots(first: Path) -> list[Path]:
+    """Return the folders that bases of `first` may lie in.
+
+    These are the nearest folder named ``configs`` above the file, or its own folder where there is
+    none, and the ``configs`` folders that stand beside one of the folders above it (a project's
+    configs extend those of the repository that it lives in).
+    """
+    nearest = next((f for f in first.parents if f.name == "configs"), first.parent)
+    return [nearest, *(f / "configs" for f in nearest.parents if (f / "configs").is_dir())]
+
+
+def _resolve_base(base: Any, file: Path, roots: list[Path], where: str) -> Path:
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{where}: {BASE_KEY} expects a path or a list of paths, got {base!r}")
+    if "://" in base:
+        raise ValueError(f"{where}: {BASE_KEY} '{base}' is not a local path; download it yourself")
+    target = (file.parent / os.path.expanduser(base)).resolve()
+    if not any(target.is_relative_to(root) for root in roots):
+        raise ValueError(
+            f"{where}: {BASE_KEY} '{base}' leads to '{target}', outside of the config tree "
+            f"'{roots[0]}'; keep both files below one folder named 'configs'"
+        )
+    return target
+
+
+def _merge(source: Loaded, into: Loaded) -> None:
+    """Let the values of `source` replace those of `into`, section by section."""
+
+    def walk(new: dict[str, Any], old: dict[str, Any], prefix: str) -> None:
+        for key, value in new.items():
+            full = f"{prefix}{key}"
+            if isinstance(value, dict) and key in old:
+                if not isinstance(old[key], dict):
+                    raise ValueError(
+                        f"{source.origins.get(full)}: {full} is a section here but a value in "
+                        f"its base ({into.origins.get(full)})"
+                    )
+                walk(value, old[key], f"{full}.")
+            else:
+                old[key] = value
+
+    walk(source.values, into.values, "")
+    into.origins.update(source.origins)
+
+
+def load_yaml(filename: str | os.PathLike[str]) -> Loaded:
+    """Read a config file and the files that it names as `_BASE_`.
+
+    Args:
+        filename: a local path.
+
+    Returns:
+        The merged values, those of a file before those of its bases, and their places.
+
+    Raises:
+        FileNotFoundError: if a file is missing; the nearest names are listed.
+        ValueError: for a URL, malformed YAML, a tag that would run code, a base outside of the
+            tree of configs, or bases in a circle; the message starts with file and line.
+    """
+    if "://" in str(filename):
+        raise ValueError(f"config file '{filename}': expected a local path, got a URL")
+    first = Path(filename).resolve()
+    return _load(Path(filename), first, _roots(first), ())
+
+
+def _load(shown: Path, file: Path, roots: list[Path], above: tuple[Path, ...]) -> Loaded:
+    if file in above:
+        chain = " -> ".join(str(f) for f in (*above[above.index(file) :], file))
+        raise ValueError(f"{above[-1]}: {BASE_KEY} files form a circle: {chain}")
+    values, lines = _parse(shown)
+    where = lines.pop(BASE_KEY, str(shown))
+    bases = values.pop(BASE_KEY, [])
+    merged = Loaded({}, {})
+    for base in bases if isinstance(bases, list) else [bases]:
+        target = _resolve_base(base, file, roots, where)
+        _merge(_load(target, target, roots, (*above, file)), merged)
+    _merge(Loaded(values, lines), merged)
+    return merged

@@ -1,0 +1,23 @@
+"""`_C`: the default config, built from the table of keys in `d2kit.config._keys`."""
+
+import copy
+
+from d2kit.config._keys import KEYS
+from d2kit.config.config import CfgNode
+
+__all__ = ["_C"]
+
+
+def _build() -> CfgNode:
+    root = CfgNode()
+    for name, key in KEYS.items():
+        *sections, last = name.split(".")
+        node = root
+        for section in sections:
+            node = node.setdefault(section, CfgNode())
+        node[last] = copy.deepcopy(key.default)
+    root.mark_defaults()
+    return root
+
+
+_C = _build()
