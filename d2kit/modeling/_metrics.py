@@ -1,0 +1,30 @@
+"""Training statistics of the model, published to the event storage where one is active."""
+
+from torch import Tensor
+
+from d2kit.utils.events import get_event_storage, has_event_storage
+
+
+def put_scalars(prefix: str, **values: Tensor | float) -> None:
+    """Publish `values` as `prefix/name`, without waiting for the device.
+
+    Args:
+        prefix: the first part of each name, for example ``"rpn"``.
+        **values: numbers or 0-dim tensors; tensors stay where they are until they are written.
+    """
+    if not has_event_storage():
+        return
+    storage = get_event_storage()
+    for name, value in values.items():
+        storage.put_scalar(f"{prefix}/{name}", value)
+
+
+def picture_due(period: int) -> bool:
+    """Tell whether this step publishes pictures: every `period` steps, 0 for never."""
+    return period > 0 and has_event_storage() and get_event_storage().iter % period == 0
+
+
+def put_image(name: str, image: Tensor) -> None:
+    """Publish an RGB `image` (3, H, W), uint8 or float in 0..1, under `name`."""
+    if has_event_storage():
+        get_event_storage().put_image(name, image)

@@ -1,0 +1,148 @@
+"""What whole models share: pixels in, results out, the place in the stream, pictures."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2kit.layers import move_device_like
+from d2kit.modeling._metrics import put_image
+from d2kit.modeling.postprocessing import detector_postprocess
+from d2kit.modeling.sampling import per_image_seeds
+from d2kit.structures import ImageList, Instances
+
+_SHOWN_PROPOSALS = 20
+
+
+class ImageNormalizer(nn.Module):
+    """Base of models that take images in 0..255: mean, deviation, device, batching.
+
+    Args:
+        pixel_mean: per channel, in the order of the input.
+        pixel_std: per channel.
+
+    Raises:
+        ValueError: if the two are not of one length.
+    """
+
+    def __init__(self, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
+        super().__init__()
+        mean = torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1)
+        std = torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1)
+        if mean.shape != std.shape:
+            raise ValueError(
+                "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD need one value per channel each, got "
+                f"{list(pixel_mean)} and {list(pixel_std)}"
+            )
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.pixel_mean.device  # type: ignore[return-value]
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Move the images to the model's device, normalise them, and pad them to one size.
+
+        Args:
+            batched_inputs: each with `image` (C, H, W), values in 0..255.
+
+        Returns:
+            The batch (N, C, H, W), zero-padded at the right and at the bottom.
+
+        Raises:
+            ValueError: if an image is missing or not of this shape.
+        """
+        images = []
+        for i, item in enumerate(batched_inputs):
+            image = item.get("image")
+            if not isinstance(image, Tensor) or image.dim() != 3:
+                got = tuple(image.shape) if hasattr(image, "shape") else type(image).__name__
+                raise ValueError(
+                    f"input {i} of the batch needs 'image', a tensor (C, H, W), got {got}"
+                )
+            image = move_device_like(image, self.pixel_mean)
+            images.append((image - self.pixel_mean) / self.pixel_std)
+        backbone: Any = self.backbone
+        return ImageList.from_tensors(
+            images,
+            backbone.size_divisibility,
+            padding_constraints=backbone.padding_constraints,
+        )
+
+    def ground_truth(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
+        """Return each image's `instances`, on the model's device.
+
+        Raises:
+            ValueError: if one is missing.
+        """
+        for i, item in enumerate(batched_inputs):
+            if "instances" not in item:
+                raise ValueError(
+                    f"training needs 'instances' in every input; input {i} of the batch "
+                    f"({item.get('file_name', 'no file name')}) has {sorted(item)}"
+                )
+        return [item["instances"].to(self.device) for item in batched_inputs]
+
+
+@contextmanager
+def seeded_by_sample(batched_inputs: list[dict[str, Any]]) -> Iterator[None]:
+    """Make the random choices inside depend on each image's `sample_seed`, where all have one."""
+    seeds = [item.get("sample_seed") for item in batched_inputs]
+    with per_image_seeds(None if None in seeds else seeds):
+        yield
+
+
+def to_input_size(
+    results: list[Instances],
+    batched_inputs: list[dict[str, Any]],
+    image_sizes: Sequence[tuple[int, int]],
+    field: str = "instances",
+) -> list[dict[str, Instances]]:
+    """Scale results to the size each input asks for, and paste their masks.
+
+    Args:
+        results: per image, in the size the network saw.
+        batched_inputs: each with `height` and `width` of the wanted result, by default the
+            network's.
+        image_sizes: (height, width) the network saw.
+        field: name under which the results are returned.
+
+    Returns:
+        Per image ``{field: Instances}``.
+    """
+    processed = []
+    for result, item, (height, width) in zip(results, batched_inputs, image_sizes, strict=True):
+        size = item.get("height", height), item.get("width", width)
+        processed.append({field: detector_postprocess(result, *size)})
+    return processed
+
+
+def show_boxes(
+    batched_inputs: list[dict[str, Any]], proposals: list[Instances], input_format: str
+) -> None:
+    """Publish the first image twice: with its ground truths, and with its best proposals.
+
+    Args:
+        batched_inputs: with `image` (C, H, W) in 0..255 and `instances`.
+        proposals: per image, with `proposal_boxes`, best first.
+        input_format: ``BGR`` or ``RGB``, the channel order of the images.
+    """
+    from torchvision.utils import draw_bounding_boxes
+
+    item = batched_inputs[0]
+    picture = item["image"].detach().cpu().clamp(0, 255).to(torch.uint8)
+    if input_format == "BGR":
+        picture = picture.flip(0)
+    truths = item["instances"].gt_boxes
+    best = proposals[0].proposal_boxes[:_SHOWN_PROPOSALS]
+    panes = []
+    for boxes, colour in ((truths, "lime"), (best, "orange")):
+        usable = boxes[boxes.nonempty()].tensor.detach().cpu()
+        panes.append(
+            draw_bounding_boxes(picture, usable, colors=colour, width=2) if len(usable) else picture
+        )
+    put_image("Left: GT bounding boxes;  Right: Predicted proposals", torch.cat(panes, dim=2))

@@ -1,0 +1,45 @@
+"""Registry of whole models."""
+
+import logging
+
+import torch
+from torch import nn
+
+from d2kit.config import CfgNode
+from d2kit.utils.registry import Registry
+
+__all__ = ["META_ARCH_REGISTRY", "build_model"]
+
+META_ARCH_REGISTRY = Registry("META_ARCH")
+"""Whole models: called with ``(cfg,)``.
+
+The module maps a list of dicts, one per image, to a dict of losses in training mode and to a list
+of result dicts in evaluation mode.
+"""
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Build the model that ``cfg.MODEL.META_ARCHITECTURE`` names, on ``cfg.MODEL.DEVICE``.
+
+    No weights are loaded. A CUDA device on a machine without one is replaced by the CPU, with a
+    warning.
+
+    Args:
+        cfg: the config.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        KeyError: if no such model is registered; the message lists the nearest names.
+    """
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning(
+            "MODEL.DEVICE is '%s', but this machine has no CUDA device: using the CPU. "
+            "Set MODEL.DEVICE cpu to silence this.",
+            cfg.MODEL.DEVICE,
+        )
+        device = torch.device("cpu")
+    return model.to(device)

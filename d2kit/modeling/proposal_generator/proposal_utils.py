@@ -1,0 +1,184 @@
+"""From scored boxes to a short list of proposals per image."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from d2kit.layers import batched_nms
+from d2kit.structures import Boxes, Instances
+
+__all__ = [
+    "add_ground_truth_to_proposals",
+    "add_ground_truth_to_proposals_single_image",
+    "find_top_rpn_proposals",
+]
+
+_GROUND_TRUTH_LOGIT = math.log(1e10)
+"""Objectness of a ground truth among the proposals: the logit of 1 - 1e-10."""
+
+
+def find_top_rpn_proposals(
+    proposals: list[Tensor],
+    pred_objectness_logits: list[Tensor],
+    image_sizes: list[tuple[int, int]],
+    nms_thresh: float,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    min_box_size: float,
+    training: bool,
+) -> list[Instances]:
+    """Keep the best boxes of each level, suppress overlaps level by level, and keep the best.
+
+    Args:
+        proposals: per level, boxes (N, Hi*Wi*A, 4), XYXY pixels.
+        pred_objectness_logits: per level, scores (N, Hi*Wi*A).
+        image_sizes: (height, width) of each image; boxes are clipped to them.
+        nms_thresh: IoU above which the weaker of two boxes of one level goes.
+        pre_nms_topk: boxes kept per level and image before suppression.
+        post_nms_topk: boxes kept per image after it.
+        min_box_size: boxes with a side not longer than this (pixels) are dropped.
+        training: whether a non-finite box or score is an error (else it is dropped).
+
+    Returns:
+        One `Instances` per image with `proposal_boxes` and `objectness_logits`, best first.
+
+    Raises:
+        FloatingPointError: if `training` and a box or score is NaN or infinite.
+
+    Source: Faster R-CNN (Ren et al. 2015), section 3.3; per level: FPN (Lin et al. 2017), 4.1.
+    """
+    scores, boxes, levels = [], [], []
+    for level, (level_boxes, logits) in enumerate(
+        zip(proposals, pred_objectness_logits, strict=True)
+    ):
+        top, index = top_of_level(logits, pre_nms_topk)
+        scores.append(top)
+        boxes.append(level_boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)))
+        levels.append(torch.full_like(index[0], level))
+    return suppress_and_trim(
+        torch.cat(boxes, dim=1),
+        torch.cat(scores, dim=1),
+        torch.cat(levels),
+        image_sizes,
+        nms_thresh=nms_thresh,
+        post_nms_topk=post_nms_topk,
+        min_box_size=min_box_size,
+        training=training,
+    )
+
+
+def top_of_level(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the `k` highest of `logits` (N, A) per image, descending, and where they are."""
+    return logits.topk(min(int(k), logits.shape[1]), dim=1)
+
+
+def suppress_and_trim(
+    boxes: Tensor,
+    scores: Tensor,
+    levels: Tensor,
+    image_sizes: Sequence[tuple[int, int]],
+    *,
+    nms_thresh: float,
+    post_nms_topk: int,
+    min_box_size: float,
+    training: bool,
+) -> list[Instances]:
+    """Clip, filter and suppress the chosen boxes of each image.
+
+    Args:
+        boxes: (N, P, 4) XYXY pixels.
+        scores: (N, P).
+        levels: (P,) int64, the feature level of each column.
+        image_sizes: see `find_top_rpn_proposals`, as the other arguments.
+        nms_thresh: IoU.
+        post_nms_topk: boxes kept per image.
+        min_box_size: pixels.
+        training: see there.
+
+    Returns:
+        One `Instances` per image.
+    """
+    boxes, scores = boxes.float(), scores.float()
+    finite = torch.isfinite(boxes).all(dim=-1) & torch.isfinite(scores)
+    if training and not bool(finite.all()):
+        what = "box regression" if bool(torch.isfinite(scores).all()) else "objectness"
+        raise FloatingPointError(
+            f"the RPN's {what} output is NaN or infinite in {int((~finite).sum())} of "
+            f"{finite.numel()} proposals: training has diverged; lower SOLVER.BASE_LR, lengthen "
+            "SOLVER.WARMUP_ITERS or enable SOLVER.CLIP_GRADIENTS"
+        )
+    limits = boxes.new_tensor([(w, h, w, h) for h, w in image_sizes]).unsqueeze(1)
+    boxes = torch.minimum(boxes.clamp(min=0), limits)
+    sides = boxes[..., 2:] - boxes[..., :2]
+    usable = finite & (sides > min_box_size).all(dim=-1)
+    results = []
+    for i, image_size in enumerate(image_sizes):
+        chosen = usable[i].nonzero().squeeze(1)
+        image_boxes, image_scores = boxes[i, chosen], scores[i, chosen]
+        keep = batched_nms(image_boxes, image_scores, levels[chosen], nms_thresh)[:post_nms_topk]
+        result = Instances(image_size)
+        result.proposal_boxes = Boxes(image_boxes[keep])
+        result.objectness_logits = image_scores[keep]
+        results.append(result)
+    return results
+
+
+def add_ground_truth_to_proposals(
+    gt: Sequence[Instances | Boxes], proposals: list[Instances]
+) -> list[Instances]:
+    """Append each image's ground-truth boxes to its proposals: positives from the first step on.
+
+    Args:
+        gt: per image, `Instances` with `gt_boxes`, or the boxes themselves.
+        proposals: per image, with `proposal_boxes` and, where known, `objectness_logits`.
+
+    Returns:
+        New `Instances`, the ground truths last.
+
+    Raises:
+        ValueError: if the two lists are not of one length.
+
+    Source: the second stage's view of Faster R-CNN (Ren et al. 2015), section 3.2.
+    """
+    if len(gt) != len(proposals):
+        raise ValueError(
+            f"expected one ground truth per image, got {len(gt)} ground truths "
+            f"for the proposals of {len(proposals)} images"
+        )
+    return [
+        add_ground_truth_to_proposals_single_image(one_gt, one)
+        for one_gt, one in zip(gt, proposals, strict=True)
+    ]
+
+
+def add_ground_truth_to_proposals_single_image(
+    gt: Instances | Boxes, proposals: Instances
+) -> Instances:
+    """Append the ground-truth boxes of one image to its proposals.
+
+    Args:
+        gt: `Instances` with `gt_boxes` (and every other field that `proposals` has), or boxes.
+        proposals: with `proposal_boxes` and, where known, `objectness_logits`.
+
+    Returns:
+        New `Instances`, the ground truths last, with an objectness of almost 1.
+
+    Raises:
+        ValueError: if `proposals` has a field that the ground truth cannot fill.
+    """
+    boxes = gt.gt_boxes if isinstance(gt, Instances) else gt
+    extra = Instances(proposals.image_size, proposal_boxes=boxes)
+    for name, value in proposals.get_fields().items():
+        if name == "objectness_logits":
+            extra.set(name, value.new_full((len(boxes),), _GROUND_TRUTH_LOGIT))
+        elif name != "proposal_boxes":
+            if not (isinstance(gt, Instances) and gt.has(name)):
+                raise ValueError(
+                    f"proposals have the field '{name}', which the ground truth lacks, so they "
+                    "cannot be joined: add it to the ground truth or set "
+                    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT False"
+                )
+            extra.set(name, gt.get(name))
+    return Instances.cat([proposals, extra])

@@ -1,0 +1,122 @@
+"""Assembles the branches of the per-region heads from the config."""
+
+from typing import Any
+
+from torch import nn
+
+from d2kit.config import CfgNode
+from d2kit.layers import ShapeSpec
+from d2kit.modeling.backbone.resnet import BottleneckBlock, ResNet
+from d2kit.modeling.poolers import ROIPooler
+from d2kit.modeling.roi_heads.box_head import build_box_head
+from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from d2kit.modeling.roi_heads.mask_head import build_mask_head
+from d2kit.utils.registry import nearest_names
+
+
+def build_pooler(
+    cfg: CfgNode, node: CfgNode, input_shape: dict[str, ShapeSpec]
+) -> tuple[list[str], ROIPooler, ShapeSpec]:
+    """Build the pooler of one branch.
+
+    Args:
+        cfg: the config.
+        node: the branch's own, with the `POOLER_*` keys.
+        input_shape: feature name -> its shape.
+
+    Returns:
+        The names of its levels, the pooler, and the shape of one pooled region.
+
+    Raises:
+        ValueError: if a level does not exist or the levels differ in channels.
+    """
+    names = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    unknown = [name for name in names if name not in input_shape]
+    if unknown:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.IN_FEATURES names {unknown}, which the backbone does not give; it "
+            f"gives {sorted(input_shape)} (nearest: {nearest_names(unknown[0], input_shape)})"
+        )
+    channels = {input_shape[name].channels for name in names}
+    if len(channels) != 1:
+        raise ValueError(
+            f"the levels of MODEL.ROI_HEADS.IN_FEATURES {names} must have the same channels, "
+            f"got {[input_shape[name].channels for name in names]}"
+        )
+    side = node.POOLER_RESOLUTION
+    pooler = ROIPooler(
+        output_size=side,
+        scales=tuple(1.0 / input_shape[name].stride for name in names),
+        sampling_ratio=node.POOLER_SAMPLING_RATIO,
+        pooler_type=node.POOLER_TYPE,
+    )
+    return names, pooler, ShapeSpec(channels=channels.pop(), height=side, width=side)
+
+
+def build_box_branch(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """Build what `StandardROIHeads` needs for boxes: its `box_*` arguments."""
+    names, pooler, shape = build_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+    head = build_box_head(cfg, shape)
+    return {
+        "box_in_features": names,
+        "box_pooler": pooler,
+        "box_head": head,
+        "box_predictor": FastRCNNOutputLayers(cfg, head.output_shape),
+    }
+
+
+def build_mask_branch(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """Build what `StandardROIHeads` needs for masks: its `mask_*` arguments, or none."""
+    if not cfg.MODEL.MASK_ON:
+        return {}
+    node = cfg.MODEL.ROI_MASK_HEAD
+    if not node.POOLER_TYPE:  # the head pools by itself
+        names = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+        shapes = {name: input_shape[name] for name in names}
+        return {
+            "mask_in_features": names,
+            "mask_pooler": None,
+            "mask_head": build_mask_head(cfg, shapes),  # type: ignore[arg-type]
+        }
+    names, pooler, shape = build_pooler(cfg, node, input_shape)
+    return {
+        "mask_in_features": names,
+        "mask_pooler": pooler,
+        "mask_head": build_mask_head(cfg, shape),
+    }
+
+
+def build_res5_stage(cfg: CfgNode) -> tuple[nn.Sequential, int]:
+    """Build the last stage of a ResNet as a per-region head.
+
+    Args:
+        cfg: the config; `MODEL.RESNETS` describes the stage.
+
+    Returns:
+        The stage, of stride 2, and its output channels.
+
+    Raises:
+        ValueError: if the stage should have deformable convolutions.
+
+    Source: Faster R-CNN on ResNet (He et al. 2016), appendix A.
+    """
+    node = cfg.MODEL.RESNETS
+    if node.DEFORM_ON_PER_STAGE[-1]:
+        raise ValueError(
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: Res5ROIHeads has no deformable convolutions in "
+            f"its res5, got {list(node.DEFORM_ON_PER_STAGE)}; set the last to False"
+        )
+    widening = 2**3  # res5 over res2
+    out_channels = node.RES2_OUT_CHANNELS * widening
+    blocks = ResNet.make_stage(
+        BottleneckBlock,
+        3,
+        stride_per_block=[2, 1, 1],
+        in_channels=out_channels // 2,
+        bottleneck_channels=node.NUM_GROUPS * node.WIDTH_PER_GROUP * widening,
+        out_channels=out_channels,
+        num_groups=node.NUM_GROUPS,
+        norm=node.NORM,
+        stride_in_1x1=node.STRIDE_IN_1X1,
+    )
+    return nn.Sequential(*blocks), out_channels

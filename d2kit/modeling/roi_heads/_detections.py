@@ -1,0 +1,112 @@
+"""From class scores and boxes to detections: threshold, suppression, best of the image."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from d2kit.layers import batched_nms
+from d2kit.structures import Boxes, Instances
+
+
+def fast_rcnn_inference(
+    boxes: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    image_shapes: Sequence[tuple[int, int]],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[list[Instances], list[Tensor]]:
+    """Turn the decoded boxes and scores of each image into detections.
+
+    Args:
+        boxes: per image (R, K*4), or (R, 4) where boxes do not depend on the class; XYXY pixels.
+        scores: per image (R, K+1), probabilities, background last.
+        image_shapes: (height, width) per image.
+        score_thresh: only scores above it count.
+        nms_thresh: IoU above which the weaker of two detections of one class goes.
+        topk_per_image: detections kept per image.
+
+    Returns:
+        Per image: `Instances` with `pred_boxes`, `scores`, `pred_classes`, best first; and the row
+        of `boxes` (int64) from which each came.
+
+    Source: Fast R-CNN (Girshick 2015), section 3; Detectron's per-image limit.
+    """
+    results = [
+        fast_rcnn_inference_single_image(b, s, shape, score_thresh, nms_thresh, topk_per_image)
+        for b, s, shape in zip(boxes, scores, image_shapes, strict=True)
+    ]
+    return [r[0] for r in results], [r[1] for r in results]
+
+
+def fast_rcnn_inference_single_image(
+    boxes: Tensor,
+    scores: Tensor,
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[Instances, Tensor]:
+    """Do what `fast_rcnn_inference` does, for one image.
+
+    Args:
+        boxes: (R, K*4) or (R, 4), XYXY pixels.
+        scores: (R, K+1).
+        image_shape: (height, width).
+        score_thresh: see there, as the others.
+        nms_thresh: IoU.
+        topk_per_image: count.
+
+    Returns:
+        Detections, and the row of `boxes` from which each came.
+    """
+    finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+    rows, classes = ((scores[:, :-1] > score_thresh) & finite.unsqueeze(1)).nonzero(as_tuple=True)
+    per_row = boxes.shape[1] // 4
+    chosen = boxes.view(len(boxes), per_row, 4)[rows, classes if per_row > 1 else 0]
+    return suppress(
+        chosen,
+        scores[rows, classes],
+        classes,
+        rows,
+        image_shape,
+        nms_thresh=nms_thresh,
+        topk=topk_per_image,
+    )
+
+
+def suppress(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    rows: Tensor,
+    image_shape: tuple[int, int],
+    *,
+    nms_thresh: float,
+    topk: int,
+) -> tuple[Instances, Tensor]:
+    """Clip the candidates of one image, suppress overlaps within each class, and keep the best.
+
+    Args:
+        boxes: (Q, 4) XYXY pixels.
+        scores: (Q,).
+        classes: (Q,) int64.
+        rows: (Q,) int64, where each came from.
+        image_shape: (height, width).
+        nms_thresh: IoU.
+        topk: detections kept; negative: all.
+
+    Returns:
+        Detections, best first; and their `rows`.
+    """
+    clipped = Boxes(boxes)
+    clipped.clip(image_shape)
+    keep = batched_nms(clipped.tensor, scores, classes, nms_thresh)
+    if topk >= 0:
+        keep = keep[:topk]
+    result = Instances(image_shape)
+    result.pred_boxes = Boxes(clipped.tensor[keep])
+    result.scores = scores[keep]
+    result.pred_classes = classes[keep]
+    return result, rows[keep]

@@ -1,0 +1,136 @@
+"""C4 heads: the last stage of the ResNet runs on every region, shared by boxes and masks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode, configurable
+from d2kit.layers import ShapeSpec
+from d2kit.modeling.poolers import ROIPooler
+from d2kit.modeling.roi_heads._base import ROI_HEADS_REGISTRY, ROIHeads
+from d2kit.modeling.roi_heads._build import build_pooler, build_res5_stage
+from d2kit.modeling.roi_heads._selection import check_targets, select_foreground_proposals
+from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from d2kit.modeling.roi_heads.mask_head import build_mask_head
+from d2kit.structures import Boxes, ImageList, Instances
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeads(ROIHeads):
+    """Pool from one level, run res5 on each region, predict boxes from its mean and masks from it.
+
+    Args:
+        in_features: name of the level, in a list.
+        pooler: level and boxes -> (R, C, H, W).
+        res5: the stage.
+        box_predictor: see `FastRCNNOutputLayers`.
+        mask_head: see `BaseMaskRCNNHead`; None: no masks.
+        **kwargs: see `ROIHeads`.
+
+    Source: Mask R-CNN (He et al. 2017), figure 4, left.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: list[str],
+        pooler: ROIPooler,
+        res5: nn.Module,
+        box_predictor: nn.Module,
+        mask_head: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.in_features = in_features
+        self.pooler = pooler
+        self.res5 = res5
+        self.box_predictor = box_predictor
+        self.mask_on = mask_head is not None
+        if mask_head is not None:
+            self.mask_head = mask_head
+
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+    ) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg` and the backbone's output shapes.
+
+        Raises:
+            ValueError: if more than one level is named.
+        """
+        names, pooler, shape = build_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        if len(names) != 1:
+            raise ValueError(
+                f"Res5ROIHeads pools from one level, MODEL.ROI_HEADS.IN_FEATURES names {names}"
+            )
+        res5, channels = cls._build_res5_block(cfg)
+        arguments = {
+            **super().from_config(cfg),
+            "in_features": names,
+            "pooler": pooler,
+            "res5": res5,
+            "box_predictor": FastRCNNOutputLayers(cfg, ShapeSpec(channels=channels)),
+        }
+        if cfg.MODEL.MASK_ON:
+            side = shape.height
+            arguments["mask_head"] = build_mask_head(
+                cfg, ShapeSpec(channels=channels, height=side, width=side)
+            )
+        return arguments
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
+        """Return the stage and its output channels; user classes override it."""
+        return build_res5_stage(cfg)
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """See `ROIHeads.forward`."""
+        del images
+        if self.training:
+            proposals = self.label_and_sample_proposals(
+                proposals, check_targets(targets, type(self).__name__)
+            )
+        regions = self._shared_features(features, [p.proposal_boxes for p in proposals])
+        predictions = self.box_predictor(regions.mean(dim=(2, 3)))
+        if not self.training:
+            detections, _ = self.box_predictor.inference(predictions, proposals)
+            return self.forward_with_given_boxes(features, detections), {}
+        losses = self.box_predictor.losses(predictions, proposals)
+        if self.mask_on:
+            chosen, masks = select_foreground_proposals(proposals, self.num_classes)
+            losses.update(self.mask_head(regions[torch.cat(masks)], chosen))
+        return proposals, losses
+
+    def _shared_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """Return res5's features of each box (R, C, H/2, W/2)."""
+        return self.res5(self.pooler([features[name] for name in self.in_features], boxes))
+
+    def forward_with_given_boxes(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> list[Instances]:
+        """Predict masks for boxes and classes that are already known.
+
+        Args:
+            features: name -> (N, C, Hi, Wi).
+            instances: per image, with `pred_boxes` and `pred_classes`.
+
+        Returns:
+            The same objects, with `pred_masks` (R, 1, M, M).
+
+        Raises:
+            ValueError: in training mode.
+        """
+        if self.training:
+            raise ValueError("forward_with_given_boxes is for inference: call model.eval() first")
+        if not self.mask_on:
+            return instances
+        regions = self._shared_features(features, [i.pred_boxes for i in instances])
+        return self.mask_head(regions, instances)

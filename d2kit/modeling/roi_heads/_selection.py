@@ -1,0 +1,104 @@
+"""Selection of the proposals that a loss looks at."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from d2kit.modeling._metrics import put_scalars
+from d2kit.structures import Instances
+
+
+def select_foreground_proposals(
+    proposals: list[Instances], bg_label: int
+) -> tuple[list[Instances], list[Tensor]]:
+    """Keep the proposals that are matched to a ground truth.
+
+    Args:
+        proposals: per image, with `gt_classes` (R,).
+        bg_label: the class of background; -1 is ignored.
+
+    Returns:
+        Per image: its foreground proposals, and which these are, bool (R,).
+    """
+    masks = [(p.gt_classes != -1) & (p.gt_classes != bg_label) for p in proposals]
+    return [p[mask.nonzero().squeeze(1)] for p, mask in zip(proposals, masks, strict=True)], masks
+
+
+def select_proposals_with_visible_keypoints(proposals: list[Instances]) -> list[Instances]:
+    """Keep the proposals that have a labelled keypoint of their ground truth inside.
+
+    Args:
+        proposals: per image, foreground only, with `proposal_boxes` and `gt_keypoints`.
+
+    Returns:
+        Per image, the kept ones.
+
+    Source: Mask R-CNN (He et al. 2017), section 5.
+    """
+    kept = []
+    for p in proposals:
+        if len(p) == 0 or not p.has("gt_keypoints"):
+            kept.append(p[:0])
+            continue
+        points = p.gt_keypoints.tensor
+        boxes = p.proposal_boxes.tensor.unsqueeze(1)
+        inside = ((points[..., :2] >= boxes[..., :2]) & (points[..., :2] <= boxes[..., 2:])).all(-1)
+        usable = (inside & (points[..., 2] >= 1)).any(dim=1)
+        kept.append(p[usable.nonzero().squeeze(1)])
+    put_scalars("keypoint_head", num_fg_samples=sum(map(len, kept)) / max(1, len(kept)))
+    return kept
+
+
+def attach_targets(proposals: Instances, targets: Instances, matched: Tensor) -> None:
+    """Copy the `gt_*` fields of the matched ground truths onto sampled proposals, in place.
+
+    An image without ground truths has nothing to copy; its proposals stay without these fields.
+
+    Args:
+        proposals: R sampled proposals.
+        targets: G ground truths.
+        matched: (R,) int64, index of the ground truth of each proposal.
+    """
+    if len(targets) == 0:
+        return
+    for name, value in targets.get_fields().items():
+        if name.startswith("gt_") and not proposals.has(name):
+            proposals.set(name, value[matched])
+
+
+def check_targets(targets: Sequence[Instances] | None, where: str) -> Sequence[Instances]:
+    """Return `targets`.
+
+    Raises:
+        ValueError: if they are missing or lack boxes or classes.
+    """
+    if targets is None:
+        raise ValueError(f"{where} needs ground truths (targets) in training mode, got None")
+    for i, target in enumerate(targets):
+        missing = [n for n in ("gt_boxes", "gt_classes") if not target.has(n)]
+        if missing:
+            raise ValueError(
+                f"{where}: the ground truth of image {i} of the batch lacks {missing}; "
+                f"it has {sorted(target.get_fields())}. What maps the dataset must set them."
+            )
+    return targets
+
+
+def check_classes(gt_classes: Tensor, num_classes: int) -> Tensor:
+    """Return `gt_classes` where a wrong one cannot pass silently.
+
+    Only tensors on the CPU are checked: on a device it would make the host wait, and an index out
+    of range stops the kernel there anyway.
+
+    Raises:
+        ValueError: if a class is not in [0, num_classes).
+    """
+    if gt_classes.device.type == "cpu" and len(gt_classes) > 0:
+        low, high = torch.aminmax(gt_classes)
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"ground-truth classes must be in 0..{num_classes - 1} "
+                f"(MODEL.ROI_HEADS.NUM_CLASSES {num_classes}), got {int(low)}..{int(high)}"
+            )
+    return gt_classes

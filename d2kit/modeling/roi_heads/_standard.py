@@ -1,0 +1,189 @@
+"""Standard heads: each task pools its own region features."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode, configurable
+from d2kit.layers import ShapeSpec
+from d2kit.modeling.poolers import ROIPooler
+from d2kit.modeling.roi_heads._base import ROI_HEADS_REGISTRY, ROIHeads
+from d2kit.modeling.roi_heads._build import build_box_branch, build_mask_branch
+from d2kit.modeling.roi_heads._selection import (
+    check_targets,
+    select_foreground_proposals,
+    select_proposals_with_visible_keypoints,
+)
+from d2kit.structures import Boxes, ImageList, Instances
+
+
+@ROI_HEADS_REGISTRY.register()
+class StandardROIHeads(ROIHeads):
+    """Box, mask and keypoint heads that share nothing but the features.
+
+    Args:
+        box_in_features: names of the levels that the box head pools from.
+        box_pooler: levels and boxes -> (R, C, H, W).
+        box_head: pooled features -> one vector per region.
+        box_predictor: that vector -> scores and deltas, see `FastRCNNOutputLayers`.
+        mask_in_features: levels of the mask head; None: no masks.
+        mask_pooler: its pooler; None: the head gets the dict of its features itself.
+        mask_head: see `BaseMaskRCNNHead`.
+        keypoint_in_features: levels of the keypoint head; None: no keypoints.
+        keypoint_pooler: its pooler, or None as above.
+        keypoint_head: called with pooled features and `Instances`, as a mask head is.
+        train_on_pred_boxes: train the mask and keypoint heads on the box head's output instead of
+            the proposals.
+        **kwargs: see `ROIHeads`.
+
+    Source: Mask R-CNN (He et al. 2017), figure 4, right; FPN (Lin et al. 2017), section 4.2.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        box_in_features: list[str],
+        box_pooler: ROIPooler,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        mask_in_features: list[str] | None = None,
+        mask_pooler: ROIPooler | None = None,
+        mask_head: nn.Module | None = None,
+        keypoint_in_features: list[str] | None = None,
+        keypoint_pooler: ROIPooler | None = None,
+        keypoint_head: nn.Module | None = None,
+        train_on_pred_boxes: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.in_features = self.box_in_features = box_in_features
+        self.box_pooler = box_pooler
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.mask_on = mask_in_features is not None
+        if mask_in_features is not None:
+            self.mask_in_features = mask_in_features
+            self.mask_pooler = mask_pooler
+            self.mask_head = mask_head
+        self.keypoint_on = keypoint_in_features is not None
+        if keypoint_in_features is not None:
+            self.keypoint_in_features = keypoint_in_features
+            self.keypoint_pooler = keypoint_pooler
+            self.keypoint_head = keypoint_head
+        self.train_on_pred_boxes = train_on_pred_boxes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg` and the backbone's output shapes."""
+        return {
+            **super().from_config(cfg),
+            "train_on_pred_boxes": cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES,
+            **cls._init_box_head(cfg, input_shape),
+            **cls._init_mask_head(cfg, input_shape),
+        }
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the box branch's arguments; user classes override it."""
+        return build_box_branch(cfg, input_shape)
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the mask branch's arguments, if any; user classes override it."""
+        return build_mask_branch(cfg, input_shape)
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """See `ROIHeads.forward`."""
+        del images
+        if not self.training:
+            detections = self._forward_box(features, proposals)
+            return self.forward_with_given_boxes(features, detections), {}
+        targets = check_targets(targets, type(self).__name__)
+        proposals = self.label_and_sample_proposals(proposals, targets)
+        losses = self._forward_box(features, proposals)
+        # The masks and keypoints of a region are learnt where its box is foreground; these heads
+        # select by themselves, since the losses above need all proposals.
+        losses.update(self._forward_mask(features, proposals))
+        losses.update(self._forward_keypoint(features, proposals))
+        return proposals, losses
+
+    def forward_with_given_boxes(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> list[Instances]:
+        """Predict masks and keypoints for boxes and classes that are already known.
+
+        Args:
+            features: name -> (N, C, Hi, Wi).
+            instances: per image, with `pred_boxes` and `pred_classes`.
+
+        Returns:
+            The same objects, with `pred_masks` (R, 1, M, M) and whatever the keypoint head sets.
+
+        Raises:
+            ValueError: in training mode, or where a field is missing.
+        """
+        if self.training:
+            raise ValueError("forward_with_given_boxes is for inference: call model.eval() first")
+        for one in instances:
+            if not (one.has("pred_boxes") and one.has("pred_classes")):
+                raise ValueError(
+                    "detected instances need pred_boxes and pred_classes, got "
+                    f"{sorted(one.get_fields())}"
+                )
+        instances = self._forward_mask(features, instances)
+        return self._forward_keypoint(features, instances)
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
+        """Return the box losses in training, else the detections of each image."""
+        levels = [features[name] for name in self.box_in_features]
+        pooled = self.box_pooler(levels, [p.proposal_boxes for p in proposals])
+        predictions = self.box_predictor(self.box_head(pooled))
+        if not self.training:
+            return self.box_predictor.inference(predictions, proposals)[0]
+        losses = self.box_predictor.losses(predictions, proposals)
+        if self.train_on_pred_boxes:
+            with torch.no_grad():
+                boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
+                for proposal, predicted in zip(proposals, boxes, strict=True):
+                    proposal.proposal_boxes = Boxes(predicted)
+        return losses
+
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        """Return the mask loss in training, else `instances` with masks."""
+        if not self.mask_on:
+            return {} if self.training else instances
+        if self.training:
+            instances, _ = select_foreground_proposals(instances, self.num_classes)
+        pooled = self._pool(self.mask_pooler, self.mask_in_features, features, instances)
+        return self.mask_head(pooled, instances)
+
+    def _forward_keypoint(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        """Return the keypoint loss in training, else `instances` with keypoints."""
+        if not self.keypoint_on:
+            return {} if self.training else instances
+        if self.training:
+            instances, _ = select_foreground_proposals(instances, self.num_classes)
+            instances = select_proposals_with_visible_keypoints(instances)
+        pooled = self._pool(self.keypoint_pooler, self.keypoint_in_features, features, instances)
+        return self.keypoint_head(pooled, instances)
+
+    def _pool(
+        self,
+        pooler: ROIPooler | None,
+        names: list[str],
+        features: dict[str, Tensor],
+        instances: list[Instances],
+    ) -> Any:
+        """Pool the proposals (training) or the predicted boxes; without a pooler, the features."""
+        if pooler is None:
+            return {name: features[name] for name in names}
+        boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
+        return pooler([features[name] for name in names], boxes)

@@ -1,0 +1,116 @@
+"""Box heads: from pooled region features to one vector per region."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode, configurable
+from d2kit.layers import Conv2d, ShapeSpec, get_norm
+from d2kit.modeling.backbone._weight_init import msra_fill, xavier_fill
+from d2kit.utils.registry import Registry
+
+__all__ = ["ROI_BOX_HEAD_REGISTRY", "FastRCNNConvFCHead", "build_box_head"]
+
+ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")
+"""Box heads: called with ``(cfg, input_shape: ShapeSpec)``; they map (R, C, H, W) to features and
+state their `output_shape`."""
+
+
+def build_box_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
+    """Build the box head that ``cfg.MODEL.ROI_BOX_HEAD.NAME`` names.
+
+    Args:
+        cfg: the config.
+        input_shape: channels, height and width of a pooled region.
+
+    Returns:
+        The head.
+    """
+    return ROI_BOX_HEAD_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.NAME)(cfg, input_shape)
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class FastRCNNConvFCHead(nn.Module):
+    """3x3 convolutions, then fully connected layers, each followed by ReLU.
+
+    Args:
+        input_shape: channels, height and width of a pooled region.
+        conv_dims: output channels of each convolution.
+        fc_dims: output size of each fully connected layer.
+        conv_norm: normalisation of the convolutions, see `d2kit.layers.get_norm`.
+
+    Raises:
+        ValueError: if there is no layer at all.
+
+    Source: FPN (Lin et al. 2017), section 4.2; with convolutions: Group Normalization (Wu and He
+    2018), section 4.2.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        conv_dims: Sequence[int],
+        fc_dims: Sequence[int],
+        conv_norm: str = "",
+    ) -> None:
+        super().__init__()
+        if not conv_dims and not fc_dims:
+            raise ValueError(
+                "FastRCNNConvFCHead needs at least one layer: set MODEL.ROI_BOX_HEAD.NUM_FC or "
+                "MODEL.ROI_BOX_HEAD.NUM_CONV above 0"
+            )
+        shape = (input_shape.channels, input_shape.height or 1, input_shape.width or 1)
+        self.conv_names, self.fc_names = [], []
+        for k, dim in enumerate(conv_dims, start=1):
+            conv = Conv2d(
+                shape[0],
+                dim,
+                kernel_size=3,
+                padding=1,
+                bias=not conv_norm,
+                norm=get_norm(conv_norm, dim),
+                activation=nn.ReLU(),
+            )
+            msra_fill(conv)
+            self.add_module(f"conv{k}", conv)
+            self.conv_names.append(f"conv{k}")
+            shape = (dim, *shape[1:])
+        for k, dim in enumerate(fc_dims, start=1):
+            fc = nn.Linear(math.prod(shape), dim)
+            xavier_fill(fc)
+            self.add_module(f"fc{k}", fc)
+            self.fc_names.append(f"fc{k}")
+            shape = (dim, 1, 1)
+        if fc_dims:
+            self._output_shape = ShapeSpec(channels=shape[0])
+        else:
+            self._output_shape = ShapeSpec(channels=shape[0], height=shape[1], width=shape[2])
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg`."""
+        head = cfg.MODEL.ROI_BOX_HEAD
+        return {
+            "input_shape": input_shape,
+            "conv_dims": [head.CONV_DIM] * head.NUM_CONV,
+            "fc_dims": [head.FC_DIM] * head.NUM_FC,
+            "conv_norm": head.NORM,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pooled features (R, C, H, W) to (R, D), or (R, D, H, W) without FC layers."""
+        for name in self.conv_names:
+            x = getattr(self, name)(x)
+        for name in self.fc_names:
+            x = torch.relu_(getattr(self, name)(x.flatten(1)))
+        return x
+
+    @property
+    def output_shape(self) -> ShapeSpec:
+        """Shape of the output: channels and, without FC layers, height and width."""
+        return self._output_shape

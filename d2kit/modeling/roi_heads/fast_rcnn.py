@@ -1,0 +1,366 @@
+"""Box predictor of the second stage: class scores, box deltas, their losses, and detections.
+
+Source: Fast R-CNN (Girshick 2015), section 2.3.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode, configurable
+from d2kit.layers import ShapeSpec, cat
+from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from d2kit.modeling.roi_heads._classification import (
+    _log_classification_stats,
+    draw_federated_classes,
+    region_count,
+)
+from d2kit.modeling.roi_heads._detections import (
+    fast_rcnn_inference,
+    fast_rcnn_inference_single_image,
+    suppress,
+)
+from d2kit.structures import Instances
+
+__all__ = [
+    "FastRCNNOutputLayers",
+    "fast_rcnn_inference",
+    "fast_rcnn_inference_single_image",
+]
+
+Predictions = tuple[Tensor, Tensor]
+"""Class logits (R, K+1) and box deltas (R, K*4) or (R, 4), R over all images in order."""
+
+
+class FastRCNNOutputLayers(nn.Module):
+    """Two linear layers, for K+1 class scores and for 4 box deltas per class.
+
+    Args:
+        input_shape: of one region's features; they are flattened.
+        box2box_transform: proposals + deltas <-> boxes.
+        num_classes: K, foreground classes.
+        test_score_thresh: detections need a higher score.
+        test_nms_thresh: IoU.
+        test_topk_per_image: detections per image.
+        cls_agnostic_bbox_reg: one box per region instead of one per class.
+        smooth_l1_beta: where L1 begins; 0 is plain L1.
+        box_reg_loss_type: ``smooth_l1``, ``giou``, ``diou`` or ``ciou``.
+        loss_weight: one factor, or one per loss (``loss_cls``, ``loss_box_reg``).
+        use_fed_loss: score only the classes present and some drawn ones (needs `use_sigmoid_ce`).
+        use_sigmoid_ce: independent sigmoids instead of a softmax.
+        get_fed_loss_cls_weights: returns the drawing weight of each class (K,).
+        fed_loss_num_classes: classes scored by the federated loss.
+
+    Raises:
+        ValueError: if `use_fed_loss` comes without `use_sigmoid_ce` or the weights.
+
+    Source: Fast R-CNN (Girshick 2015); the federated loss: Probabilistic two-stage detection
+    (Zhou et al. 2021), section 5, "LVIS".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        box2box_transform: Box2BoxTransform,
+        num_classes: int,
+        test_score_thresh: float = 0.0,
+        test_nms_thresh: float = 0.5,
+        test_topk_per_image: int = 100,
+        cls_agnostic_bbox_reg: bool = False,
+        smooth_l1_beta: float = 0.0,
+        box_reg_loss_type: str = "smooth_l1",
+        loss_weight: float | dict[str, float] = 1.0,
+        use_fed_loss: bool = False,
+        use_sigmoid_ce: bool = False,
+        get_fed_loss_cls_weights: Callable[[], Tensor] | None = None,
+        fed_loss_num_classes: int = 50,
+    ) -> None:
+        super().__init__()
+        if isinstance(input_shape, int):
+            input_shape = ShapeSpec(channels=input_shape)
+        self.num_classes = num_classes
+        self.box2box_transform = box2box_transform
+        self.smooth_l1_beta = smooth_l1_beta
+        self.test_score_thresh = test_score_thresh
+        self.test_nms_thresh = test_nms_thresh
+        self.test_topk_per_image = test_topk_per_image
+        self.box_reg_loss_type = box_reg_loss_type
+        if not isinstance(loss_weight, dict):
+            loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
+        self.loss_weight = loss_weight
+        self.use_fed_loss = use_fed_loss
+        self.use_sigmoid_ce = use_sigmoid_ce
+        self.fed_loss_num_classes = fed_loss_num_classes
+
+        size = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
+        box_dim = len(box2box_transform.weights)
+        boxes = 1 if cls_agnostic_bbox_reg else num_classes
+        self.cls_score = nn.Linear(size, num_classes + 1)
+        self.bbox_pred = nn.Linear(size, boxes * box_dim)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.bbox_pred.bias)
+        # Independent sigmoids start at a probability of 1 % (Lin et al. 2017, RetinaNet, 4.1).
+        nn.init.constant_(self.cls_score.bias, -math.log(99.0) if use_sigmoid_ce else 0.0)
+        if use_fed_loss:
+            if not use_sigmoid_ce or get_fed_loss_cls_weights is None:
+                raise ValueError(
+                    "the federated loss (MODEL.ROI_BOX_HEAD.USE_FED_LOSS) needs "
+                    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True and the class frequencies: pass "
+                    "get_fed_loss_cls_weights, a function that returns one weight per class, to "
+                    f"FastRCNNOutputLayers; got use_sigmoid_ce={use_sigmoid_ce}, "
+                    f"get_fed_loss_cls_weights={get_fed_loss_cls_weights}"
+                )
+            self.register_buffer("fed_loss_cls_weights", get_fed_loss_cls_weights())
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg` and one region's feature shape."""
+        head, roi_heads = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS
+        return {
+            "input_shape": input_shape,
+            "box2box_transform": Box2BoxTransform(weights=head.BBOX_REG_WEIGHTS),
+            "num_classes": roi_heads.NUM_CLASSES,
+            "cls_agnostic_bbox_reg": head.CLS_AGNOSTIC_BBOX_REG,
+            "smooth_l1_beta": head.SMOOTH_L1_BETA,
+            "test_score_thresh": roi_heads.SCORE_THRESH_TEST,
+            "test_nms_thresh": roi_heads.NMS_THRESH_TEST,
+            "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "box_reg_loss_type": head.BBOX_REG_LOSS_TYPE,
+            "loss_weight": {"loss_box_reg": head.BBOX_REG_LOSS_WEIGHT},
+            "use_fed_loss": head.USE_FED_LOSS,
+            "use_sigmoid_ce": head.USE_SIGMOID_CE,
+            "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
+        }
+
+    def forward(self, x: Tensor) -> Predictions:
+        """Predict logits (R, K+1) and deltas (R, K*4 or 4) from features (R, ...)."""
+        x = x.flatten(1) if x.dim() > 2 else x
+        return self.cls_score(x), self.bbox_pred(x)
+
+    def losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
+        """Compute the losses over the sampled proposals.
+
+        Args:
+            predictions: see `forward`.
+            proposals: per image, with `gt_classes` (K is background), `proposal_boxes` and, where
+                the image has ground truths, `gt_boxes`.
+
+        Returns:
+            ``loss_cls`` and ``loss_box_reg``, weighted.
+
+        Source: Fast R-CNN, equation 1.
+        """
+        scores, deltas = predictions
+        classes = [p.gt_classes for p in proposals]
+        gt_classes = cat(classes) if classes else torch.empty(0, dtype=torch.int64)
+        _log_classification_stats(scores, gt_classes)
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        gt_boxes = torch.cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        )
+        if self.use_sigmoid_ce:
+            loss_cls = self.sigmoid_cross_entropy_loss(scores, gt_classes)
+        else:
+            total = F.cross_entropy(scores.float(), gt_classes, reduction="sum")
+            loss_cls = total / region_count(gt_classes)
+        losses = {
+            "loss_cls": loss_cls,
+            "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, deltas, gt_classes),
+        }
+        return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
+
+    def get_fed_loss_classes(
+        self, gt_classes: Tensor, num_fed_loss_classes: int, num_classes: int, weight: Tensor
+    ) -> Tensor:
+        """Return the classes present, filled up with drawn ones.
+
+        Args:
+            gt_classes: (R,) int64, background K.
+            num_fed_loss_classes: how many classes to reach.
+            num_classes: K.
+            weight: (K,) drawing weights.
+
+        Returns:
+            Distinct classes, int64; background may be among them.
+
+        Source: Zhou et al. (2021), section 5.
+        """
+        return draw_federated_classes(gt_classes, num_fed_loss_classes, num_classes, weight)
+
+    def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
+        """Sum over classes, mean over regions, of the binary cross-entropy of each class.
+
+        Args:
+            pred_class_logits: (R, K+1); the last column is not used.
+            gt_classes: (R,) int64, background K.
+
+        Returns:
+            0-dim loss.
+        """
+        count = region_count(gt_classes)
+        if pred_class_logits.numel() == 0:
+            return pred_class_logits.sum() * 0
+        classes = pred_class_logits.shape[1] - 1
+        target = F.one_hot(gt_classes, classes + 1)[:, :classes].to(pred_class_logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(
+            pred_class_logits[:, :classes], target, reduction="none"
+        )
+        if self.use_fed_loss:
+            scored = self.get_fed_loss_classes(
+                gt_classes, self.fed_loss_num_classes, classes, self.fed_loss_cls_weights
+            )
+            mask = loss.new_zeros(classes + 1)
+            mask[scored] = 1
+            loss = loss * mask[:classes]
+        return loss.sum() / count
+
+    def box_reg_loss(
+        self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor
+    ) -> Tensor:
+        """Sum over foreground regions of the box loss of their class, by the number of all regions.
+
+        Dividing by all sampled regions gives each foreground region the same weight, however many
+        there are.
+
+        Args:
+            proposal_boxes: (R, 4).
+            gt_boxes: (R, 4).
+            pred_deltas: (R, K*4) or (R, 4).
+            gt_classes: (R,) int64.
+
+        Returns:
+            0-dim loss.
+        """
+        box_dim = proposal_boxes.shape[1]
+        count = region_count(gt_classes)
+        rows = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
+        if pred_deltas.shape[1] == box_dim:
+            deltas = pred_deltas[rows]
+        else:
+            deltas = pred_deltas.view(-1, self.num_classes, box_dim)[rows, gt_classes[rows]]
+        loss = _dense_box_regression_loss(
+            [proposal_boxes[rows]],
+            self.box2box_transform,
+            [deltas.unsqueeze(0)],
+            [gt_boxes[rows]],
+            torch.ones_like(rows, dtype=torch.bool).unsqueeze(0),
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
+        )
+        return loss / count
+
+    def inference(
+        self, predictions: Predictions, proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Turn predictions into detections.
+
+        Only boxes of a (region, class) pair above the score threshold are decoded: a few hundred
+        instead of R*K. A subclass that redefines `predict_boxes` is obeyed.
+
+        Args:
+            predictions: see `forward`.
+            proposals: per image, with `proposal_boxes`.
+
+        Returns:
+            See `fast_rcnn_inference`.
+        """
+        probs = self.predict_probs(predictions, proposals)
+        shapes = [p.image_size for p in proposals]
+        if type(self).predict_boxes is not FastRCNNOutputLayers.predict_boxes:
+            boxes = self.predict_boxes(predictions, proposals)
+            return fast_rcnn_inference(
+                boxes,
+                probs,
+                shapes,
+                self.test_score_thresh,
+                self.test_nms_thresh,
+                self.test_topk_per_image,
+            )
+        sizes = [len(p) for p in proposals]
+        instances, kept = [], []
+        for p, prob, deltas in zip(proposals, probs, predictions[1].split(sizes), strict=True):
+            rows, classes = (prob[:, :-1] > self.test_score_thresh).nonzero(as_tuple=True)
+            scores = prob[rows, classes]
+            sources = p.proposal_boxes.tensor[rows]
+            box_dim = sources.shape[1]
+            column = classes if deltas.shape[1] > box_dim else torch.zeros_like(classes)
+            chosen = deltas.view(len(deltas), -1, box_dim)[rows, column]
+            boxes = self.box2box_transform.apply_deltas(chosen, sources)
+            finite = torch.isfinite(boxes).all(dim=1).nonzero().squeeze(1)
+            result, index = suppress(
+                boxes[finite],
+                scores[finite],
+                classes[finite],
+                rows[finite],
+                p.image_size,
+                nms_thresh=self.test_nms_thresh,
+                topk=self.test_topk_per_image,
+            )
+            instances.append(result)
+            kept.append(index)
+        return instances, kept
+
+    def predict_boxes(
+        self, predictions: Predictions, proposals: list[Instances]
+    ) -> tuple[Tensor, ...]:
+        """Decode all boxes.
+
+        Args:
+            predictions: see `forward`.
+            proposals: per image, with `proposal_boxes`.
+
+        Returns:
+            Per image (R, K*4) or (R, 4), XYXY pixels, not clipped.
+        """
+        if not proposals:
+            return ()
+        sources = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        boxes = self.box2box_transform.apply_deltas(predictions[1], sources)
+        return boxes.split([len(p) for p in proposals])
+
+    def predict_boxes_for_gt_classes(
+        self, predictions: Predictions, proposals: list[Instances]
+    ) -> tuple[Tensor, ...]:
+        """Decode the box of each region's ground-truth class.
+
+        Args:
+            predictions: see `forward`.
+            proposals: per image, with `proposal_boxes` and `gt_classes`.
+
+        Returns:
+            Per image (R, 4); for background regions the box of the last class.
+        """
+        if not proposals:
+            return ()
+        sizes = [len(p) for p in proposals]
+        boxes = torch.cat(self.predict_boxes(predictions, proposals))
+        box_dim = proposals[0].proposal_boxes.tensor.shape[1]
+        per_class = boxes.view(len(boxes), -1, box_dim)
+        if per_class.shape[1] > 1:
+            classes = torch.cat([p.gt_classes for p in proposals])
+            rows = torch.arange(len(boxes), device=boxes.device)
+            boxes = per_class[rows, classes.clamp(0, per_class.shape[1] - 1)]
+        return boxes.split(sizes)
+
+    def predict_probs(
+        self, predictions: Predictions, proposals: Sequence[Instances]
+    ) -> tuple[Tensor, ...]:
+        """Turn logits into probabilities.
+
+        Args:
+            predictions: see `forward`.
+            proposals: per image; only their number counts.
+
+        Returns:
+            Per image (R, K+1).
+        """
+        scores = predictions[0].float()
+        probs = scores.sigmoid() if self.use_sigmoid_ce else scores.softmax(dim=1)
+        return probs.split([len(p) for p in proposals])

@@ -1,0 +1,266 @@
+"""Mask head: a small mask per region.
+
+Source: Mask R-CNN (He et al. 2017), section 3 and figure 4.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode, configurable
+from d2kit.layers import Conv2d, ShapeSpec, cat, get_norm
+from d2kit.modeling._metrics import picture_due, put_image, put_scalars
+from d2kit.modeling.backbone._weight_init import msra_fill
+from d2kit.structures import Instances
+from d2kit.utils import comm
+from d2kit.utils.registry import Registry
+
+__all__ = [
+    "ROI_MASK_HEAD_REGISTRY",
+    "BaseMaskRCNNHead",
+    "MaskRCNNConvUpsampleHead",
+    "build_mask_head",
+    "mask_rcnn_inference",
+    "mask_rcnn_loss",
+]
+
+ROI_MASK_HEAD_REGISTRY = Registry("ROI_MASK_HEAD")
+"""Mask heads: called with ``(cfg, input_shape: ShapeSpec)``; see `BaseMaskRCNNHead`."""
+
+
+def build_mask_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
+    """Build the mask head that ``cfg.MODEL.ROI_MASK_HEAD.NAME`` names.
+
+    Args:
+        cfg: the config.
+        input_shape: channels, height and width of a pooled region.
+
+    Returns:
+        The head.
+    """
+    return ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME)(cfg, input_shape)
+
+
+def mask_rcnn_loss(
+    pred_mask_logits: Tensor, instances: list[Instances], vis_period: int = 0
+) -> Tensor:
+    """Mean binary cross-entropy over the masks of the foreground regions' own classes.
+
+    Args:
+        pred_mask_logits: (R, K, M, M), or (R, 1, M, M) where the mask does not depend on the
+            class or the class was already picked. R counts the regions of all images in order.
+        instances: per image, with `proposal_boxes`, `gt_classes` and `gt_masks`.
+        vis_period: publish one region's mask beside its target every this many steps; 0: never.
+
+    Returns:
+        0-dim loss; 0 (with a graph) without regions. Across processes the mean over regions is
+        taken over all of them, so that the number of processes does not change the result.
+
+    Source: Mask R-CNN, section 3, the loss L_mask.
+    """
+    side = pred_mask_logits.shape[-1]
+    device = pred_mask_logits.device
+    filled = [x for x in instances if len(x) > 0]
+    regions = len(pred_mask_logits)
+    count = comm.mean_over_ranks(torch.tensor(float(regions), device=device)).clamp(min=1)
+    if not filled:
+        return pred_mask_logits.sum() * 0
+    with torch.no_grad():
+        target = cat(
+            [
+                x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side).to(device=device)
+                for x in filled
+            ]
+        )
+    if pred_mask_logits.shape[1] == 1:
+        logits = pred_mask_logits[:, 0]
+    else:
+        classes = cat([x.gt_classes for x in filled])
+        logits = pred_mask_logits[torch.arange(regions, device=device), classes]
+    logits = logits.float()
+    truth = target > 0.5 if target.is_floating_point() else target.bool()
+    _put_mask_statistics(logits.detach(), truth)
+    if picture_due(vis_period):
+        pair = torch.cat([logits[0].detach().sigmoid(), truth[0].float()], dim=1)
+        put_image("Left: mask prediction;   Right: mask GT", pair.expand(3, -1, -1))
+    total = F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="sum")
+    return total / (count * side * side)
+
+
+def _put_mask_statistics(logits: Tensor, truth: Tensor) -> None:
+    """Publish the share of wrong pixels, in all, in the background, in the foreground."""
+    wrong = (logits > 0) != truth
+    positive = truth.sum()
+    put_scalars(
+        "mask_rcnn",
+        accuracy=1 - wrong.float().mean(),
+        false_positive=(wrong & ~truth).sum() / (truth.numel() - positive).clamp(min=1),
+        false_negative=(wrong & truth).sum() / positive.clamp(min=1),
+    )
+
+
+def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: list[Instances]) -> None:
+    """Set `pred_masks` (R, 1, M, M), probabilities of the predicted class, on each image's results.
+
+    Args:
+        pred_mask_logits: (R, K, M, M) or (R, 1, M, M), R over all images in order.
+        pred_instances: per image, with `pred_classes`; changed in place.
+    """
+    if pred_mask_logits.shape[1] > 1:
+        classes = cat([x.pred_classes for x in pred_instances])
+        rows = torch.arange(len(classes), device=classes.device)
+        pred_mask_logits = pred_mask_logits[rows, classes].unsqueeze(1)
+    masks = pred_mask_logits.sigmoid().split([len(x) for x in pred_instances])
+    for instances, mask in zip(pred_instances, masks, strict=True):
+        instances.pred_masks = mask
+
+
+class BaseMaskRCNNHead(nn.Module):
+    """What every mask head shares: the loss and the inference around `layers`.
+
+    Args:
+        loss_weight: factor of the loss.
+        vis_period: see `mask_rcnn_loss`.
+    """
+
+    @configurable
+    def __init__(self, *, loss_weight: float = 1.0, vis_period: int = 0) -> None:
+        super().__init__()
+        self.vis_period = vis_period
+        self.loss_weight = loss_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg`."""
+        del input_shape
+        return {"vis_period": cfg.VIS_PERIOD}
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+        """Compute the loss in training, or the masks.
+
+        Args:
+            x: pooled features (R, C, H, W), R over all images in order.
+            instances: per image; with `gt_classes`, `gt_masks` and `proposal_boxes` in training,
+                with `pred_classes` at inference.
+
+        Returns:
+            ``{"loss_mask": ...}`` in training; else `instances`, with `pred_masks` set.
+        """
+        logits = self._own_class_logits(x, instances)
+        if self.training:
+            loss = mask_rcnn_loss(logits, instances, self.vis_period)
+            return {"loss_mask": loss * self.loss_weight}
+        mask_rcnn_inference(logits, instances)
+        return instances
+
+    def _own_class_logits(self, x: Tensor, instances: list[Instances]) -> Tensor:
+        """Return logits of all classes (R, K, M, M), or of each region's own (R, 1, M, M)."""
+        del instances
+        return self.layers(x)
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Map pooled features (R, C, H, W) to logits (R, K or 1, M, M); subclasses define it."""
+        raise NotImplementedError(f"{type(self).__name__} must define layers(x)")
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
+    """3x3 convolutions, one 2x up-sampling transposed convolution, one 1x1 convolution per class.
+
+    Args:
+        input_shape: channels of a pooled region.
+        num_classes: K, or 1 for masks that do not depend on the class.
+        conv_dims: output channels of each 3x3 convolution and, last, of the transposed one.
+        conv_norm: normalisation of the 3x3 convolutions, see `d2kit.layers.get_norm`.
+        **kwargs: see `BaseMaskRCNNHead`.
+
+    Raises:
+        ValueError: if `conv_dims` is empty.
+
+    Source: Mask R-CNN (He et al. 2017), figure 4.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        conv_dims: Sequence[int],
+        conv_norm: str = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not conv_dims:
+            raise ValueError("MaskRCNNConvUpsampleHead: conv_dims needs at least one entry")
+        channels = input_shape.channels
+        self.conv_norm_relus = []
+        for k, dim in enumerate(conv_dims[:-1], start=1):
+            conv = Conv2d(
+                channels,
+                dim,
+                kernel_size=3,
+                padding=1,
+                bias=not conv_norm,
+                norm=get_norm(conv_norm, dim),
+                activation=nn.ReLU(),
+            )
+            self.add_module(f"mask_fcn{k}", conv)
+            self.conv_norm_relus.append(f"mask_fcn{k}")
+            channels = dim
+        self.deconv = nn.ConvTranspose2d(channels, conv_dims[-1], kernel_size=2, stride=2)
+        self.predictor = nn.Conv2d(conv_dims[-1], num_classes, kernel_size=1)
+        for module in (*(getattr(self, n) for n in self.conv_norm_relus), self.deconv):
+            msra_fill(module)
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        nn.init.zeros_(self.predictor.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg`."""
+        head = cfg.MODEL.ROI_MASK_HEAD
+        return {
+            **super().from_config(cfg, input_shape),
+            "input_shape": input_shape,
+            "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "conv_dims": [head.CONV_DIM] * (head.NUM_CONV + 1),
+            "conv_norm": head.NORM,
+        }
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Map pooled features (R, C, H, W) to logits (R, K, 2H, 2W)."""
+        return self.predictor(torch.relu_(self.deconv(self._convolve(x))))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        for name in self.conv_norm_relus:
+            x = getattr(self, name)(x)
+        return x
+
+    def _own_class_logits(self, x: Tensor, instances: list[Instances]) -> Tensor:
+        """Evaluate the last two layers as matrix products, the last for each region's class only.
+
+        A 2x2 transposed convolution of stride 2 is a linear map of each pixel to four; its outputs
+        do not overlap. So the four values stay together until one number per pixel is left.
+        Equal to `layers` up to rounding; a subclass that redefines `layers` is obeyed.
+        """
+        if type(self).layers is not MaskRCNNConvUpsampleHead.layers or len(x) == 0:
+            return self.layers(x)
+        field = "gt_classes" if self.training else "pred_classes"
+        x = self._convolve(x)
+        regions, channels, height, width = x.shape
+        middle = self.deconv.out_channels
+        pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        weight = self.deconv.weight.permute(2, 3, 1, 0).reshape(4 * middle, channels)
+        hidden = F.linear(pixels, weight, self.deconv.bias.repeat(4)).relu_()
+        hidden = hidden.view(regions, height * width * 4, middle)
+        if self.predictor.out_channels == 1:
+            classes = torch.zeros(regions, dtype=torch.int64, device=x.device)
+        else:
+            classes = torch.cat([i.get(field) for i in instances])
+        rows = self.predictor.weight[classes].flatten(1).unsqueeze(2)
+        logits = torch.bmm(hidden, rows.to(hidden.dtype)).view(regions, height, width, 2, 2)
+        logits = logits + self.predictor.bias[classes].view(-1, 1, 1, 1, 1)
+        return logits.permute(0, 1, 3, 2, 4).reshape(regions, 1, 2 * height, 2 * width)
