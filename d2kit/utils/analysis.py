@@ -1,0 +1,106 @@
+"""Counts of operations, activations and parameters of models that take `list[dict]` inputs.
+
+A door for users: nothing in d2kit imports this module, because fvcore.nn is slow to import.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import fvcore.nn
+import torch
+from fvcore.nn import activation_count, parameter_count, parameter_count_table
+from torch import Tensor, nn
+
+__all__ = [
+    "FlopCountAnalysis",
+    "activation_count_operators",
+    "flop_count_operators",
+    "parameter_count",
+    "parameter_count_table",
+]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested outputs; of `Instances` and boxes, their fields."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "get_fields"):
+        yield from _tensors(value.get_fields())
+    elif isinstance(getattr(value, "tensor", None), Tensor):
+        yield value.tensor
+
+
+class _Traceable(nn.Module):
+    """Tensors in, tensors out, around a detection model or any other."""
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        super().__init__()
+        self.model = model
+        samples = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
+        is_batch = isinstance(samples, list) and bool(samples) and isinstance(samples[0], dict)
+        self._samples: list[dict[str, Any]] | None = samples if is_batch else None
+        if is_batch:
+            self.flat_inputs = tuple(sample["image"] for sample in samples)
+        else:
+            self.flat_inputs = tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if self._samples is None:
+            return tuple(_tensors(self.model(*tensors)))
+        batch = [{**s, "image": t} for s, t in zip(self._samples, tensors, strict=True)]
+        return tuple(_tensors(self.model(batch)))
+
+
+class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):
+    """fvcore's count of multiply-adds, also for models that take `list[dict]`.
+
+    Args:
+        model: in eval mode for detection models.
+        inputs: what the model is called with: a batch `list[dict]`, a tensor or a tuple of them.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        wrapper = _Traceable(model, inputs)
+        super().__init__(wrapper, wrapper.flat_inputs)
+        self.unsupported_ops_warnings(False)  # elementwise and indexing: no multiply-adds
+
+
+def flop_count_operators(model: nn.Module, inputs: list[Any]) -> defaultdict[str, float]:
+    """Count multiply-adds by operator.
+
+    Args:
+        model: in eval mode for detection models.
+        inputs: a batch `list[dict]`, or the positional arguments.
+
+    Returns:
+        Operator -> 10**9 multiply-adds.
+    """
+    with torch.no_grad():
+        counts = FlopCountAnalysis(model, inputs).by_operator()
+    return defaultdict(float, {name: count / 1e9 for name, count in counts.items()})
+
+
+def activation_count_operators(
+    model: nn.Module, inputs: list[Any], **kwargs: Any
+) -> defaultdict[str, float]:
+    """Count the output elements of convolutions and matrix products by operator.
+
+    Args:
+        model: in eval mode for detection models.
+        inputs: a batch `list[dict]`, or the positional arguments.
+        kwargs: passed to ``fvcore.nn.activation_count``.
+
+    Returns:
+        Operator -> 10**6 elements.
+    """
+    wrapper = _Traceable(model, inputs)
+    with torch.no_grad():
+        counts, _ = activation_count(wrapper, wrapper.flat_inputs, **kwargs)
+    return counts
