@@ -15,6 +15,7 @@ from fvcore.common.param_scheduler import (
     ParamScheduler,
     StepParamScheduler,
 )
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -78,6 +79,7 @@ class WarmupParamScheduler(ParamScheduler):
             self._target = scheduler(0.0 if rescale_interval else min(warmup_length, last))
 
     def __call__(self, where: float) -> float:
+        """Return the factor at progress `where` in [0, 1)."""
         if where + self.WHERE_EPSILON <= self._length:
             share = where / self._length
             return self._first * (1.0 - share) + self._target * share
@@ -116,7 +118,7 @@ class LRMultiplier(LRScheduler):
         """Return what cannot be rebuilt from the config: initial rates and the step."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group for the coming step."""
         # After the last step torch asks once more, at progress 1, where schedules are undefined.
         last = 1.0 - 2.0 * ParamScheduler.WHERE_EPSILON
@@ -158,7 +160,7 @@ class WarmupMultiStepLR(LRScheduler):
         self.warmup_method = warmup_method
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group for the coming step."""
         warmup = _get_warmup_factor_at_iter(
             self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
@@ -197,7 +199,7 @@ class WarmupCosineLR(LRScheduler):
         self.warmup_method = warmup_method
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group for the coming step."""
         warmup = _get_warmup_factor_at_iter(
             self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor

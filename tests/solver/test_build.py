@@ -125,8 +125,8 @@ def test_wrong_names_and_frozen_models_are_errors():
         build_optimizer(solver_cfg("SOLVER.OPTIMIZER", "adamw"), Net())
     with pytest.raises(ValueError, match="no trainable parameter"):
         build_optimizer(solver_cfg(), nn.Linear(1, 1).requires_grad_(False))
+    clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"]
     with pytest.raises(ValueError, match="CLIP_TYPE"):
-        clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"]
         build_optimizer(solver_cfg(*clip), Net())
 
 

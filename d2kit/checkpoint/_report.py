@@ -1,0 +1,63 @@
+"""One readable table of what did not fit when weights were loaded."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+__all__ = ["report"]
+
+LIMIT = 40  # rows; a file of another architecture would print hundreds
+
+Misshapen = tuple[str, tuple[int, ...], tuple[int, ...]]
+
+
+def _grouped(names: Iterable[str]) -> list[str]:
+    """Write ``a.weight``, ``a.bias`` as ``a.{bias,weight}``."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        head, _, tail = name.rpartition(".")
+        groups[head].append(tail)
+    rows = []
+    for head, tails in groups.items():
+        last = tails[0] if len(tails) == 1 else "{" + ",".join(sorted(tails)) + "}"
+        rows.append(f"{head}.{last}" if head else last)
+    return sorted(rows)
+
+
+def report(
+    source: str,
+    total: int,
+    *,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    misshapen: Iterable[Misshapen],
+) -> str:
+    """Return a table with one row per weight (or layer) that was not loaded.
+
+    Args:
+        source: the file, for the headline.
+        total: number of entries in the model's state dict.
+        missing: names that the model has and the file has not.
+        unexpected: names that the file has and the model has not.
+        misshapen: (name, shape in the file, shape in the model).
+
+    Returns:
+        Several lines; one line where everything fits.
+    """
+    missing, unexpected, misshapen = list(missing), list(unexpected), list(misshapen)
+    loaded = total - len(missing) - len(misshapen)
+    lines = [f"Loaded {loaded} of the model's {total} weights from {source}"]
+    rows = [
+        (name, "another shape", f"file {tuple(theirs)}, model {tuple(ours)}: kept the model's")
+        for name, theirs, ours in misshapen
+    ]
+    rows += [(name, "not in the file", "kept the model's") for name in _grouped(missing)]
+    rows += [(name, "not in the model", "ignored") for name in _grouped(unexpected)]
+    if misshapen:
+        lines[0] += "; where NUM_CLASSES changed, the predictors start from their initial weights"
+    shown = rows[:LIMIT]
+    if shown:
+        width = max(len(name) for name, _, _ in shown)
+        lines += [f"  {name:<{width}}  {what:<16}  {done}" for name, what, done in shown]
+    if len(rows) > LIMIT:
+        lines.append(f"  ... and {len(rows) - LIMIT} more rows")
+    return "\n".join(lines)

@@ -1,0 +1,252 @@
+"""`DetectionCheckpointer`: atomic saves, verified resumes, weights of other libraries."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from torch import nn
+
+from d2kit.checkpoint._formats import plain_state, read_checkpoint, write_safetensors
+from d2kit.checkpoint._report import report
+from d2kit.checkpoint._verify import newest_checkpoint
+from d2kit.checkpoint.c2_model_loading import (
+    align_and_update_state_dicts,
+    convert_torchvision_names,
+    is_torchvision_resnet,
+)
+from d2kit.checkpoint.catalog import find_weights
+from d2kit.utils import comm
+from d2kit.utils.file_io import PathManager, atomic_write
+
+__all__ = ["DetectionCheckpointer"]
+
+# Constants of the config, which some files hold and some do not.
+_CONSTANTS = ("pixel_mean", "pixel_std")
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _is_constant(name: str) -> bool:
+    return name.rpartition(".")[2] in _CONSTANTS or ".cell_anchors." in f".{name}"
+
+
+class DetectionCheckpointer(Checkpointer):
+    """Saves and loads a model and the state of its training.
+
+    A checkpoint is a file of `torch.save`: ``{"model": ..., name of a checkpointable: its state,
+    ..., "iteration": ...}``, which Detectron2 can read. It takes its name only when complete.
+    Resuming looks at the files in `save_dir` and takes the newest one that is intact; the file
+    ``last_checkpoint`` is written for other tools and never read.
+
+    Args:
+        model: unwrapped if it is data-parallel.
+        save_dir: folder to save to and to resume from.
+        save_to_disk: whether this process saves; None: only rank 0.
+        checkpointables: objects with ``state_dict()`` and ``load_state_dict()``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str | os.PathLike[str] = "",
+        *,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
+        super().__init__(model, os.fspath(save_dir), save_to_disk=to_disk, **checkpointables)
+        self.path_manager = PathManager
+        self.logger = logging.getLogger(__name__)
+        self.resumed_from = ""
+        self._source = ""
+        self._heuristics = False
+        self._trusted: dict[Path, tuple[int, int]] = {}
+
+    # ---- saving
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write a checkpoint; does nothing without `save_dir` or where `save_to_disk` is False.
+
+        Args:
+            name: file name without suffix; with the suffix ``.safetensors`` only the weights are
+                written, in that format.
+            kwargs: further entries, e.g. ``iteration``.
+
+        Raises:
+            ValueError: if `name` has a folder in it.
+            TypeError: if some state holds an object that could not be loaded safely.
+            OSError: if the file cannot be written; the older ones are untouched.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        if os.path.basename(name) != name or not name:
+            raise ValueError(f"a checkpoint's name must be a plain file name, got '{name}'")
+        only_weights = name.endswith(".safetensors")
+        path = Path(self.save_dir) / (name if only_weights else f"{name}.pth")
+        content: Any
+        if only_weights:
+            content = write_safetensors(self.model.state_dict())
+        else:
+            states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+            states.update(kwargs)
+            content = {key: plain_state(value, key) for key, value in states.items()}
+            content = {"model": self.model.state_dict(), **content}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path) as file:
+            if only_weights:
+                file.write(content)
+            else:
+                torch.save(content, file)
+        if not only_weights:
+            status = path.stat()
+            self._trusted[path] = (status.st_size, status.st_mtime_ns)
+            self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the newest file in ``last_checkpoint``, for tools that look there."""
+        with atomic_write(Path(self.save_dir) / "last_checkpoint", "w") as file:
+            file.write(last_filename_basename)
+
+    # ---- finding
+
+    def get_checkpoint_file(self) -> str:
+        """Return the intact checkpoint of `save_dir` with the highest iteration, or ""."""
+        if not self.save_dir:
+            return ""
+        found = newest_checkpoint(Path(self.save_dir), self._trusted)
+        return str(found) if found else ""
+
+    def has_checkpoint(self) -> bool:
+        """Tell whether `save_dir` has an intact checkpoint."""
+        return bool(self.get_checkpoint_file())
+
+    def get_all_checkpoint_files(self) -> list[str]:
+        """Return the paths of all checkpoints in `save_dir`, intact or not."""
+        return sorted(str(path) for path in Path(self.save_dir).glob("*.pth"))
+
+    # ---- loading
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Continue from the newest intact checkpoint, or start from other weights.
+
+        Rank 0 chooses the file for all processes; all must call this together. Afterwards
+        `resumed_from` is the checkpoint's path, or "" where none was used.
+
+        Args:
+            path: weights to start from where nothing is resumed, see `load`; may be "".
+            resume: whether to look in `save_dir`; then all checkpointables are loaded.
+
+        Returns:
+            What the file holds beyond weights and checkpointables.
+        """
+        self.resumed_from = ""
+        if resume:
+            found = self.get_checkpoint_file() if comm.is_main_process() else ""
+            found = comm.all_gather(found)[0]
+            if found:
+                self.resumed_from = found
+                return self.load(found)
+            self.logger.info("Nothing to resume in '%s'", self.save_dir)
+        return self.load(path, checkpointables=[])
+
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Load weights and, if the file has them, the states of checkpointables.
+
+        Args:
+            path: a file (``.pth``, ``.pkl`` of a model zoo, ``.safetensors``), a URL, a name
+                ``detectron2://...`` or ``torchvision://...`` (see `catalog.find_weights`); with
+                ``?matching_heuristics=True`` at the end names are matched by their ends. "" loads
+                nothing.
+            checkpointables: names of those to load; None: all.
+            args: passed on to fvcore.
+            kwargs: passed on to fvcore.
+
+        Returns:
+            What the file holds beyond weights and checkpointables.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged or none of its weights fits the model.
+        """
+        if not path:
+            self.logger.info("No weights are given: the model keeps its initial ones")
+            return {}
+        name, _, query = str(path).partition("?")
+        if os.path.isfile(path):
+            name, query = str(path), ""
+        self._source = name
+        self._heuristics = parse_qs(query).get("matching_heuristics") == ["True"]
+        return super().load(str(find_weights(name)), checkpointables, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        checkpoint = read_checkpoint(Path(filename))
+        if self._heuristics:
+            checkpoint["matching_heuristics"] = True
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        weights = self._matched(checkpoint)
+        ours = self.model.state_dict()
+        if weights and not any(name.removeprefix("module.") in ours for name in weights):
+            raise ValueError(
+                f"none of the {len(weights)} weights of {self._source} fits the model: the file "
+                f"has e.g. {sorted(weights)[:3]}, the model {sorted(ours)[:3]}"
+            )
+        checkpoint["model"] = weights
+        found = super()._load_model(checkpoint)
+        from_c2 = checkpoint.pop("__author__", "") == "Caffe2"
+        checkpoint.pop("matching_heuristics", None)
+        missing = _really_missing(self.model, found.missing_keys, weights, from_c2)
+        unexpected = [name for name in found.unexpected_keys if not _is_constant(name)]
+        return found._replace(missing_keys=missing, unexpected_keys=unexpected)
+
+    def _matched(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Return the file's weights under the model's names, as far as they can be told."""
+        weights = dict(checkpoint.pop("model"))
+        ours = self.model.state_dict()
+        from_c2 = checkpoint.get("__author__") == "Caffe2"
+        if not from_c2 and is_torchvision_resnet(weights) and not is_torchvision_resnet(ours):
+            weights = convert_torchvision_names(weights)
+            self.logger.info(
+                "Weights of a torchvision ResNet: they expect INPUT.FORMAT RGB, PIXEL_MEAN "
+                "[123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375] and "
+                "MODEL.RESNETS.STRIDE_IN_1X1 False"
+            )
+        direct = any(name.removeprefix("module.") in ours for name in weights)
+        if checkpoint.get("matching_heuristics") or not direct:
+            weights = align_and_update_state_dicts(ours, weights, c2_conversion=from_c2)
+        return weights
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        text = report(
+            self._source,
+            len(self.model.state_dict()),
+            missing=incompatible.missing_keys,
+            unexpected=incompatible.unexpected_keys,
+            misshapen=incompatible.incorrect_shapes,
+        )
+        level = logging.WARNING if "\n" in text else logging.INFO
+        self.logger.log(level, text)
+
+
+def _really_missing(
+    model: nn.Module, missing: list[str], weights: Mapping[str, Any], from_c2: bool
+) -> list[str]:
+    """Leave out constants, other names of loaded tensors, and what Caffe2's norms do not have."""
+    state = model.state_dict(keep_vars=True)
+    names = set(missing)
+    loaded = {id(tensor) for name, tensor in state.items() if name not in names}
+    result = []
+    for name in missing:
+        layer, _, last = name.rpartition(".")
+        folded = from_c2 and last in _RUNNING and f"{layer}.weight" in weights
+        if not (folded or _is_constant(name) or (name in state and id(state[name]) in loaded)):
+            result.append(name)
+    return result
