@@ -1,0 +1,84 @@
+"""Greedy non-maximum suppression, per class and for rotated boxes."""
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.ops import nms
+
+from d2kit.layers.rotated_boxes import overlapping_pairs
+
+__all__ = ["batched_nms", "batched_nms_rotated", "nms", "nms_rotated"]
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """Suppress, within each class, boxes that overlap a better one.
+
+    Args:
+        boxes: (R, 4) XYXY, absolute pixels.
+        scores: (R,), the higher the better.
+        idxs: (R,) integers; only boxes with the same number compete.
+        iou_threshold: in [0, 1]; a box with an IoU above it with a better box is dropped.
+
+    Returns:
+        (R',) int64 indices of the boxes that stay, by falling score.
+
+    Raises:
+        ValueError: if the boxes are not (R, 4).
+    """
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"batched_nms: expected boxes of shape (R, 4), got {tuple(boxes.shape)}")
+    return torchvision.ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
+
+
+def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Suppress rotated boxes that overlap a better one.
+
+    Args:
+        boxes: (R, 5) centre x and y, width, height in pixels, angle in degrees.
+        scores: (R,), the higher the better.
+        iou_threshold: in [0, 1]; a box with an IoU above it with a better box is dropped.
+
+    Returns:
+        (R',) int64 indices of the boxes that stay, by falling score.
+    """
+    return batched_nms_rotated(
+        boxes, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold
+    )
+
+
+def batched_nms_rotated(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float
+) -> Tensor:
+    """Suppress, within each class, rotated boxes that overlap a better one.
+
+    Args:
+        boxes: (R, 5) centre x and y, width, height in pixels, angle in degrees.
+        scores: (R,), the higher the better.
+        idxs: (R,) integers; only boxes with the same number compete.
+        iou_threshold: in [0, 1]; a box with an IoU above it with a better box is dropped.
+
+    Returns:
+        (R',) int64 indices of the boxes that stay, by falling score.
+
+    Raises:
+        ValueError: if the boxes are not (R, 5).
+    """
+    if boxes.dim() != 2 or boxes.shape[1] != 5:
+        raise ValueError(f"nms of rotated boxes: expected shape (R, 5), got {tuple(boxes.shape)}")
+    with torch.no_grad():
+        order = scores.argsort(descending=True, stable=True)
+        pairs = overlapping_pairs(boxes[order], idxs[order], iou_threshold)
+        keep = _greedy(pairs.cpu(), len(order))
+        return order[keep.to(order.device)]
+
+
+def _greedy(pairs: Tensor, count: int) -> Tensor:
+    """Return which of `count` items stay when item i removes j for each pair (i, j), i < j."""
+    keep = np.ones(count, dtype=bool)
+    better, worse = pairs.numpy().T
+    starts = np.flatnonzero(np.diff(better, prepend=-1))
+    for first, last in zip(starts, [*starts[1:], len(better)], strict=True):
+        if keep[better[first]]:
+            keep[worse[first:last]] = False
+    return torch.from_numpy(keep)

@@ -1,0 +1,110 @@
+"""Thin additions to torch.nn: norm and activation in one module, losses that accept no input."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "BatchNorm2d",
+    "Conv2d",
+    "ConvTranspose2d",
+    "Linear",
+    "cat",
+    "cross_entropy",
+    "empty_input_loss_func_wrapper",
+    "interpolate",
+    "move_device_like",
+    "nonzero_tuple",
+    "shapes_to_tensor",
+]
+
+# torch accepts empty batches in all of these today; the names stay for the code that imports them
+BatchNorm2d = nn.BatchNorm2d
+ConvTranspose2d = nn.ConvTranspose2d
+Linear = nn.Linear
+interpolate = F.interpolate
+
+
+def shapes_to_tensor(x: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Return the integers `x` as an int64 tensor on `device`."""
+    return torch.as_tensor([int(v) for v in x], dtype=torch.int64, device=device)
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Concatenate along `dim`; a single tensor is returned as it is, not copied."""
+    if not isinstance(tensors, list | tuple):
+        raise TypeError(f"cat: expected a list or tuple of tensors, got {type(tensors).__name__}")
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+
+
+def empty_input_loss_func_wrapper(loss_func: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap `loss_func(input, target, *, reduction, **kwargs)` so that no input gives 0, not NaN."""
+
+    @functools.wraps(loss_func)
+    def wrapped(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any) -> Tensor:
+        if target.numel() == 0 and reduction == "mean":
+            return input.sum() * 0.0  # 0, and still part of the graph for DDP
+        return loss_func(input, target, reduction=reduction, **kwargs)
+
+    return wrapped
+
+
+cross_entropy = empty_input_loss_func_wrapper(F.cross_entropy)
+
+
+def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
+    """Return the indices of non-zero elements, one int64 tensor per axis; a scalar is 1-D."""
+    return (x.unsqueeze(0) if x.dim() == 0 else x).nonzero(as_tuple=True)
+
+
+def move_device_like(src: Tensor, dst: Tensor) -> Tensor:
+    """Return `src` on the device of `dst`."""
+    return src.to(dst.device)
+
+
+class _NewEmptyTensorOp(torch.autograd.Function):
+    """An empty output of a given shape that lets gradients of an empty batch pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, new_shape: Sequence[int]) -> Tensor:  # type: ignore[override]
+        ctx.shape = x.shape
+        return x.new_empty(new_shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad.new_zeros(ctx.shape), None
+
+
+class Conv2d(nn.Conv2d):
+    """torch.nn.Conv2d followed by an optional norm and an optional activation.
+
+    Args:
+        *args: as of torch.nn.Conv2d.
+        norm: a module applied to the convolution's output, or None.
+        activation: a function or module applied last, or None.
+        **kwargs: as of torch.nn.Conv2d.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply convolution, norm and activation to `x` (N, C, H, W)."""
+        x = super().forward(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x

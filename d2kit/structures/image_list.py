@@ -1,0 +1,95 @@
+"""Images of different sizes as one padded tensor."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["ImageList"]
+
+
+class ImageList:
+    """A batch of images, padded at the right and the bottom to one size.
+
+    Args:
+        tensor: (N, H, W) or (N, C, H, W).
+        image_sizes: per image, (height, width) before padding.
+    """
+
+    def __init__(self, tensor: Tensor, image_sizes: list[tuple[int, int]]) -> None:
+        self.tensor = tensor
+        self.image_sizes = image_sizes
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+    def __getitem__(self, idx: int) -> Tensor:
+        """Return image `idx` without its padding, (H, W) or (C, H, W), sharing memory."""
+        height, width = self.image_sizes[idx]
+        return self.tensor[idx, ..., :height, :width]
+
+    def to(self, *args: Any, **kwargs: Any) -> "ImageList":
+        """Return the images after `Tensor.to(*args, **kwargs)`."""
+        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the images."""
+        return self.tensor.device
+
+    @staticmethod
+    def from_tensors(
+        tensors: Sequence[Tensor],
+        size_divisibility: int = 0,
+        pad_value: float = 0.0,
+        padding_constraints: Mapping[str, int] | None = None,
+    ) -> "ImageList":
+        """Pad images to the size of the largest.
+
+        Args:
+            tensors: N images (H_i, W_i) or (C, H_i, W_i), same dtype, device and channels.
+            size_divisibility: height and width are rounded up to a multiple of it, unless it is 0.
+            pad_value: value of the padding.
+            padding_constraints: ``"size_divisibility"`` replaces the argument where it is > 0;
+                ``"square_size"`` > 0 makes the result a square of at least that side.
+
+        Returns:
+            The batch; `image_sizes` holds the sizes before padding.
+
+        Raises:
+            ValueError: if there is no image, or the leading axes differ.
+        """
+        if len(tensors) == 0:
+            raise ValueError("ImageList.from_tensors: expected at least one image, got none")
+        leading = tensors[0].shape[:-2]
+        for index, image in enumerate(tensors):
+            if image.dim() < 2 or image.shape[:-2] != leading:
+                raise ValueError(
+                    f"ImageList.from_tensors: expected images of shape {(*leading, 'H', 'W')}, "
+                    f"image {index} has {tuple(image.shape)}"
+                )
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in tensors]
+        height, width = _padded_size(sizes, size_divisibility, padding_constraints or {})
+        if len(tensors) == 1:
+            pad = (0, width - sizes[0][1], 0, height - sizes[0][0])
+            return ImageList(F.pad(tensors[0], pad, value=pad_value).unsqueeze(0), sizes)
+        batch = tensors[0].new_full((len(tensors), *leading, height, width), pad_value)
+        for target, image, (h, w) in zip(batch, tensors, sizes, strict=True):
+            target[..., :h, :w].copy_(image)
+        return ImageList(batch, sizes)
+
+
+def _padded_size(
+    sizes: Sequence[tuple[int, int]], divisibility: int, constraints: Mapping[str, int]
+) -> tuple[int, int]:
+    """Return the common (height, width) in pixels."""
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    square = constraints.get("square_size", 0)
+    if square > 0:
+        height = width = max(square, height, width)
+    divisor = constraints.get("size_divisibility", 0) or divisibility
+    if divisor > 1:
+        height, width = (-(-side // divisor) * divisor for side in (height, width))
+    return height, width
