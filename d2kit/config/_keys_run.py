@@ -65,7 +65,10 @@ _SOLVER: dict[str, tuple[Any, str]] = {
     "SOLVER.WARMUP_FACTOR": (0.001, "Learning rate at the start of the warm-up over BASE_LR."),
     "SOLVER.WARMUP_ITERS": (1000, "Iterations of the warm-up."),
     "SOLVER.WARMUP_METHOD": ("linear", "linear: grows evenly; constant: stays at the factor."),
-    "SOLVER.RESCALE_INTERVAL": (False, "Stretch WARMUP_ITERS when the world size is auto-scaled."),
+    "SOLVER.RESCALE_INTERVAL": (
+        False,
+        "True: the schedule is squeezed in after the warm-up; False: the warm-up hides its start.",
+    ),
     "SOLVER.CHECKPOINT_PERIOD": (5000, "Iterations between checkpoints."),
     "SOLVER.IMS_PER_BATCH": (16, "Images per iteration, over all processes together."),
     "SOLVER.REFERENCE_WORLD_SIZE": (

@@ -2,8 +2,8 @@
 
 import copy
 
+from d2kit.config._cfg_node import CfgNode
 from d2kit.config._keys import KEYS
-from d2kit.config.config import CfgNode
 
 __all__ = ["_C"]
 

@@ -1,0 +1,244 @@
+"""`CfgNode`: a config, or a section of one."""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode as _FvcoreCfgNode
+
+from d2kit.config._values import coerce, decode, looks_like_typo
+from d2kit.config._versions import upgrade_values
+from d2kit.config._yaml import BASE_KEY, LEAF_TYPES, load_yaml
+from d2kit.utils.registry import nearest_names
+
+_SECTION = "__section__"  # instance attribute: (name of the section, its default keys)
+
+
+class CfgNode(_FvcoreCfgNode):
+    """A section of a config: a dict whose keys are also attributes.
+
+    Files are plain YAML and may name other files of the same tree as ``_BASE_``. Reading a file or
+    a list changes existing keys only; an unknown one is an error that lists the nearest names, and
+    leaves the config as it was. From Python new keys and sections may be added, but not a value
+    whose name is a slip of a default key's (see `__setattr__`).
+
+    Args:
+        init_dict: keys and values; nested dicts become sections.
+        key_list: names of the sections above, for messages.
+        new_allowed: whether merging may add keys.
+    """
+
+    def __init__(
+        self,
+        init_dict: dict[str, Any] | None = None,
+        key_list: list[str] | None = None,
+        new_allowed: bool = False,
+    ) -> None:
+        super().__init__(init_dict, key_list, new_allowed)
+
+    # ---- attributes -------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        if name.startswith("__"):
+            raise AttributeError(name)
+        section, _ = self.__dict__.get(_SECTION, ("", ()))
+        near = nearest_names(name, (str(key) for key in self))
+        raise AttributeError(
+            f"config section '{section or 'cfg'}' has no key '{name}' (nearest: {near})"
+        )
+
+    def __setattr__(self, name: str, val: Any) -> None:
+        """Set a key; new ones are allowed unless the name is a slip.
+
+        A new value (not a section) is refused where its name differs from a default key of the
+        same section only in case, underscores or up to two letters (one, where the shorter name
+        has fewer than 8; digits do not count as letters), for example ``NUM_CLASS`` beside
+        ``NUM_CLASSES``. ``cfg.SECTION["NAME"] = value`` or `set_new_allowed(True)` set it anyway.
+
+        Raises:
+            AttributeError: if the config is frozen or the name is refused.
+        """
+        if name not in self and not isinstance(val, dict) and not self.is_new_allowed():
+            section, defaults = self.__dict__.get(_SECTION, ("", ()))
+            slips = [key for key in defaults if key in self and looks_like_typo(name, key)]
+            if slips:
+                raise AttributeError(
+                    f"config section '{section or 'cfg'}' has no key '{name}', did you mean "
+                    f"{' or '.join(repr(s) for s in slips)}? To add a key of this name all the "
+                    f"same, write cfg[...]['{name}'] = value"
+                )
+        super().__setattr__(name, val)
+
+    def mark_defaults(self, section: str = "") -> None:
+        """Remember the present keys as the defaults that slips are compared with.
+
+        Args:
+            section: the name of this section; empty for the whole config.
+        """
+        self.__dict__[_SECTION] = (section, frozenset(self))
+        for key, value in self.items():
+            if isinstance(value, CfgNode):
+                value.mark_defaults(f"{section}.{key}" if section else key)
+
+    # ---- reading ----------------------------------------------------------------------------
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Return the values of a YAML file merged over those of its `_BASE_` files.
+
+        Args:
+            filename: a local path.
+            allow_unsafe: accepted for compatibility; files that would run code are refused.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if a file is malformed, unsafe, or its base outside of the config tree.
+        """
+        return load_yaml(filename).values
+
+    def merge_from_file(
+        self, cfg_filename: str | os.PathLike[str], allow_unsafe: bool = True
+    ) -> None:
+        """Take over the values of a YAML file and its `_BASE_` files.
+
+        A file written for an older VERSION is converted.
+
+        Args:
+            cfg_filename: a local path.
+            allow_unsafe: accepted for compatibility; files that would run code are refused.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            KeyError: if a key is unknown; with file, line and the nearest names.
+            ValueError: if a file is malformed or unsafe, or a value has the wrong type.
+        """
+        values, origins = load_yaml(cfg_filename)
+        if "VERSION" in self:
+            values = upgrade_values(values, str(cfg_filename), origins)
+        self._merge(values, str(cfg_filename), origins)
+
+    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
+        """Take over the values of another config.
+
+        Raises:
+            KeyError: if a key is unknown here.
+            ValueError: if a value has the wrong type.
+        """
+        self._merge(cfg_other, "the other config", {})
+
+    def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
+        """Take over values given as ``[key, value, key, value, ...]``.
+
+        Args:
+            cfg_list: full key names, each followed by its value; a string is read as a Python
+                literal where it is one (``"0.01"``, ``"(1, 2)"``, ``"None"``).
+
+        Raises:
+            KeyError: if a key is unknown; the message lists the nearest names.
+            ValueError: if a value is missing or has the wrong type.
+        """
+        if len(cfg_list) % 2:
+            raise ValueError(
+                f"config overrides: expected KEY VALUE pairs separated by spaces, got "
+                f"{len(cfg_list)} items: {list(cfg_list)}"
+            )
+        changes: list[tuple[CfgNode, str, Any]] = []
+        for full, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+            *sections, key = str(full).split(".")
+            node: Any = self
+            for section in sections:
+                node = node[section] if isinstance(node, CfgNode) and section in node else None
+            if not isinstance(node, CfgNode) or key not in node:
+                if self._skip_or_rename(str(full)):
+                    continue
+                raise self._unknown(str(full), "config overrides")
+            where = "config overrides"
+            changes.append((node, key, coerce(decode(value), value, node[key], str(full), where)))
+        self._apply(changes)
+
+    # ---- merging ----------------------------------------------------------------------------
+
+    def _full_keys(self, prefix: str = "") -> list[str]:
+        names = []
+        for key, value in self.items():
+            names.append(f"{prefix}{key}")
+            if isinstance(value, CfgNode):
+                names += value._full_keys(f"{prefix}{key}.")
+        return names
+
+    def _unknown(self, full: str, where: str) -> KeyError:
+        near = nearest_names(full, self._full_keys())
+        listed = f"nearest: {', '.join(near)}" if near else "no key is similar"
+        return KeyError(f"{where}: unknown config key '{full}' ({listed})")
+
+    def _new_value(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return type(self)(copy.deepcopy(dict(value)), new_allowed=True)
+        return decode(value)
+
+    def _skip_or_rename(self, full: str) -> bool:
+        """Tell whether a key is deprecated (and skipped); raise if it was renamed."""
+        if self.key_is_renamed(full):
+            self.raise_key_rename_error(full)
+        return bool(self.key_is_deprecated(full))
+
+    def _merge(self, values: Mapping[str, Any], source: str, origins: Mapping[str, str]) -> None:
+        """Check all of `values`, then take them over; an error leaves this config unchanged."""
+        if BASE_KEY in values:
+            raise KeyError(f"{source}: '{BASE_KEY}' is for files only")
+        changes: list[tuple[CfgNode, str, Any]] = []
+
+        def walk(new: Mapping[str, Any], node: CfgNode, prefix: str) -> None:
+            for key, value in new.items():
+                full = f"{prefix}{key}"
+                where = origins.get(full, source)
+                if key not in node:
+                    if node.is_new_allowed():
+                        changes.append((node, key, self._new_value(value)))
+                    elif not self._skip_or_rename(full):
+                        raise self._unknown(full, where)
+                elif isinstance(value, dict) and isinstance(node[key], CfgNode):
+                    walk(value, node[key], f"{full}.")
+                else:
+                    changes.append(
+                        (node, key, coerce(decode(value), value, node[key], full, where))
+                    )
+
+        walk(values, self, "")
+        self._apply(changes)
+
+    def _apply(self, changes: list[tuple["CfgNode", str, Any]]) -> None:
+        if changes and self.is_frozen():
+            raise AttributeError("the config is frozen; call cfg.defrost() before merging into it")
+        for node, key, value in changes:
+            node[key] = copy.deepcopy(value)
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    def dump(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the config as YAML that `merge_from_file` reads back to the same values.
+
+        Args:
+            args: passed to ``yaml.safe_dump``.
+            kwargs: passed to ``yaml.safe_dump``.
+
+        Raises:
+            ValueError: if a value is neither a number, a string, a bool, None, a list nor a tuple.
+        """
+
+        def plain(value: Any, full: str) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(v, f"{full}.{key}" if full else key) for key, v in value.items()}
+            if isinstance(value, (list, tuple)):
+                return [plain(v, full) for v in value]
+            if hasattr(value, "dtype") and hasattr(value, "item"):  # a numpy or torch scalar
+                return value.item()
+            if not isinstance(value, LEAF_TYPES):
+                raise ValueError(f"{full} holds a {type(value).__name__}, YAML cannot: {value!r}")
+            return value
+
+        return yaml.safe_dump(plain(self, ""), *args, **kwargs)

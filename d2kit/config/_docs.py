@@ -1,0 +1,70 @@
+"""docs/config.md and the explanation of single keys, from the table of keys."""
+
+from itertools import groupby
+
+from d2kit.config._keys import KEYS, OWN_KEYS
+from d2kit.utils.registry import nearest_names
+
+_HEAD = """# Config keys
+
+Made from `d2kit/config/_keys*.py` by `python -m d2kit.config > docs/config.md`; do not edit.
+`python -m d2kit.config KEY` explains one key.
+
+All keys and defaults are Detectron2's, except those marked **ours**. Sizes are in pixels of the
+network's input unless a line says otherwise.
+
+## Rules
+
+- **Files** are plain YAML. `!!python/...` tags are refused and nothing in a file is executed;
+  `allow_unsafe` is accepted and has no effect.
+- **`_BASE_`** names one file or a list of files whose values come first. The path is relative to
+  the file and local: never a URL, and within the config tree. The tree is the nearest folder named
+  `configs` above the first file (its own folder, where there is none), or a folder `configs` that
+  stands beside one of the folders above it. Circles are refused.
+- **Unknown keys** in a file or on the command line are an error that names file, line, key and the
+  nearest keys. A merge that fails changes nothing.
+- **Types**: an int passes for a float, a list for a tuple and the reverse, null for anything and
+  anything for null. Anything else is an error. Strings are read as Python literals where they are
+  one, unless the key holds a string.
+- **New keys from Python**: `cfg.MODEL.MINE = CfgNode()`, `cfg.MODEL.MINE.X = 1` and
+  `cfg.INPUT.MINE = 3` work as ever. Refused is only a new value in a section of the defaults whose
+  name is a slip of a default key there: equal up to case and underscores, or at most two
+  letters apart (one, below eight letters), for example `NUM_CLASS` beside `NUM_CLASSES`; names
+  that differ in a digit (`RES4_DILATION`) are not slips. `cfg.SECTION["NUM_CLASS"] = 3` or
+  `cfg.set_new_allowed(True)` add it all the same.
+- **Versions**: files of VERSION 1 are converted when they are read, with a warning.
+"""
+
+
+def explain(name: str) -> str:
+    """Return default and meaning of one key.
+
+    Raises:
+        KeyError: if there is no such key; the message lists the nearest names.
+    """
+    if name not in KEYS:
+        near = ", ".join(nearest_names(name, KEYS))
+        raise KeyError(f"unknown config key '{name}' (nearest: {near})")
+    key = KEYS[name]
+    return f"{name} (default {key.default!r}): {key.meaning}"
+
+
+def _section(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[:2] if len(parts) > 2 and parts[0] == "MODEL" else parts[:1])
+
+
+def markdown() -> str:
+    """Return the text of docs/config.md."""
+    groups: dict[str, list[str]] = {}
+    for section, names in groupby(KEYS, key=_section):
+        title = section if any(name.startswith(f"{section}.") for name in KEYS) else "The run"
+        groups.setdefault(title, []).extend(names)
+    parts = [_HEAD]
+    for title, listed in groups.items():
+        parts.append(f"\n## {title}\n\n| key | default | meaning |\n|---|---|---|\n")
+        for name in listed:
+            ours = " **Ours.**" if name in OWN_KEYS else ""
+            default = repr(KEYS[name].default).replace("|", "\\|")
+            parts.append(f"| `{name}` | `{default}` | {KEYS[name].meaning}{ours} |\n")
+    return "".join(parts)

@@ -1,0 +1,27 @@
+"""The documented path of the visualizer; the code is in `d2kit.visualization`."""
+
+from d2kit.structures import Boxes, BoxMode, Keypoints
+from d2kit.utils.colormap import random_color
+from d2kit.visualization.visualizer import (
+    _OFF_WHITE,
+    ColorMode,
+    GenericMask,
+    VisImage,
+    Visualizer,
+    _create_text_labels,
+    _PanopticPrediction,
+)
+
+__all__ = [
+    "_OFF_WHITE",
+    "BoxMode",
+    "Boxes",
+    "ColorMode",
+    "GenericMask",
+    "Keypoints",
+    "VisImage",
+    "Visualizer",
+    "_PanopticPrediction",
+    "_create_text_labels",
+    "random_color",
+]
