@@ -1,0 +1,158 @@
+"""Runs COCO's matching with hotcoco or pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from d2kit.evaluation.fast_eval_api import COCOeval_opt, to_hotcoco
+
+logger = logging.getLogger(__name__)
+
+
+def load_ground_truth(json_file: str, use_fast_impl: bool) -> Any:
+    """Read a COCO annotation file.
+
+    Args:
+        json_file: path on this machine.
+        use_fast_impl: a ``hotcoco.COCO`` if True, else a ``pycocotools.coco.COCO``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not COCO JSON.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            if use_fast_impl:
+                import hotcoco
+
+                return hotcoco.COCO(json_file)
+            from pycocotools.coco import COCO
+
+            return COCO(json_file)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"The annotation file {json_file} does not exist; check the `json_file` under "
+                "which the dataset was registered"
+            ) from None
+        except Exception as error:
+            raise ValueError(f"{json_file} is not a COCO annotation file: {error}") from error
+
+
+def _load_detections(coco_gt: Any, coco_results: Sequence[Mapping[str, Any]]) -> Any:
+    """Load results (possibly none) beside the ground truth they belong to, on its backend."""
+    import hotcoco
+
+    if isinstance(coco_gt, hotcoco.COCO):
+        return coco_gt.load_res(list(coco_results))
+    from pycocotools.coco import COCO
+
+    if coco_results:  # loadRes writes into the dicts: they are copied
+        return coco_gt.loadRes([dict(result) for result in coco_results])
+    empty = COCO()
+    empty.dataset = {**coco_gt.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def _detection_limits(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
+    """Return the three limits of detections per image that recall is reported at."""
+    if max_dets_per_image is None:
+        return [1, 10, 100]
+    if isinstance(max_dets_per_image, int):
+        if max_dets_per_image < 1:
+            raise ValueError(f"max_dets_per_image must be at least 1, got {max_dets_per_image}")
+        # pycocotools sorts the limits and takes the last: none may exceed what was asked for
+        return [min(limit, max_dets_per_image) for limit in (1, 10)] + [max_dets_per_image]
+    limits = sorted(int(limit) for limit in max_dets_per_image)
+    if len(limits) != 3:
+        raise ValueError(f"max_dets_per_image must be one or three numbers, got {limits}")
+    return limits
+
+
+def _check_keypoints(
+    coco_gt: Any, results: Sequence[Mapping[str, Any]], sigmas: Sequence[float]
+) -> None:
+    """Raise ValueError where predicted, annotated and weighted keypoints differ in number."""
+    predicted = len(results[0]["keypoints"]) // 3 if results else len(sigmas)
+    annotated = len(sigmas)
+    ids = coco_gt.getAnnIds()
+    if ids:
+        annotated = len(coco_gt.loadAnns([ids[0]])[0].get("keypoints") or []) // 3 or annotated
+    if not predicted == annotated == len(sigmas):
+        raise ValueError(
+            f"Predictions have {predicted} keypoints, the ground truth {annotated}, and there are "
+            f"{len(sigmas)} OKS sigmas (17 unless given): the three must be equal. Give "
+            "COCOEvaluator(kpt_oks_sigmas=...) or TEST.KEYPOINT_OKS_SIGMAS one value per keypoint"
+        )
+
+
+def _evaluate_predictions_on_coco(
+    coco_gt: Any,
+    coco_results: Sequence[Mapping[str, Any]],
+    iou_type: str,
+    kpt_oks_sigmas: Sequence[float] | None = None,
+    use_fast_impl: bool = True,
+    img_ids: Iterable[int] | None = None,
+    max_dets_per_image: int | Sequence[int] | None = None,
+    *,
+    cocoeval_fn: Callable[..., Any] | None = None,
+) -> Any:
+    """Evaluate results of one task.
+
+    Args:
+        coco_gt: ground truth; pycocotools or hotcoco ``COCO``.
+        coco_results: dicts of COCO's result format with the dataset's own category ids.
+        iou_type: ``bbox``, ``segm`` or ``keypoints``.
+        kpt_oks_sigmas: per keypoint, its standard deviation relative to the object's scale;
+            None or empty for COCO's 17.
+        use_fast_impl: hotcoco if True, else pycocotools.
+        img_ids: evaluate these images only; None for all.
+        max_dets_per_image: count this many highest-scoring detections of each image and class
+            (default 100), or the three limits for recall.
+        cocoeval_fn: class to use in place of the two, called as ``COCOeval``.
+
+    Returns:
+        The evaluation after ``evaluate``, ``accumulate`` and ``summarize``.
+    """
+    if iou_type == "segm":  # without the box, COCO takes an object's area from its mask
+        coco_results = [{k: v for k, v in r.items() if k != "bbox"} for r in coco_results]
+    if cocoeval_fn is None:
+        if use_fast_impl:
+            cocoeval_fn = COCOeval_opt
+        else:
+            from d2kit.evaluation._pycoco import COCOevalMaxDets
+
+            cocoeval_fn = COCOevalMaxDets
+    if cocoeval_fn is COCOeval_opt:
+        coco_gt = to_hotcoco(coco_gt)
+    coco_eval = cocoeval_fn(coco_gt, _load_detections(coco_gt, coco_results), iou_type)
+    coco_eval.params.maxDets = _detection_limits(max_dets_per_image)
+    if img_ids is not None:
+        coco_eval.params.imgIds = list(img_ids)
+    if iou_type == "keypoints":
+        if kpt_oks_sigmas is not None and len(kpt_oks_sigmas):
+            coco_eval.params.kpt_oks_sigmas = _sigmas(kpt_oks_sigmas, cocoeval_fn)
+        _check_keypoints(coco_gt, coco_results, list(coco_eval.params.kpt_oks_sigmas))
+    summary = io.StringIO()
+    with contextlib.redirect_stdout(summary), warnings.catch_warnings():
+        # hotcoco warns of limits other than [1, 10, 100]: here they were asked for
+        warnings.filterwarnings("ignore", message="hotcoco: max_dets differ")
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+        summary.seek(0)
+        summary.truncate()
+        coco_eval.summarize()
+    logger.info("COCO summary for %s:\n%s", iou_type, summary.getvalue().rstrip())
+    return coco_eval
+
+
+def _sigmas(values: Sequence[float], cocoeval_fn: Callable[..., Any]) -> Any:
+    """Give the sigmas the type that the backend computes with."""
+    return list(values) if cocoeval_fn is COCOeval_opt else np.asarray(values, dtype=np.float64)

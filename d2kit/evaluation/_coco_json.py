@@ -1,0 +1,99 @@
+"""From `Instances` to COCO's result format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2kit.structures import BitMasks, Instances, ROIMasks
+
+
+def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict[str, Any]]:
+    """Turn the detections of one image into dicts of COCO's result format.
+
+    Args:
+        instances: R detections with `pred_boxes` (R, 4), `scores` (R,), `pred_classes` (R,);
+            optionally `pred_masks`, a bool tensor or `BitMasks` (R, H, W), `ROIMasks` or
+            probabilities (R, M, M) inside the boxes (thresholded at 0.5 and encoded without a
+            full-size mask), or RLE dicts; optionally `pred_keypoints` (R, 17, 3), x, y, score.
+        img_id: goes into every dict.
+
+    Returns:
+        R dicts with ``image_id``, ``category_id`` (the contiguous class), ``bbox`` (XYWH),
+        ``score`` and where predicted ``segmentation`` (RLE, ``counts`` as str) and ``keypoints``.
+    """
+    count = len(instances)
+    if count == 0:
+        return []
+    boxes = _tensor(instances.pred_boxes).detach().cpu().clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    rows = zip(
+        boxes.tolist(), instances.scores.tolist(), instances.pred_classes.tolist(), strict=True
+    )
+    results: list[dict[str, Any]] = [
+        {"image_id": img_id, "category_id": category, "bbox": box, "score": score}
+        for box, score, category in rows
+    ]
+    if instances.has("pred_masks"):
+        for result, rle in zip(results, _encode_masks(instances), strict=True):
+            result["segmentation"] = rle
+    if instances.has("pred_keypoints"):
+        keypoints = _tensor(instances.pred_keypoints).detach().cpu().clone()
+        keypoints[:, :, :2] -= 0.5  # COCO names pixels, we name points: a pixel's centre is at +0.5
+        for result, flat in zip(results, keypoints.flatten(1).tolist(), strict=True):
+            result["keypoints"] = flat
+    return results
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    """Return the tensor inside `Boxes`, `Keypoints`, ..., or the tensor itself."""
+    return value if isinstance(value, torch.Tensor) else value.tensor
+
+
+def _encode_masks(instances: Instances) -> list[dict[str, Any]]:
+    """Encode `pred_masks` as RLE with ``counts`` as str."""
+    masks = instances.pred_masks
+    if isinstance(masks, Sequence) and len(masks) and isinstance(masks[0], dict):
+        return [_text_rle(rle) for rle in masks]
+    if isinstance(masks, BitMasks):
+        masks = masks.tensor
+    if isinstance(masks, ROIMasks) or (
+        isinstance(masks, torch.Tensor) and masks.is_floating_point()
+    ):
+        from d2kit.layers.mask_ops import masks_to_rle
+
+        probabilities = masks.tensor if isinstance(masks, ROIMasks) else masks
+        if probabilities.dim() == 4:
+            probabilities = probabilities[:, 0]
+        boxes = _tensor(instances.pred_boxes)
+        return [_text_rle(r) for r in masks_to_rle(probabilities, boxes, instances.image_size)]
+    return encode_bitmasks(masks)
+
+
+def encode_bitmasks(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:
+    """Encode full-size masks as RLE.
+
+    Args:
+        masks: (R, H, W) bool or uint8.
+
+    Returns:
+        R dicts ``{"size": [H, W], "counts": str}``.
+    """
+    import hotcoco
+
+    array = masks.detach().cpu().numpy() if isinstance(masks, torch.Tensor) else np.asarray(masks)
+    if len(array) == 0:
+        return []
+    if array.dtype not in (np.bool_, np.uint8):
+        array = array != 0
+    return [_text_rle(rle) for rle in hotcoco.mask.encode(array.transpose(1, 2, 0))]
+
+
+def _text_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    """Make ``counts`` a str, so that the dict can be written as JSON."""
+    counts = rle["counts"]
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [int(side) for side in rle["size"]], "counts": text}

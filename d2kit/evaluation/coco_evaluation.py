@@ -1,0 +1,327 @@
+"""AP of boxes, masks and keypoints, and recall of proposals, as COCO defines them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import logging
+import pickle
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d2kit.config import CfgNode
+from d2kit.data.catalog import MetadataCatalog
+from d2kit.evaluation._box_proposals import _evaluate_box_proposals
+from d2kit.evaluation._coco_backend import _evaluate_predictions_on_coco, load_ground_truth
+from d2kit.evaluation._coco_json import instances_to_coco_json
+from d2kit.evaluation._coco_results import derive_results, per_class_table, summary_table
+from d2kit.evaluation.evaluator import DatasetEvaluator
+from d2kit.structures import BoxMode
+from d2kit.utils import comm
+from d2kit.utils.file_io import PathManager, atomic_write
+
+__all__ = [
+    "COCOEvaluator",
+    "COCOevalMaxDets",  # noqa: F822 - by __getattr__
+    "_evaluate_box_proposals",
+    "_evaluate_predictions_on_coco",
+    "instances_to_coco_json",
+]
+
+_TASKS = ("bbox", "segm", "keypoints")
+_TASK_OF_FIELD = {"pred_boxes": "bbox", "pred_masks": "segm", "pred_keypoints": "keypoints"}
+_TASK_OF_KEY = {"bbox": "bbox", "segmentation": "segm", "keypoints": "keypoints"}
+_PROPOSAL_LIMITS = (100, 1000)
+_PROPOSAL_AREAS = {"all": "", "small": "s", "medium": "m", "large": "l"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load pycocotools' evaluation only when it is asked for."""
+    if name == "COCOevalMaxDets":
+        from d2kit.evaluation._pycoco import COCOevalMaxDets
+
+        return COCOevalMaxDets
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def default_oks_sigmas(cfg: CfgNode) -> list[float]:
+    """Read ``TEST.KEYPOINT_OKS_SIGMAS``."""
+    return list(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+
+
+class COCOEvaluator(DatasetEvaluator):
+    """Computes COCO's AP (boxes, masks, keypoints) or the recall of box proposals.
+
+    Args:
+        dataset_name: a registered dataset. Its metadata names the annotation file (`json_file`);
+            where it does not, one is written from the dataset's dicts.
+        tasks: of ``bbox``, ``segm``, ``keypoints``; None: what the predictions hold.
+        distributed: gather the predictions of all processes on the main one; if False, every
+            process evaluates what it has seen.
+        output_dir: folder for ``coco_instances_results.json``, ``instances_predictions.pth`` and,
+            for proposals, ``box_proposals.pkl``; None: nothing is written.
+        max_dets_per_image: detections counted per image and class, highest scores first; default
+            100.
+        use_fast_impl: hotcoco (Rust); False for pycocotools, which gives the same numbers slowly.
+        kpt_oks_sigmas: one per keypoint; empty for COCO's 17 person keypoints.
+        allow_cached_coco: whether an annotation file converted earlier may be used again.
+
+    Raises:
+        KeyError: the dataset is not registered.
+        ValueError: an unknown task.
+        FileNotFoundError: there is no annotation file where the metadata says.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | CfgNode | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
+        kpt_oks_sigmas: Sequence[float] = (),
+        allow_cached_coco: bool = True,
+    ) -> None:
+        self._logger = logging.getLogger(__name__)
+        if isinstance(tasks, CfgNode):
+            self._logger.warning(
+                "COCOEvaluator(dataset, cfg) is outdated: give `tasks` (or nothing) instead of cfg"
+            )
+            kpt_oks_sigmas = kpt_oks_sigmas or default_oks_sigmas(tasks)
+            tasks = None
+        if isinstance(tasks, str):
+            tasks = (tasks,)
+        for task in tasks or ():
+            if task not in _TASKS:
+                raise ValueError(f"Unknown task {task!r}; COCOEvaluator knows {', '.join(_TASKS)}")
+        self._tasks = tasks
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._max_dets_per_image = max_dets_per_image
+        self._use_fast_impl = use_fast_impl
+        self._kpt_oks_sigmas = list(kpt_oks_sigmas)
+        self._cpu_device = torch.device("cpu")
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._coco_api = load_ground_truth(
+            self._annotation_file(dataset_name, allow_cached_coco), use_fast_impl
+        )
+        self._do_evaluation = bool(self._coco_api.dataset.get("annotations"))
+        self.reset()
+
+    def _annotation_file(self, dataset_name: str, allow_cached: bool) -> str:
+        """Return the dataset's COCO JSON on this machine, after converting it where needed."""
+        json_file = self._metadata.get("json_file")
+        if json_file:
+            return PathManager.get_local_path(json_file)
+        from d2kit.data.datasets.coco import convert_to_coco_json
+
+        folder = self._output_dir or tempfile.mkdtemp(prefix="d2kit_coco_")
+        path = str(Path(folder) / f"{dataset_name}_coco_format.json")
+        self._logger.info("Dataset %r has no json_file: converting it to %s", dataset_name, path)
+        convert_to_coco_json(dataset_name, path, allow_cached=allow_cached)
+        return path
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._predictions: list[dict[str, Any]] = []
+        self._seen_tasks: set[str] = set()
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
+        """Take in one batch.
+
+        Args:
+            inputs: per image a dict with ``image_id``.
+            outputs: per image a dict with ``instances`` (see `instances_to_coco_json`) and/or
+                ``proposals``.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            prediction: dict[str, Any] = {"image_id": image["image_id"]}
+            if "instances" in output:
+                instances = output["instances"].to(self._cpu_device)
+                self._seen_tasks.update(t for f, t in _TASK_OF_FIELD.items() if instances.has(f))
+                prediction["instances"] = instances_to_coco_json(instances, image["image_id"])
+            if "proposals" in output:
+                prediction["proposals"] = output["proposals"].to(self._cpu_device)
+            if len(prediction) > 1:
+                self._predictions.append(prediction)
+
+    def evaluate(self, img_ids: Iterable[int] | None = None) -> dict[str, dict[str, float]]:
+        """Compute the figures.
+
+        Args:
+            img_ids: evaluate these images only; None for all images of the annotation file.
+
+        Returns:
+            ``{"bbox": {"AP": percent, ...}, "segm": ...}``; ``AP-<class>`` where there is more
+            than one class; nan where no ground truth defines a figure, 0 where there is some and
+            nothing was found. Empty on other processes than the main one and where no image was
+            processed.
+        """
+        predictions = self._gather()
+        if not comm.is_main_process() and self._distributed:
+            return {}
+        self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
+        if not predictions:
+            self._logger.warning("COCOEvaluator was given no prediction for any image")
+            return {}
+        if self._output_dir:
+            with atomic_write(Path(self._output_dir) / "instances_predictions.pth") as file:
+                torch.save(predictions, file)
+        if "proposals" in predictions[0]:
+            self._eval_box_proposals(predictions)
+        if "instances" in predictions[0]:
+            self._eval_predictions(predictions, img_ids=img_ids)
+        return copy.deepcopy(self._results)
+
+    def _gather(self) -> list[dict[str, Any]]:
+        """Return the predictions of all processes, each image once, on the main process."""
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            self._seen_tasks = set().union(*comm.gather(self._seen_tasks, dst=0))
+            predictions = list(itertools.chain(*comm.gather(self._predictions, dst=0)))
+        by_image = {}
+        for prediction in predictions:
+            by_image.setdefault(prediction["image_id"], prediction)
+        if len(by_image) < len(predictions):
+            self._logger.warning(
+                "%d image(s) were processed more than once; their first predictions count",
+                len(predictions) - len(by_image),
+            )
+        return list(by_image.values())
+
+    def _tasks_from_predictions(self, predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Find the tasks in the result dicts and in the fields that `process` has seen."""
+        found = {task for p in predictions for key, task in _TASK_OF_KEY.items() if key in p}
+        return [task for task in _TASKS if task in found | self._seen_tasks | {"bbox"}]
+
+    def _eval_predictions(
+        self, predictions: Sequence[Mapping[str, Any]], img_ids: Iterable[int] | None = None
+    ) -> None:
+        """Evaluate the instances of all tasks; fill ``self._results``."""
+        coco_results = list(itertools.chain(*(p["instances"] for p in predictions)))
+        tasks = list(self._tasks or self._tasks_from_predictions(coco_results))
+        coco_results = self._with_dataset_ids(coco_results)
+        self._check_images(predictions, img_ids)
+        if self._output_dir:
+            path = Path(self._output_dir) / "coco_instances_results.json"
+            with atomic_write(path, "w") as file:
+                file.write(json.dumps(coco_results))
+            self._logger.info("Wrote %d results to %s", len(coco_results), path)
+        if not self._do_evaluation:
+            self._logger.info("The annotation file has no annotations: nothing is evaluated")
+            return
+        ids = None if img_ids is None else list(img_ids)
+        if not coco_results:
+            self._logger.warning("The model found no instance in any image")
+        for task in tasks:
+            self._check_results_of(task, coco_results)
+            coco_eval = _evaluate_predictions_on_coco(
+                self._coco_api,
+                coco_results,
+                task,
+                kpt_oks_sigmas=self._kpt_oks_sigmas,
+                use_fast_impl=self._use_fast_impl,
+                img_ids=ids,
+                max_dets_per_image=self._max_dets_per_image,
+            )
+            self._results[task] = self._derive_coco_results(
+                coco_eval, task, class_names=self._class_names()
+            )
+
+    def _check_results_of(self, task: str, results: Sequence[Mapping[str, Any]]) -> None:
+        """Raise ValueError where a task was asked for that the predictions do not hold."""
+        key = {task: key for key, task in _TASK_OF_KEY.items()}[task]
+        if results and key not in results[0]:
+            raise ValueError(
+                f"Task {task!r} was asked for, but the predictions have no {key!r}; give "
+                f"COCOEvaluator other `tasks` (now {self._tasks}) or a model that predicts it"
+            )
+
+    def _with_dataset_ids(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Map contiguous classes back to the category ids of the annotation file."""
+        to_class = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if to_class is None:
+            to_class = {int(c): c for c in self._coco_api.getCatIds()}
+        to_category = {int(v): int(k) for k, v in to_class.items()}
+        unknown = {r["category_id"] for r in results} - set(to_category)
+        if unknown:
+            raise ValueError(
+                f"Predicted class {min(unknown)}, but dataset {self._metadata.get('name')!r} has "
+                f"{len(to_category)} classes; MODEL.ROI_HEADS.NUM_CLASSES (or RETINANET's) must "
+                f"be {len(to_category)}"
+            )
+        return [{**r, "category_id": to_category[r["category_id"]]} for r in results]
+
+    def _check_images(
+        self, predictions: Sequence[Mapping[str, Any]], img_ids: Iterable[int] | None
+    ) -> None:
+        """Raise where an image is unknown; warn where some were not processed."""
+        known = set(self._coco_api.getImgIds())
+        seen = {p["image_id"] for p in predictions}
+        if not seen <= known:
+            raise ValueError(
+                f"Image id {next(iter(seen - known))!r} is not in the annotation file of dataset "
+                f"{self._metadata.get('name')!r}: was the loader built for another dataset?"
+            )
+        missing = len(known - seen)
+        if img_ids is None and missing:
+            self._logger.warning(
+                "%d of %d images were not processed and count as images without detections; "
+                "evaluate(img_ids=...) restricts the figures to a subset",
+                missing,
+                len(known),
+            )
+
+    def _class_names(self) -> list[str] | None:
+        """Class names in the order of the evaluation's category axis (rising category id)."""
+        names = self._metadata.get("thing_classes")
+        to_class = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if names is None or to_class is None:
+            return names
+        categories = sorted(self._coco_api.getCatIds())
+        if not set(categories) <= set(to_class):
+            return names
+        return [names[to_class[category]] for category in categories]
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Turn one accumulated evaluation into the result dict and log it as tables."""
+        results = derive_results(coco_eval, iou_type, class_names)
+        self._logger.info("Evaluation results for %s:\n%s", iou_type, summary_table(results))
+        table = per_class_table(results)
+        if table:
+            self._logger.info("Per-category %s AP:\n%s", iou_type, table)
+        return results
+
+    def _eval_box_proposals(self, predictions: Sequence[Mapping[str, Any]]) -> None:
+        """Measure the recall of proposals; fill ``self._results["box_proposals"]``."""
+        if self._output_dir:
+            proposals = [p["proposals"] for p in predictions]
+            data = {
+                "boxes": [p.proposal_boxes.tensor.numpy() for p in proposals],
+                "objectness_logits": [p.objectness_logits.numpy() for p in proposals],
+                "ids": [p["image_id"] for p in predictions],
+                "bbox_mode": BoxMode.XYXY_ABS.value,
+            }
+            with atomic_write(Path(self._output_dir) / "box_proposals.pkl") as file:
+                pickle.dump(data, file)
+        if not self._do_evaluation:
+            return
+        results = {}
+        for limit, (area, suffix) in itertools.product(_PROPOSAL_LIMITS, _PROPOSAL_AREAS.items()):
+            stats = _evaluate_box_proposals(
+                list(map(dict, predictions)), self._coco_api, area=area, limit=limit
+            )
+            results[f"AR{suffix}@{limit}"] = float(stats["ar"]) * 100
+        self._logger.info("Proposal recall:\n%s", summary_table(results))
+        self._results["box_proposals"] = results

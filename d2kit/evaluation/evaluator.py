@@ -1,0 +1,243 @@
+"""The evaluator interface and the loop that feeds it."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2kit.utils.comm import get_world_size, is_main_process
+from d2kit.utils.logger import log_every_n_seconds
+
+logger = logging.getLogger(__name__)
+
+_WARMUP_BATCHES = 5  # the first batches pay for allocation and kernel selection: not timed
+Callbacks = Mapping[str, Callable[[], Any]]
+
+
+class DatasetEvaluator:
+    """Base class: collects (input, output) pairs, then turns them into metrics.
+
+    `inference_on_dataset` calls `reset` once, `process` per batch, `evaluate` at the end.
+    """
+
+    def reset(self) -> None:
+        """Forget everything; called before a new round of evaluation."""
+
+    def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Take in one batch.
+
+        Args:
+            inputs: what the model was called with, one dict per image.
+            outputs: what it returned, one per image, in the same order.
+        """
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Compute the metrics after all batches have been processed.
+
+        Returns:
+            ``{task: {metric: value}}``; on other processes than the main one, empty or None.
+        """
+
+
+class DatasetEvaluators(DatasetEvaluator):
+    """Several evaluators fed by one pass over the data.
+
+    Args:
+        evaluators: the evaluators; their `evaluate` must give different task names.
+    """
+
+    def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
+        super().__init__()
+        self._evaluators = list(evaluators)
+
+    def reset(self) -> None:
+        """Reset every evaluator."""
+        for evaluator in self._evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Hand the batch to every evaluator."""
+        for evaluator in self._evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Merge the results of all evaluators.
+
+        Returns:
+            ``{task: {metric: value}}`` of all of them; empty on other processes than the main one.
+
+        Raises:
+            ValueError: two evaluators report the same task.
+        """
+        results: OrderedDict[str, Any] = OrderedDict()
+        for evaluator in self._evaluators:
+            result = evaluator.evaluate()
+            if not is_main_process() or result is None:
+                continue
+            for task, value in result.items():
+                if task in results:
+                    raise ValueError(
+                        f"Two evaluators report the task {task!r}; the second is "
+                        f"{type(evaluator).__name__}. Give each evaluator its own `tasks`."
+                    )
+                results[task] = value
+        return results
+
+
+class _Stopwatch:
+    """Seconds spent on waiting for data, in the model and in the evaluator."""
+
+    def __init__(self, warmup: int) -> None:
+        self.warmup = warmup
+        self.data = self.compute = self.evaluate = 0.0
+        self.images = self.batches = 0
+        self.start = time.perf_counter()
+
+    def add(self, data: float, compute: float, evaluate: float, images: int) -> None:
+        if self.batches == self.warmup and self.batches > 0:
+            self.data = self.compute = self.evaluate = 0.0
+            self.images = 0
+        self.data += data
+        self.compute += compute
+        self.evaluate += evaluate
+        self.images += images
+        self.batches += 1
+
+    def per_image(self) -> str:
+        """Say the mean seconds per image, in all and by part."""
+        count = max(self.images, 1)
+        parts = (self.data / count, self.compute / count, self.evaluate / count)
+        return (
+            f"{sum(parts):.4f} s/img (data {parts[0]:.4f}, compute {parts[1]:.4f}, "
+            f"evaluate {parts[2]:.4f})"
+        )
+
+    def elapsed(self) -> str:
+        return str(datetime.timedelta(seconds=round(time.perf_counter() - self.start)))
+
+
+def _progress(data_loader: Iterable[Any], total: int | None) -> Any:
+    """A progress bar on a terminal; elsewhere (log files, other processes) nothing is drawn."""
+    from tqdm import tqdm
+
+    disable = None if is_main_process() else True  # None: tqdm itself disables where no terminal is
+    return tqdm(data_loader, total=total, desc="Inference", unit="batch", disable=disable)
+
+
+def _call(callbacks: Callbacks | None, name: str) -> None:
+    if callbacks is not None:
+        callbacks.get(name, lambda: None)()
+
+
+def _wait_for_device() -> None:
+    """Wait for queued CUDA work, so that the time measured is the model's."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def inference_on_dataset(
+    model: Callable[[Any], Any],
+    data_loader: Iterable[Any],
+    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+    callbacks: Callbacks | None = None,
+) -> dict[str, Any]:
+    """Run the model over a data set and evaluate what it returns.
+
+    The model is put into eval mode for the run and back into its former mode afterwards, also
+    after an exception.
+
+    Args:
+        model: takes a batch (list of N dicts), returns a list of N outputs.
+        data_loader: gives the batches; its length, where it has one, is the progress bar's.
+        evaluator: one, several or None (only run the model, to measure its speed).
+        callbacks: functions without arguments under ``on_start``, ``before_inference``,
+            ``after_inference`` (both per batch) and ``on_end``.
+
+    Returns:
+        What the evaluator returns; an empty dict where it returns None or `evaluator` is None.
+    """
+    if evaluator is None:
+        evaluator = DatasetEvaluators([])
+    elif not isinstance(evaluator, DatasetEvaluator) and isinstance(evaluator, Sequence):
+        evaluator = DatasetEvaluators(evaluator)
+    total = len(data_loader) if hasattr(data_loader, "__len__") else None
+    logger.info(
+        "Start inference on %s batches", f"{total:,}" if total is not None else "an unknown number"
+    )
+    evaluator.reset()
+    watch = _Stopwatch(
+        _WARMUP_BATCHES if total is None else min(_WARMUP_BATCHES, max(total - 1, 0))
+    )
+    with ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            stack.enter_context(inference_context(model))
+        stack.enter_context(torch.no_grad())
+        _run_batches(model, data_loader, evaluator, callbacks, watch, total)
+    logger.info(
+        "Inference done: %s batches in %s; %s per process, on %d process(es)",
+        f"{watch.batches:,}",
+        watch.elapsed(),
+        watch.per_image(),
+        get_world_size(),
+    )
+    results = evaluator.evaluate()
+    return {} if results is None else results
+
+
+def _run_batches(
+    model: Callable[[Any], Any],
+    data_loader: Iterable[Any],
+    evaluator: DatasetEvaluator,
+    callbacks: Callbacks | None,
+    watch: _Stopwatch,
+    total: int | None,
+) -> None:
+    """Feed every batch to the model and its outputs to the evaluator."""
+    _call(callbacks, "on_start")
+    progress = _progress(data_loader, total)
+    asked = time.perf_counter()
+    for inputs in progress:
+        started = time.perf_counter()
+        _call(callbacks, "before_inference")
+        outputs = model(inputs)
+        _wait_for_device()
+        _call(callbacks, "after_inference")
+        computed = time.perf_counter()
+        evaluator.process(inputs, outputs)
+        processed = time.perf_counter()
+        images = len(inputs) if hasattr(inputs, "__len__") else 1
+        watch.add(started - asked, computed - started, processed - computed, images)
+        if progress.disable and watch.batches > watch.warmup:
+            log_every_n_seconds(
+                logging.INFO,
+                f"Inference: {watch.batches}/{total or '?'} batches; {watch.per_image()}",
+                n=10,
+                name=__name__,
+            )
+        asked = time.perf_counter()
+    _call(callbacks, "on_end")
+
+
+@contextmanager
+def inference_context(model: nn.Module) -> Iterator[None]:
+    """Put `model` into eval mode inside the ``with`` block and back into its former mode after it.
+
+    Args:
+        model: its own mode and those of all its submodules are restored one by one, so that a
+            frozen part that was in eval mode stays there.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,106 @@
+"""Printing results and comparing them with expected ones."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from d2kit.utils.registry import nearest_names
+
+logger = logging.getLogger(__name__)
+
+
+def print_csv_format(results: Mapping[str, Any]) -> None:
+    """Log the main metrics as comma-separated lines that can be pasted into a spreadsheet.
+
+    Per-class metrics (``AP-person``) are left out.
+
+    Args:
+        results: ``{task: {metric: value}}`` or ``{metric: value}``.
+
+    Raises:
+        TypeError: `results` is no mapping.
+    """
+    if not isinstance(results, Mapping):
+        raise TypeError(
+            f"print_csv_format expects a dict of results, got {type(results).__name__}: {results!r}"
+        )
+    for task, metrics in results.items():
+        if isinstance(metrics, Mapping):
+            shown = {name: value for name, value in metrics.items() if "-" not in name}
+            logger.info("copypaste: Task: %s", task)
+            logger.info("copypaste: %s", ",".join(shown))
+            logger.info("copypaste: %s", ",".join(f"{value:.4f}" for value in shown.values()))
+        else:
+            logger.info("copypaste: %s=%s", task, metrics)
+
+
+def default_expected_results(cfg: Any) -> list[Sequence[Any]]:
+    """Read ``TEST.EXPECTED_RESULTS``: rows (task, metric, value, tolerance)."""
+    return list(cfg.TEST.EXPECTED_RESULTS)
+
+
+def verify_results(cfg: Any, results: Mapping[str, Any]) -> bool:
+    """Compare results with those that the config expects; exit with code 1 where they differ.
+
+    Args:
+        cfg: its ``TEST.EXPECTED_RESULTS`` has rows (task, metric, expected value, tolerance), e.g.
+            ``["bbox", "AP", 38.5, 0.2]``.
+        results: ``{task: {metric: value}}``.
+
+    Returns:
+        True (also where nothing is expected).
+
+    Raises:
+        SystemExit: a value is missing, not finite, or further than its tolerance from the
+            expected one. Each such row is logged.
+    """
+    expected = default_expected_results(cfg)
+    if not expected:
+        return True
+    problems = [text for row in expected if (text := _problem(row, results)) is not None]
+    if not problems:
+        logger.info("Results verification passed: %d value(s) as expected.", len(expected))
+        return True
+    for text in problems:
+        logger.error("Result verification failed: %s", text)
+    logger.error("Expected (TEST.EXPECTED_RESULTS): %s", expected)
+    logger.error("Actual: %s", {task: dict(metrics) for task, metrics in results.items()})
+    sys.exit(1)
+
+
+def _problem(row: Sequence[Any], results: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with one expected row; None if nothing is."""
+    if len(row) != 4:
+        return f"TEST.EXPECTED_RESULTS needs rows (task, metric, value, tolerance), got {row!r}"
+    task, metric, value, tolerance = row
+    if task not in results:
+        return f"no task {task!r} among the results; nearest: {nearest_names(task, list(results))}"
+    if metric not in results[task]:
+        near = nearest_names(metric, list(results[task]))
+        return f"no metric {metric!r} for task {task!r}; nearest: {near}"
+    actual = results[task][metric]
+    if actual is None or not math.isfinite(actual) or abs(actual - value) > tolerance:
+        return f"{task} {metric} is {actual}, expected {value} +- {tolerance}"
+    return None
+
+
+def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested results into one level.
+
+    Args:
+        results: ``{"bbox": {"AP": 1.0}}``, nested to any depth.
+
+    Returns:
+        ``{"bbox/AP": 1.0}``.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}/{k}": v for k, v in flatten_results_dict(value).items()})
+        else:
+            flat[key] = value
+    return flat

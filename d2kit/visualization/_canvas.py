@@ -1,0 +1,180 @@
+"""Anti-aliased shapes with opacity on an RGB array, by OpenCV.
+
+Coordinates are continuous canvas pixels: a pixel's centre is at +0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Rgb = tuple[int, int, int]
+_SHIFT = 4  # fractional bits of OpenCV's coordinates
+_DASHES = {"--": (6.0, 4.0), ":": (1.5, 2.5), "-.": (6.0, 3.0, 1.5, 3.0)}  # lengths / thickness
+_STYLE_NAMES = {"solid": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
+
+
+def _fixed(points: np.ndarray, x0: int = 0, y0: int = 0) -> np.ndarray:
+    """Turn (P, 2) continuous points into OpenCV's fixed-point pixel-centre coordinates."""
+    shifted = np.clip(np.asarray(points, dtype=np.float64) - (x0 + 0.5, y0 + 0.5), -3e4, 3e4)
+    return np.round(shifted * (1 << _SHIFT)).astype(np.int32)
+
+
+def _blended(
+    canvas: np.ndarray,
+    bounds: tuple[float, float, float, float],
+    alpha: float,
+    draw: Callable[[np.ndarray, int, int], None],
+) -> None:
+    """Let `draw` paint a copy of the region around `bounds`, then mix it in with `alpha`."""
+    import cv2
+
+    height, width = canvas.shape[:2]
+    x0, y0 = max(int(bounds[0]) - 2, 0), max(int(bounds[1]) - 2, 0)
+    x1, y1 = min(int(bounds[2]) + 3, width), min(int(bounds[3]) + 3, height)
+    if x0 >= x1 or y0 >= y1 or alpha <= 0:
+        return
+    region = canvas[y0:y1, x0:x1]
+    painted = region.copy()
+    draw(painted, x0, y0)
+    if alpha >= 1:
+        region[:] = painted
+    else:
+        region[:] = cv2.addWeighted(painted, alpha, np.ascontiguousarray(region), 1 - alpha, 0)
+
+
+def _bounds(points: np.ndarray, margin: float) -> tuple[float, float, float, float]:
+    low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
+    limit = 1e6
+    values = np.clip(np.concatenate([low, high]), -limit, limit)
+    return float(values[0]), float(values[1]), float(values[2]), float(values[3])
+
+
+def _dashes(points: np.ndarray, style: str, thickness: int) -> list[np.ndarray]:
+    """Cut a polyline (P, 2) into the strokes of a line style."""
+    style = _STYLE_NAMES.get(style, style)
+    if style not in _DASHES:
+        return [points]
+    lengths = np.array(_DASHES[style]) * max(thickness, 1)
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    position = np.concatenate([[0.0], np.cumsum(steps)])
+    total = position[-1]
+    if total == 0 or total / lengths.sum() > 2000:
+        return [points]
+    strokes = []
+    start, index = 0.0, 0
+    while start < total:
+        end = min(start + lengths[index % len(lengths)], total)
+        if index % 2 == 0:
+            within = position[(position > start) & (position < end)]
+            where = np.concatenate([[start], within, [end]])
+            xs = np.interp(where, position, points[:, 0])
+            ys = np.interp(where, position, points[:, 1])
+            strokes.append(np.stack([xs, ys], axis=1))
+        start, index = end, index + 1
+    return strokes
+
+
+def line(
+    canvas: np.ndarray, points: np.ndarray, color: Rgb, thickness: int, alpha: float, style: str
+) -> None:
+    """Draw a polyline through (P, 2) points."""
+    import cv2
+
+    def draw(image: np.ndarray, x0: int, y0: int) -> None:
+        strokes = [_fixed(stroke, x0, y0) for stroke in _dashes(points, style, thickness)]
+        cv2.polylines(image, strokes, False, color, thickness, cv2.LINE_AA, _SHIFT)
+
+    _blended(canvas, _bounds(points, thickness), alpha, draw)
+
+
+def polygon(
+    canvas: np.ndarray, points: np.ndarray, fill: Rgb, edge: Rgb, thickness: int, alpha: float
+) -> None:
+    """Fill a polygon of (P, 2) points with `alpha` and draw its opaque outline."""
+    import cv2
+
+    def draw_fill(image: np.ndarray, x0: int, y0: int) -> None:
+        cv2.fillPoly(image, [_fixed(points, x0, y0)], fill, cv2.LINE_AA, _SHIFT)
+
+    def draw_edge(image: np.ndarray, x0: int, y0: int) -> None:
+        cv2.polylines(image, [_fixed(points, x0, y0)], True, edge, thickness, cv2.LINE_AA, _SHIFT)
+
+    bounds = _bounds(points, thickness)
+    _blended(canvas, bounds, alpha, draw_fill)
+    _blended(canvas, bounds, 1.0, draw_edge)
+
+
+def disc(canvas: np.ndarray, center: tuple[float, float], radius: float, color: Rgb) -> None:
+    """Fill a circle."""
+    import cv2
+
+    def draw(image: np.ndarray, x0: int, y0: int) -> None:
+        x, y = _fixed(np.array([center]), x0, y0)[0].tolist()
+        cv2.circle(image, (x, y), round(radius * (1 << _SHIFT)), color, -1, cv2.LINE_AA, _SHIFT)
+
+    _blended(canvas, _bounds(np.array([center]), radius + 1), 1.0, draw)
+
+
+def box(
+    canvas: np.ndarray,
+    corners: tuple[float, float, float, float],
+    color: Rgb,
+    thickness: int,
+    alpha: float,
+    style: str,
+) -> None:
+    """Draw an upright rectangle; its line lies inside the box and stays in the canvas."""
+    height, width = canvas.shape[:2]
+    x0, x1 = sorted(min(max(round(v), 0), width) for v in (corners[0], corners[2]))
+    y0, y1 = sorted(min(max(round(v), 0), height) for v in (corners[1], corners[3]))
+    x0, y0 = min(x0, width - 1), min(y0, height - 1)
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+    if _STYLE_NAMES.get(style, style) in _DASHES:
+        half = thickness / 2
+        a, b, c, d = x0 + half, y0 + half, max(x1 - half, x0 + half), max(y1 - half, y0 + half)
+        line(
+            canvas,
+            np.array([(a, b), (c, b), (c, d), (a, d), (a, b)]),
+            color,
+            thickness,
+            alpha,
+            style,
+        )
+        return
+    t = max(min(thickness, (x1 - x0 + 1) // 2, (y1 - y0 + 1) // 2), 1)
+    strips = [(y0, y0 + t, x0, x1), (max(y1 - t, y0 + t), y1, x0, x1)]
+    rest = (min(y0 + t, y1), max(y1 - t, y0 + t))
+    strips += [(*rest, x0, x0 + t), (*rest, max(x1 - t, x0 + t), x1)]
+    for top, bottom, left, right in strips:
+        region = canvas[top:bottom, left:right]
+        if region.size:
+            region[:] = np.round(region * (1 - alpha) + np.array(color) * alpha).astype(np.uint8)
+
+
+def mask_fill(canvas: np.ndarray, mask: np.ndarray, color: Rgb, alpha: float) -> None:
+    """Mix `color` with `alpha` into the pixels of a bool mask of the canvas's size."""
+    import cv2
+
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    region = np.ascontiguousarray(canvas[window])
+    tables = np.arange(256)[:, None] * (1 - alpha) + np.array(color)[None] * alpha
+    mixed = cv2.LUT(region, np.round(tables).astype(np.uint8)[None])
+    chosen = np.ascontiguousarray(mask[window]).view(np.uint8)
+    canvas[window] = cv2.copyTo(mixed, chosen, region.copy())
+
+
+def mask_edges(
+    canvas: np.ndarray, contours: Sequence[np.ndarray], color: Rgb, thickness: int
+) -> None:
+    """Draw the closed contours (each (P, 1, 2) int, as OpenCV gives them) of a mask."""
+    import cv2
+
+    drawn = np.ascontiguousarray(canvas)
+    cv2.polylines(drawn, list(contours), True, color, thickness, cv2.LINE_AA)
+    if drawn is not canvas:
+        canvas[:] = drawn

@@ -1,0 +1,123 @@
+"""Curves of a training run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d2kit.utils.file_io import atomic_write
+
+_AP_KEYS = ("bbox/AP", "segm/AP", "keypoints/AP")
+_COLORS = ("#1f6f9f", "#d1495b", "#3a7d44", "#8d5a97", "#c17817", "#4f6d7a", "#7a6c5d", "#2a9d8f")
+
+
+def read_metrics(metrics_json: str | Path) -> list[dict[str, Any]]:
+    """Read the lines that `JSONWriter` wrote.
+
+    Args:
+        metrics_json: file of one JSON object per line. A last line that was cut off is left out,
+            and so are earlier values of iterations that a resumed run did again.
+
+    Returns:
+        The objects in rising ``iteration``, each iteration's values merged.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(metrics_json)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no metrics file {path}; has the training begun?")
+    merged: dict[int, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "iteration" in row:
+            merged.setdefault(int(row["iteration"]), {}).update(row)
+    return [merged[iteration] for iteration in sorted(merged)]
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return iterations and finite values of one key."""
+    pairs = [(row["iteration"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+    data = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    data = data[np.isfinite(data[:, 1])]
+    return data[:, 0], data[:, 1]
+
+
+def _loss_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = {key for row in rows for key in row if "loss" in key and "/" not in key}
+    return sorted(names - {"total_loss"})
+
+
+def plot_losses(metrics_json: str | Path, out_png: str | Path) -> Path:
+    """Draw the losses of a run and, where it was evaluated, its AP.
+
+    Args:
+        metrics_json: ``metrics.json`` of a run.
+        out_png: picture to write; the ending names the format.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        FileNotFoundError: there is no `metrics_json`.
+        ValueError: it holds no loss.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics_json)
+    iterations, total = _series(rows, "total_loss")
+    parts = _loss_keys(rows)
+    if len(iterations) == 0 and not parts:
+        raise ValueError(f"{metrics_json} holds no loss: expected lines with total_loss")
+    figure = Figure(figsize=(9.6, 5.4), dpi=125, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    highest = []
+    for index, key in enumerate(parts):
+        x, y = _series(rows, key)
+        color = _COLORS[index % len(_COLORS)]
+        axes.plot(x, y, color=color, linewidth=1.1, alpha=0.85, label=key)
+        highest.append(y)
+    if len(iterations):
+        axes.plot(iterations, total, color="black", linewidth=2, label="total_loss")
+        highest.append(total)
+    values = np.concatenate(highest)
+    if len(values):  # the first steps may be far above the rest
+        axes.set_ylim(0, max(float(np.percentile(values, 99.5)) * 1.1, 1e-6))
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.25)
+    _plot_ap(axes, rows)
+    handles, names = axes.get_legend_handles_labels()
+    columns = 2 if len(names) > 6 else 1
+    axes.legend(handles, names, loc="upper right", fontsize=8, ncols=columns, framealpha=0.9)
+    path = Path(out_png)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix.lstrip(".") or "png")
+    return path
+
+
+def _plot_ap(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add the AP of each evaluation as points on an axis of their own."""
+    keys = [key for key in _AP_KEYS if len(_series(rows, key)[0])]
+    if not keys:
+        return
+    right = axes.twinx()
+    for key, color, marker in zip(keys, ("#e07a00", "#5b2a86", "#00796b"), "osD", strict=False):
+        x, y = _series(rows, key)
+        right.plot(x, y, marker + "--", color=color, markersize=6, linewidth=1)
+        axes.plot([], [], marker + "--", color=color, label=f"{key} (right)")
+        right.annotate(
+            f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(-4, 6), textcoords="offset points",
+            ha="right", color=color, fontsize=9,
+        )  # fmt: skip
+    right.set_ylim(0, 100)
+    right.set_ylabel("AP (%)")
