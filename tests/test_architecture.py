@@ -1,0 +1,255 @@
+"""What DESIGN says about the shape of the code, held by tests."""
+
+import ast
+import csv
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.code import cycle, functions, imports, sources
+from tests.reference import reference_path
+from tests.scope import LATER, NEVER, out_of_scope
+
+RANKS = {
+    "utils": 0,
+    "config": 1,
+    "layers": 2,
+    "structures": 3,
+    **dict.fromkeys(("data", "modeling", "solver", "checkpoint", "tracking", "visualization"), 4),
+    **dict.fromkeys(("evaluation", "model_zoo", "export"), 5),
+    "engine": 6,
+}
+DOORS = {"d2kit.utils.visualizer", "d2kit.utils.video_visualizer", "d2kit.utils.analysis"}
+"""They exist because user code imports them there: they only re-export, nobody inside uses them."""
+
+HEAVY = {"cv2", "matplotlib", "tensorboard", "pycocotools", "supervision", "scipy"}
+MAX_FILE, MAX_FUNCTION = 400, 60
+# Functions of api.json with a parameter `cfg`, other than from_config, build_* and default_*
+API_WITH_CFG = {"verify_results", "upgrade_config", "downgrade_config", "set_global_cfg"}
+
+
+def part(module: str) -> str:
+    """Return the second part of a d2kit module's name, empty for d2kit itself."""
+    return (module.split(".") + [""])[1]
+
+
+def test_imports_go_down_the_ranks():
+    wrong = []
+    for source in sources("d2kit"):
+        if source.module in DOORS:
+            continue
+        for target, line in imports(source):
+            if not target.startswith("d2kit") or part(target) == part(source.module) != "":
+                continue
+            if target == "d2kit" and source.module != "d2kit":
+                continue  # the version
+            here, there = part(source.module), part(target)
+            if not here or RANKS[there] >= RANKS[here]:
+                wrong.append(f"{source.path}:{line} ({here}) imports {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_part_has_a_rank():
+    assert {part(s.module) for s in sources("d2kit")} - {""} <= set(RANKS)
+
+
+def test_the_library_imports_no_script_experiment_or_test():
+    wrong = [
+        f"{source.path}:{line} imports {target}"
+        for source in sources("d2kit")
+        for target, line in imports(source)
+        if target.split(".")[0] in {"project", "tools", "datasets", "tests"}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nobody_inside_uses_the_doors():
+    wrong = [
+        f"{source.path}:{line} imports {target}"
+        for source in sources("d2kit")
+        for target, line in imports(source)
+        if any(target == door or target.startswith(f"{door}.") for door in DOORS)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_import_cycle():
+    graph = {
+        source.module: {target for target, _ in imports(source) if target != source.module}
+        for source in sources("d2kit", "project")
+    }
+    assert not cycle(graph), " -> ".join(cycle(graph))
+
+
+@pytest.mark.parametrize(
+    ("graph", "found"),
+    [
+        ({}, []),
+        ({"a": {"b"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, ["b", "c", "b"]),
+        ({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}, []),
+    ],
+)
+def test_cycles_are_found(graph, found):
+    assert cycle(graph) == found
+
+
+def test_no_file_is_too_long():
+    lengths = {source.path: len(source.text.splitlines()) for source in sources()}
+    assert not {path: n for path, n in lengths.items() if n > MAX_FILE}
+
+
+def test_no_function_is_too_long():
+    wrong = [
+        f"{source.path}:{node.lineno} {name}: {node.end_lineno - node.lineno + 1} lines"
+        for source in sources()
+        for name, node in functions(source.tree)
+        if node.end_lineno - node.lineno + 1 > MAX_FUNCTION
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def may_read_cfg(names: list[str]) -> bool:
+    """Tell whether code inside these classes and functions, outermost first, may read a config."""
+    return any(
+        name.startswith(("build_", "_build_", "default_", "Default"))
+        or name in {"from_config", *API_WITH_CFG}
+        for name in names
+    )
+
+
+def config_reads(tree: ast.AST) -> list[tuple[int, list[str], str]]:
+    """Return (line, enclosing names, key) of each ``cfg.KEY``, ``self.cfg.KEY``, ``cfg["KEY"]``."""
+    found = []
+
+    def is_cfg(node: ast.AST) -> bool:
+        if isinstance(node, ast.Attribute):
+            return node.attr in {"cfg", "_cfg"}
+        return isinstance(node, ast.Name) and node.id in {"cfg", "_cfg"}
+
+    def walk(node: ast.AST, names: list[str]) -> None:
+        if isinstance(node, ast.Attribute) and is_cfg(node.value) and node.attr.isupper():
+            found.append((node.lineno, names, node.attr))
+        elif isinstance(node, ast.Subscript) and is_cfg(node.value):
+            found.append((node.lineno, names, ast.unparse(node.slice)))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names = [*names, node.name]
+        for child in ast.iter_child_nodes(node):
+            walk(child, names)
+
+    walk(tree, [])
+    return found
+
+
+def test_configs_are_read_in_builders_only():
+    wrong = [
+        f"{source.path}:{line} {'.'.join(names)} reads cfg.{key}"
+        for source in sources("d2kit")
+        if part(source.module) != "config" or source.module == "d2kit.config.compat"
+        for line, names, key in config_reads(source.tree)
+        if not may_read_cfg(names)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("code", "fine"),
+    [
+        ("def from_config(cls, cfg):\n return cfg.MODEL", True),
+        ("def build_it(cfg):\n def inner():\n  return cfg.MODEL.X\n return inner", True),
+        ("class DefaultTrainer:\n def test(cls, cfg):\n  return cfg.TEST", True),
+        ("def helper(cfg):\n return cfg.clone()", True),
+        ("def helper(cfg):\n return cfg.MODEL", False),
+        ("class A:\n def run(self):\n  return self.cfg.MODEL.X", False),
+        ("def helper(cfg):\n return cfg['MODEL']", False),
+    ],
+)
+def test_config_reads_are_found(code, fine):
+    reads = config_reads(ast.parse(code))
+    assert all(may_read_cfg(names) for _, names, _ in reads) is fine
+
+
+def test_functions_with_cfg_are_those_of_the_api():
+    api = json.loads(reference_path("api.json").read_text())
+    with_cfg = {
+        name
+        for names in api.values()
+        for name, entry in names.items()
+        if isinstance(entry, str) and "(cfg" in entry
+    }
+    assert with_cfg >= API_WITH_CFG
+
+
+FORBIDDEN_CALLS = {
+    *("eval", "exec", "pickle.load", "pickle.loads", "pickle.Unpickler", "cPickle.load"),
+    *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "marshal.load", "marshal.loads"),
+    *("os.system", "shelve.open"),
+}
+
+
+def test_nothing_runs_code_out_of_files():
+    wrong = []
+    for source in sources("d2kit", "project", "tools", "datasets"):
+        for node in ast.walk(source.tree):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            safe_load = any(
+                k.arg == "weights_only" and getattr(k.value, "value", None) is True
+                for k in node.keywords
+            )
+            if name in FORBIDDEN_CALLS or (name == "torch.load" and not safe_load):
+                wrong.append(f"{source.path}:{node.lineno} calls {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_import_is_cheap():
+    code = (
+        "import sys, json; import d2kit; first = sorted(m for m in sys.modules if '.' not in m);"
+        "import d2kit.engine; second = sorted(m for m in sys.modules if '.' not in m);"
+        "print(json.dumps([first, second]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    first, second = json.loads(run.stdout)
+    assert "torch" not in first
+    assert "torch" in second
+    assert not HEAVY & set(second)
+
+
+def public_paths() -> list[str]:
+    with open(reference_path("symbols.csv"), encoding="utf-8") as file:
+        return [row["path"] for row in csv.DictReader(file)]
+
+
+def resolve(path: str) -> object:
+    """Import the longest module that a path starts with, then follow its attributes."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        name = ".".join(parts[:end])
+        try:
+            found = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise
+            continue
+        for attribute in parts[end:]:
+            found = getattr(found, attribute)
+        return found
+    raise ModuleNotFoundError(path)
+
+
+@pytest.mark.parametrize("path", [p for p in public_paths() if not out_of_scope(p)])
+def test_public_name_resolves(path):
+    resolve(path)
+
+
+@pytest.mark.parametrize("prefix", [*LATER, *NEVER])
+def test_scope_has_no_stale_entry(prefix):
+    with pytest.raises((AttributeError, ImportError)):
+        resolve(prefix)
