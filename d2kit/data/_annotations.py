@@ -1,0 +1,281 @@
+"""From annotation dicts to `Instances`: transforming, converting, filtering."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2kit.data._segmentation import name_of, segmentation_to_mask, transform_segmentation
+from d2kit.data.transforms import HFlipTransform, Transform, TransformList
+from d2kit.structures import (
+    BitMasks,
+    Boxes,
+    BoxMode,
+    Instances,
+    Keypoints,
+    PolygonMasks,
+    RotatedBoxes,
+)
+
+Annotation = dict[str, Any]
+
+
+def get_bbox(annotation: Annotation) -> np.ndarray:
+    """Return the "bbox" of an annotation.
+
+    Args:
+        annotation: with "bbox" and "bbox_mode".
+
+    Returns:
+        (4,) float64, XYXY, absolute pixels.
+    """
+    return _boxes_xyxy([annotation])[0]
+
+
+def _boxes_xyxy(annotations: Sequence[Annotation]) -> np.ndarray:
+    """Return the boxes of `annotations` as (R, 4) float64, XYXY."""
+    boxes = np.zeros((len(annotations), 4))
+    by_mode: dict[Any, list[int]] = {}
+    for i, annotation in enumerate(annotations):
+        if "bbox" not in annotation or "bbox_mode" not in annotation:
+            raise ValueError(
+                f"{name_of(annotation)} must have 'bbox' and 'bbox_mode', got {sorted(annotation)}"
+            )
+        by_mode.setdefault(BoxMode(annotation["bbox_mode"]), []).append(i)
+    for mode, members in by_mode.items():
+        try:
+            rows = np.array([annotations[i]["bbox"] for i in members], dtype=np.float64)
+        except (ValueError, TypeError) as error:
+            names = ", ".join(name_of(annotations[i]) for i in members[:3])
+            raise ValueError(f"'bbox' of {names}, ...: not lists of 4 numbers ({error})") from error
+        boxes[members] = BoxMode.convert(rows, mode, BoxMode.XYXY_ABS)
+    return boxes
+
+
+def transform_annotations(
+    annotations: Sequence[Annotation],
+    transforms: Transform | Sequence[Transform],
+    image_size: tuple[int, int],
+    *,
+    keypoint_hflip_indices: np.ndarray | Sequence[int] | None = None,
+) -> None:
+    """Transform the annotations of one image in place, all boxes at once.
+
+    See `transform_instance_annotations`, which does the same for one of them.
+    """
+    if len(annotations) == 0:
+        return
+    if isinstance(transforms, (tuple, list)):
+        transforms = TransformList(list(transforms))
+    height, width = image_size
+    boxes = np.asarray(transforms.apply_box(_boxes_xyxy(annotations)), dtype=np.float64)
+    boxes = boxes.clip(0, (width, height, width, height))
+    for annotation, box in zip(annotations, boxes, strict=True):
+        annotation["bbox"] = box
+        annotation["bbox_mode"] = BoxMode.XYXY_ABS
+        if "segmentation" in annotation:
+            annotation["segmentation"] = transform_segmentation(annotation, transforms, image_size)
+        if "keypoints" in annotation:
+            annotation["keypoints"] = transform_keypoint_annotations(
+                annotation["keypoints"], transforms, image_size, keypoint_hflip_indices
+            )
+
+
+def transform_instance_annotations(
+    annotation: Annotation,
+    transforms: Transform | Sequence[Transform],
+    image_size: tuple[int, int],
+    *,
+    keypoint_hflip_indices: np.ndarray | Sequence[int] | None = None,
+) -> Annotation:
+    """Transform box, segmentation and keypoints of one annotation.
+
+    Args:
+        annotation: in the standard format; changed in place.
+        transforms: one or several, to be applied in order.
+        image_size: (h, w) of the image after the transforms; boxes are clipped to it.
+        keypoint_hflip_indices: see `create_keypoint_hflip_indices`; needed for keypoints that
+            are flipped.
+
+    Returns:
+        The same dict. Its "bbox" is (4,) float64, XYXY; polygons are float64 arrays; an RLE has
+        become a mask (h, w); "keypoints" is (P, 3).
+
+    Raises:
+        ValueError: for a malformed box, segmentation or keypoint list.
+    """
+    transform_annotations(
+        [annotation], transforms, image_size, keypoint_hflip_indices=keypoint_hflip_indices
+    )
+    return annotation
+
+
+def transform_keypoint_annotations(
+    keypoints: Sequence[float] | np.ndarray,
+    transforms: Transform | Sequence[Transform],
+    image_size: tuple[int, int],
+    keypoint_hflip_indices: np.ndarray | Sequence[int] | None = None,
+) -> np.ndarray:
+    """Transform the keypoints of one object.
+
+    Args:
+        keypoints: 3P numbers: x, y (absolute pixels) and visibility (0, 1 or 2) of each.
+        transforms: one or several, to be applied in order.
+        image_size: (h, w) after the transforms; points outside become invisible.
+        keypoint_hflip_indices: for each keypoint the one whose place it takes in a mirrored image.
+
+    Returns:
+        (P, 3) float64; x = y = 0 where the visibility is 0.
+
+    Raises:
+        ValueError: if the image is flipped and the indices are missing or of another number.
+    """
+    if isinstance(transforms, (tuple, list)):
+        transforms = TransformList(list(transforms))
+    points = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
+    xy = np.asarray(transforms.apply_coords(points[:, :2].copy()))
+    inside = ((xy >= 0) & (xy <= np.array(image_size[::-1]))).all(axis=1)
+    points[:, :2] = xy
+    points[~inside, 2] = 0
+    steps = transforms.transforms if isinstance(transforms, TransformList) else [transforms]
+    if sum(isinstance(step, HFlipTransform) for step in steps) % 2 == 1:
+        if keypoint_hflip_indices is None:
+            raise ValueError(
+                "keypoints cannot be flipped without keypoint_hflip_indices; build them with "
+                "create_keypoint_hflip_indices, or turn the flip off (INPUT.RANDOM_FLIP none)"
+            )
+        if len(keypoint_hflip_indices) != len(points):
+            raise ValueError(
+                f"the annotation has {len(points)} keypoints, its dataset's metadata "
+                f"{len(keypoint_hflip_indices)} (keypoint_names)"
+            )
+        points = points[np.asarray(keypoint_hflip_indices, dtype=np.int64)]
+    points[points[:, 2] == 0, :2] = 0
+    return points
+
+
+def annotations_to_instances(
+    annos: Sequence[Annotation], image_size: tuple[int, int], mask_format: str = "polygon"
+) -> Instances:
+    """Convert the annotations of one image to ground truth for training.
+
+    Args:
+        annos: annotations, transformed already. Polygons, RLE dicts and masks may be mixed.
+        image_size: (h, w), pixels.
+        mask_format: "polygon" keeps polygons as they are, but an image with any annotation that
+            is not polygons gets bit masks for all of its objects; "bitmask" always gives them.
+
+    Returns:
+        `gt_boxes` (`Boxes`, clipped by nobody), `gt_classes` (R,) int64, and, where the
+        annotations have them, `gt_masks` (`PolygonMasks` or `BitMasks`) and `gt_keypoints`.
+
+    Raises:
+        ValueError: for another `mask_format`, or annotations that disagree in what they have.
+    """
+    if mask_format not in ("polygon", "bitmask"):
+        raise ValueError(f"mask_format must be 'polygon' or 'bitmask', got {mask_format!r}")
+    target = Instances(image_size)
+    target.gt_boxes = Boxes(torch.from_numpy(_boxes_xyxy(annos)).to(torch.float32))
+    target.gt_classes = _classes(annos)
+    if _all_have("segmentation", annos):
+        target.gt_masks = _masks(annos, image_size, mask_format)
+    if _all_have("keypoints", annos):
+        target.gt_keypoints = _keypoints(annos)
+    return target
+
+
+def annotations_to_instances_rotated(
+    annos: Sequence[Annotation], image_size: tuple[int, int]
+) -> Instances:
+    """Convert annotations with rotated boxes to ground truth for training.
+
+    Args:
+        annos: annotations whose "bbox" is XYWHA: centre, size (absolute pixels), degrees
+            counter-clockwise.
+        image_size: (h, w), pixels; boxes that are nearly upright are clipped to it.
+
+    Returns:
+        `gt_boxes` (`RotatedBoxes`) and `gt_classes` (R,) int64.
+    """
+    for annotation in annos:
+        if len(annotation["bbox"]) != 5:
+            raise ValueError(
+                f"{name_of(annotation)}: a rotated box has 5 numbers, got {annotation['bbox']}"
+            )
+    rows = np.array([annotation["bbox"] for annotation in annos], dtype=np.float32)
+    boxes = RotatedBoxes(torch.from_numpy(rows.reshape(-1, 5)))
+    boxes.clip(image_size)
+    target = Instances(image_size)
+    target.gt_boxes = boxes
+    target.gt_classes = _classes(annos)
+    return target
+
+
+def _classes(annos: Sequence[Annotation]) -> torch.Tensor:
+    return torch.tensor([int(annotation["category_id"]) for annotation in annos], dtype=torch.int64)
+
+
+def _all_have(field: str, annos: Sequence[Annotation]) -> bool:
+    """Tell whether all annotations have `field`, or none; otherwise raise ValueError."""
+    having = [field in annotation for annotation in annos]
+    if any(having) and not all(having):
+        lacking = name_of(annos[having.index(False)])
+        raise ValueError(
+            f"{having.count(False)} of {len(annos)} annotations of one image have no {field!r} "
+            f"({lacking}); give it to all of them, or turn the head that needs it off"
+        )
+    return any(having)
+
+
+def _masks(
+    annos: Sequence[Annotation], image_size: tuple[int, int], mask_format: str
+) -> PolygonMasks | BitMasks:
+    if mask_format == "polygon" and all(
+        isinstance(annotation["segmentation"], (list, tuple)) for annotation in annos
+    ):
+        return PolygonMasks([annotation["segmentation"] for annotation in annos])
+    bits = np.empty((len(annos), *image_size), dtype=bool)
+    for row, annotation in zip(bits, annos, strict=True):
+        row[...] = segmentation_to_mask(annotation, image_size)
+    return BitMasks(torch.from_numpy(bits))
+
+
+def _keypoints(annos: Sequence[Annotation]) -> Keypoints:
+    rows = [np.asarray(a["keypoints"], dtype=np.float32).reshape(-1, 3) for a in annos]
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"objects of one image have {[len(row) for row in rows]} keypoints")
+    return Keypoints(np.stack(rows))
+
+
+def filter_empty_instances(
+    instances: Instances,
+    by_box: bool = True,
+    by_mask: bool = True,
+    box_threshold: float = 1e-5,
+    return_mask: bool = False,
+) -> Any:
+    """Drop instances whose box or mask is empty, e.g. because they were cropped away.
+
+    Args:
+        instances: with `gt_boxes` and perhaps `gt_masks`.
+        by_box: drop those with a box whose width or height is at most `box_threshold`.
+        by_mask: drop those with an empty mask.
+        box_threshold: pixels.
+        return_mask: also return which were kept.
+
+    Returns:
+        The instances that are left; with `return_mask` also an (R,) bool tensor.
+
+    Raises:
+        ValueError: if neither criterion is chosen.
+    """
+    if not by_box and not by_mask:
+        raise ValueError("filter_empty_instances: by_box and by_mask are both False")
+    keep = torch.ones(len(instances), dtype=torch.bool)
+    if by_box:
+        keep &= instances.gt_boxes.nonempty(threshold=box_threshold)
+    if by_mask and instances.has("gt_masks"):
+        keep &= instances.gt_masks.nonempty()
+    left = instances if bool(keep.all()) else instances[keep]
+    return (left, keep) if return_mask else left

@@ -1,0 +1,146 @@
+"""Segmentations in annotations: run-length codes, bit masks and polygons."""
+
+from typing import Any
+
+import numpy as np
+
+from d2kit.data._image_io import MAX_IMAGE_PIXELS
+
+_LONGEST_NUMBER = 10  # characters of 5 bits; more than any count of a 64-bit mask size needs
+
+
+def decode_rle(rle: dict[str, Any]) -> np.ndarray:
+    """Decode a run-length code of COCO, compressed or not, checking it wholly.
+
+    pycocotools returns uninitialised memory where the counts do not fill the mask; here that is an
+    error.
+
+    Args:
+        rle: {"size": [h, w], "counts": str, bytes or list of ints}; runs go down the columns.
+
+    Returns:
+        (H, W) uint8 of 0 and 1.
+
+    Raises:
+        ValueError: for a code that is malformed, or does not fit its size.
+    """
+    size = rle.get("size")
+    if "counts" not in rle or size is None or len(size) != 2:
+        raise ValueError(f"an RLE must have 'size' [h, w] and 'counts', got keys {sorted(rle)}")
+    height, width = int(size[0]), int(size[1])
+    if min(height, width) < 0 or height * width > MAX_IMAGE_PIXELS:
+        raise ValueError(f"RLE size {height}x{width} is not that of an image")
+    counts = rle["counts"]
+    if isinstance(counts, (str, bytes)):
+        counts = _decode_counts(counts.encode("latin-1") if isinstance(counts, str) else counts)
+    else:
+        counts = np.asarray(counts, dtype=np.int64)
+    if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
+        raise ValueError(
+            f"RLE counts must be >= 0 and add up to {height}x{width} = {height * width}, got "
+            f"{counts.sum()}"
+        )
+    values = np.arange(len(counts), dtype=np.uint8) & 1
+    return np.repeat(values, counts).reshape(width, height).T
+
+
+def _decode_counts(text: bytes) -> np.ndarray:
+    """Decode COCO's compressed counts.
+
+    Each number is a sequence of characters c with 5 bits of it in c - 48, the lowest first; bit 5
+    says that more follow, bit 4 of the last one is the sign. From the fourth number on, what is
+    written is the difference to the number two places before.
+    """
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    if len(codes) == 0:
+        return codes
+    last = np.flatnonzero((codes & 0x20) == 0)
+    if (codes < 0).any() or (codes > 63).any() or len(last) == 0 or last[-1] != len(codes) - 1:
+        raise ValueError("RLE counts are not COCO's compressed format")
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > _LONGEST_NUMBER:
+        raise ValueError("RLE counts hold a number that is too large")
+    place = np.arange(len(codes)) - np.repeat(first, lengths)
+    numbers = np.add.reduceat((codes & 0x1F) << (5 * place), first)
+    numbers -= np.where(codes[last] & 0x10, 1 << (5 * lengths), 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def name_of(annotation: dict[str, Any]) -> str:
+    """Return how messages call an annotation: by its id where it has one."""
+    return f"annotation {annotation['id']}" if "id" in annotation else "an annotation"
+
+
+def transform_segmentation(
+    annotation: dict[str, Any], transforms: Any, image_size: tuple[int, int]
+) -> Any:
+    """Transform the "segmentation" of an annotation.
+
+    Args:
+        annotation: with polygons (list of flat coordinate lists), an RLE dict, or a mask (H, W).
+        transforms: `Transform`.
+        image_size: (h, w) after the transforms.
+
+    Returns:
+        Polygons as list of float64 arrays (2P,), or a mask (h, w).
+
+    Raises:
+        ValueError: for a segmentation of another kind or size.
+    """
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, (list, tuple)):
+        polygons = [_points(polygon, annotation) for polygon in segmentation]
+        return [p.reshape(-1) for p in transforms.apply_polygons(polygons)]
+    try:
+        if isinstance(segmentation, dict):
+            mask = decode_rle(segmentation)
+        elif isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
+            mask = segmentation
+        else:
+            raise ValueError(
+                "expected polygons (list of lists), an RLE dict or a mask (H, W), got "
+                f"{type(segmentation).__name__} {np.shape(segmentation)}"
+            )
+        mask = transforms.apply_segmentation(mask)
+        if tuple(mask.shape[:2]) != tuple(image_size):
+            raise ValueError(f"mask is {mask.shape} where the image is {tuple(image_size)} (h, w)")
+    except ValueError as error:
+        raise ValueError(f"segmentation of {name_of(annotation)}: {error}") from error
+    return mask
+
+
+def _points(polygon: Any, annotation: dict[str, Any]) -> np.ndarray:
+    try:
+        points = np.array(polygon, dtype=np.float64)  # a copy: fvcore's transforms write into it
+        return points.reshape(-1, 2)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"segmentation of {name_of(annotation)}: a polygon must be a flat list x0, y0, x1, y1, "
+            f"... of numbers ({error})"
+        ) from error
+
+
+def segmentation_to_mask(annotation: dict[str, Any], image_size: tuple[int, int]) -> np.ndarray:
+    """Return the "segmentation" of an annotation, of any kind, as (h, w) mask.
+
+    Raises:
+        ValueError: where its size is not `image_size`.
+    """
+    from d2kit.structures.masks import polygons_to_bitmask
+
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, (list, tuple)):
+        if len(segmentation) == 0:
+            return np.zeros(image_size, dtype=bool)
+        polygons = [np.asarray(p, dtype=np.float64).reshape(-1) for p in segmentation]
+        return polygons_to_bitmask(polygons, *image_size)
+    mask = decode_rle(segmentation) if isinstance(segmentation, dict) else np.asarray(segmentation)
+    if mask.shape != tuple(image_size):
+        raise ValueError(
+            f"segmentation of {name_of(annotation)}: expected a mask of {tuple(image_size)} (h, w)"
+            f", got {mask.shape}"
+        )
+    return mask

@@ -1,0 +1,269 @@
+"""Functions to write one's own dataset mapper with: reading, transforming, converting."""
+
+import logging  # noqa: F401  (user code imports it from here)
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2kit.data import transforms as T  # noqa: N812
+from d2kit.data._annotations import (
+    annotations_to_instances,
+    annotations_to_instances_rotated,
+    filter_empty_instances,
+    get_bbox,
+    transform_instance_annotations,
+    transform_keypoint_annotations,
+)
+from d2kit.data._image_io import (
+    _M_RGB2YUV,
+    _M_YUV2RGB,
+    MAX_IMAGE_PIXELS,
+    _apply_exif_orientation,
+    convert_image_to_rgb,
+    convert_PIL_to_numpy,
+    read_image,
+    read_label_map,
+)
+from d2kit.structures import Boxes, BoxMode, Instances
+
+__all__ = [
+    "MAX_IMAGE_PIXELS",
+    "SizeMismatchError",
+    "_M_RGB2YUV",
+    "_M_YUV2RGB",
+    "_apply_exif_orientation",
+    "annotations_to_instances",
+    "annotations_to_instances_rotated",
+    "build_augmentation",
+    "build_transform_gen",
+    "check_image_size",
+    "check_metadata_consistency",
+    "convert_PIL_to_numpy",
+    "convert_image_to_rgb",
+    "create_keypoint_hflip_indices",
+    "filter_empty_instances",
+    "gen_crop_transform_with_instance",
+    "get_bbox",
+    "get_fed_loss_cls_weights",
+    "read_image",
+    "read_label_map",
+    "transform_instance_annotations",
+    "transform_keypoint_annotations",
+    "transform_proposals",
+]
+
+
+class SizeMismatchError(ValueError):
+    """An image has another size than its dataset says."""
+
+
+def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
+    """Compare an image with the size that its dataset dict states, and add the size if absent.
+
+    Args:
+        dataset_dict: in the standard format; "height" and "width" are set where missing.
+        image: (H, W) or (H, W, C).
+
+    Raises:
+        SizeMismatchError: naming the file, the expected and the found size.
+    """
+    height, width = image.shape[:2]
+    expected = (dataset_dict.get("width", width), dataset_dict.get("height", height))
+    if expected != (width, height):
+        name = dataset_dict.get("file_name", f"image {dataset_dict.get('image_id', '?')}")
+        raise SizeMismatchError(
+            f"{name}: the image is {width}x{height} pixels (width x height, set upright by EXIF), "
+            f"its dataset says {expected[0]}x{expected[1]}; correct width and height in the "
+            "annotations, or replace the image"
+        )
+    dataset_dict.setdefault("width", width)
+    dataset_dict.setdefault("height", height)
+
+
+def transform_proposals(
+    dataset_dict: dict[str, Any],
+    image_shape: tuple[int, int],
+    transforms: T.Transform,
+    *,
+    proposal_topk: int,
+    min_box_size: float = 0,
+) -> None:
+    """Replace the precomputed proposals of a dataset dict by transformed `Instances`, in place.
+
+    Args:
+        dataset_dict: with "proposal_boxes" (R, 4), "proposal_bbox_mode" and
+            "proposal_objectness_logits" (R,), which are removed; "proposals" is added. Nothing
+            happens where there are none.
+        image_shape: (h, w) after the transforms; boxes are clipped to it.
+        transforms: what was applied to the image.
+        proposal_topk: at most so many are kept, the first ones.
+        min_box_size: those whose width or height is at most this many pixels are dropped.
+    """
+    if "proposal_boxes" not in dataset_dict:
+        return
+    given = np.asarray(dataset_dict.pop("proposal_boxes"), dtype=np.float64).reshape(-1, 4)
+    given = BoxMode.convert(
+        given, BoxMode(dataset_dict.pop("proposal_bbox_mode")), BoxMode.XYXY_ABS
+    )
+    logits = np.asarray(dataset_dict.pop("proposal_objectness_logits"), dtype=np.float32)
+    boxes = Boxes(torch.from_numpy(transforms.apply_box(given).astype(np.float32)))
+    boxes.clip(image_shape)
+    keep = boxes.nonempty(threshold=min_box_size).nonzero()[:proposal_topk, 0]
+    proposals = Instances(image_shape)
+    proposals.proposal_boxes = boxes[keep]
+    proposals.objectness_logits = torch.from_numpy(logits)[keep]
+    dataset_dict["proposals"] = proposals
+
+
+def gen_crop_transform_with_instance(
+    crop_size: Sequence[int], image_size: tuple[int, int], instance: dict[str, Any]
+) -> T.CropTransform:
+    """Draw a crop that holds the centre of a given object.
+
+    Args:
+        crop_size: (h, w), pixels.
+        image_size: (h, w), pixels.
+        instance: annotation with "bbox" and "bbox_mode".
+
+    Returns:
+        The crop.
+
+    Raises:
+        ValueError: where the crop is larger than the image, or the centre lies outside.
+    """
+    crop, image = np.asarray(crop_size, dtype=np.int64), np.asarray(image_size, dtype=np.int64)
+    x0, y0, x1, y1 = get_bbox(instance)
+    center = np.array(((y0 + y1) * 0.5, (x0 + x1) * 0.5))
+    if (center < 0).any() or (center > image).any():
+        raise ValueError(
+            f"the box's centre (y, x) {center.tolist()} lies outside the image {tuple(image_size)}"
+        )
+    if (crop > image).any():
+        raise ValueError(f"crop {tuple(crop_size)} is larger than the image {tuple(image_size)}")
+    low = np.maximum(np.floor(center).astype(np.int64) - crop, 0)
+    high = np.minimum(image - crop, np.ceil(center).astype(np.int64))
+    top = int(np.random.randint(low[0], high[0] + 1))
+    left = int(np.random.randint(low[1], high[1] + 1))
+    return T.CropTransform(left, top, int(crop[1]), int(crop[0]))
+
+
+def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
+    """Check that several datasets have the same metadata under `key`.
+
+    Args:
+        key: name of the metadata attribute, e.g. "thing_classes".
+        dataset_names: names of registered datasets.
+
+    Raises:
+        ValueError: naming the datasets that differ, or where there are none.
+    """
+    from d2kit.data.catalog import MetadataCatalog
+
+    if len(dataset_names) == 0:
+        raise ValueError(f"metadata {key!r}: no dataset named")
+    values = [getattr(MetadataCatalog.get(name), key) for name in dataset_names]
+    for name, value in zip(dataset_names, values, strict=True):
+        if value != values[0]:
+            raise ValueError(
+                f"datasets {dataset_names[0]!r} and {name!r} have different metadata {key!r}: "
+                f"{_shorten(values[0])} and {_shorten(value)}; datasets used together must agree"
+            )
+
+
+def _shorten(value: Any, limit: int = 200) -> str:
+    text = str(value)
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[int]:
+    """Return, for each keypoint, the index of the one that it becomes in a mirrored image.
+
+    Args:
+        dataset_names: one or several registered datasets, whose metadata `keypoint_names` and
+            `keypoint_flip_map` (pairs of names) must agree.
+
+    Returns:
+        As many indices as there are keypoints.
+
+    Raises:
+        ValueError: for datasets that disagree, or a flip map with an unknown name.
+    """
+    from d2kit.data.catalog import MetadataCatalog
+
+    if isinstance(dataset_names, str):
+        dataset_names = [dataset_names]
+    check_metadata_consistency("keypoint_names", dataset_names)
+    check_metadata_consistency("keypoint_flip_map", dataset_names)
+    metadata = MetadataCatalog.get(dataset_names[0])
+    names = list(metadata.keypoint_names)
+    flipped = dict(metadata.keypoint_flip_map)
+    flipped.update({right: left for left, right in flipped.items()})
+    unknown = sorted(set(flipped) - set(names))
+    if unknown:
+        raise ValueError(
+            f"keypoint_flip_map of {dataset_names[0]!r} names {unknown}, not in keypoint_names "
+            f"{names}"
+        )
+    return [names.index(flipped.get(name, name)) for name in names]
+
+
+def get_fed_loss_cls_weights(
+    dataset_names: str | Sequence[str], freq_weight_power: float = 1.0
+) -> torch.Tensor:
+    """Return the weights by which the federated loss samples its negative classes.
+
+    Args:
+        dataset_names: one or several registered datasets with metadata `class_image_count`
+            (list of {"id": 1-based class id, "image_count": number}).
+        freq_weight_power: the number of images of a class is raised to this power.
+
+    Returns:
+        (K,) float32, in the order of the class ids.
+
+    Source: Zhou et al., Probabilistic two-stage detection, 2021, section 5 (federated loss).
+    """
+    from d2kit.data.catalog import MetadataCatalog
+
+    if isinstance(dataset_names, str):
+        dataset_names = [dataset_names]
+    check_metadata_consistency("class_image_count", dataset_names)
+    counts = MetadataCatalog.get(dataset_names[0]).class_image_count
+    ordered = [entry["image_count"] for entry in sorted(counts, key=lambda entry: entry["id"])]
+    return torch.tensor(ordered, dtype=torch.float32) ** freq_weight_power
+
+
+def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
+    """Return the resizing and flipping that a config asks for.
+
+    Args:
+        cfg: config; keys INPUT.MIN_SIZE_*, MAX_SIZE_*, MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP.
+        is_train: training or test.
+
+    Returns:
+        Augmentations, to be applied in order.
+
+    Raises:
+        ValueError: for a flip that is not "none", "horizontal" or "vertical".
+    """
+    if not is_train:
+        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+    flip = cfg.INPUT.RANDOM_FLIP
+    if flip not in ("none", "horizontal", "vertical"):
+        raise ValueError(
+            f"INPUT.RANDOM_FLIP must be 'none', 'horizontal' or 'vertical', got {flip!r}"
+        )
+    augmentations: list[T.Augmentation] = [
+        T.ResizeShortestEdge(
+            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        )
+    ]
+    if flip != "none":
+        augmentations.append(
+            T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")
+        )
+    return augmentations
+
+
+build_transform_gen = build_augmentation
