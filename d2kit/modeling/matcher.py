@@ -67,7 +67,7 @@ class Matcher:
         count = match_quality_matrix.shape[1]
         device = match_quality_matrix.device
         match_labels = torch.full((count,), self.labels[0], dtype=torch.int8, device=device)
-        if match_quality_matrix.shape[0] == 0:  # as if every quality was 0
+        if match_quality_matrix.numel() == 0:  # as if every quality was 0
             return torch.zeros(count, dtype=torch.int64, device=device), match_labels
         best, matches = match_quality_matrix.max(dim=0)
         for bound, label in zip(self.thresholds, self.labels[1:], strict=True):
