@@ -1,0 +1,356 @@
+"""`DefaultTrainer`: training, evaluation and checkpoints of a config."""
+
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from d2kit.checkpoint import DetectionCheckpointer
+from d2kit.config import CfgNode
+from d2kit.engine import hooks
+from d2kit.engine._preflight import (
+    check_classes,
+    check_dataset_names,
+    check_output_dir,
+    default_num_classes,
+)
+from d2kit.engine._scaling import build_scaled_cfg, start_loader_at
+from d2kit.engine._setup import create_ddp_model, default_writers
+from d2kit.engine._tables import table_of_results
+from d2kit.engine._trainer_base import HookBase, TrainerBase
+from d2kit.engine._trainers import AMPTrainer, SimpleTrainer
+from d2kit.solver import build_lr_scheduler, build_optimizer
+from d2kit.utils import comm
+from d2kit.utils.events import EventWriter
+from d2kit.utils.logger import setup_logger
+
+__all__ = ["DefaultTrainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class DefaultTrainer(TrainerBase):
+    """Builds everything a config names and trains it; override a ``build_*`` to change a part.
+
+    Datasets, classes and the output folder are checked before the model is built. A resumed run
+    ends with the same weights, bit for bit, as one that was never interrupted.
+
+    Args:
+        cfg: the config; copied.
+
+    Attributes:
+        model: the model, wrapped for several processes.
+        optimizer: its optimizer.
+        data_loader: the training loader.
+        scheduler: the learning-rate schedule.
+        checkpointer: saves and loads.
+        cfg: the config used, scaled to the number of processes (`auto_scale_workers`) and with the
+            seed of the run in ``SEED``.
+
+    Raises:
+        KeyError: if a dataset is not registered.
+        ValueError: if a dataset is damaged or its classes do not fit the config.
+        OSError: if OUTPUT_DIR cannot be written to.
+
+    Example:
+        >>> trainer = DefaultTrainer(cfg)  # doctest: +SKIP
+        >>> trainer.resume_or_load(resume=True)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        if not logging.getLogger("d2kit").isEnabledFor(logging.INFO):
+            setup_logger()  # a script without default_setup
+        check_output_dir(cfg.OUTPUT_DIR)
+        check_dataset_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.cfg = self._with_seed(cfg, self.seed)
+
+        data_loader = self.build_train_loader(self.cfg)
+        check_classes(default_num_classes(self.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+        model = self.build_model(self.cfg)
+        optimizer = self.build_optimizer(self.cfg, model)
+        model = create_ddp_model(model, broadcast_buffers=False)
+        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer: SimpleTrainer = kind(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = self.cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    @staticmethod
+    def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+        """Return a frozen copy of a config with another SEED."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SEED = seed
+        cfg.freeze()
+        return cfg
+
+    # ---- running
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the newest intact checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS.
+
+        Args:
+            resume: whether to look for a checkpoint. It restores weights, optimizer, schedule,
+                hooks, seed and the place in the stream of training data.
+        """
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.checkpointer.resumed_from:
+            self.start_iter = self.iter + 1
+            logger.info(
+                "Resuming %s at iteration %d", self.checkpointer.resumed_from, self.start_iter
+            )
+
+    def train(self) -> Any:  # type: ignore[override]
+        """Train from `start_iter` to `max_iter`.
+
+        Returns:
+            The results of the last evaluation, where TEST.EXPECTED_RESULTS are given; on rank 0.
+
+        Raises:
+            SystemExit: if the results are not the expected ones.
+        """
+        if self.start_iter > 0:
+            start_loader_at(self._trainer.data_loader, self.start_iter)
+        self._log_length()
+        super().train(self.start_iter, self.max_iter)
+        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+            from d2kit.evaluation import verify_results
+
+            verify_results(self.cfg, self._last_eval_results)
+            return self._last_eval_results
+        return None
+
+    def run_step(self) -> None:
+        """Do one iteration."""
+        self._trainer.iter = self.iter
+        self._trainer.max_iter = self.max_iter
+        self._trainer.run_step()
+
+    def after_train(self) -> None:
+        """Write what waits, call the hooks, let go of the loader's workers."""
+        if self.iter >= self.max_iter:
+            self._trainer.flush_metrics()
+        self._trainer._data_loader_iter_obj = None
+        super().after_train()
+
+    def _log_length(self) -> None:
+        """Say how long the training is, in epochs if the number of images is known."""
+        text = f"{self.max_iter:,} iterations"
+        dataset: Any = getattr(self._trainer.data_loader, "dataset", None)
+        if hasattr(dataset, "__len__"):
+            images = len(dataset)
+            epochs = self.max_iter * self.cfg.SOLVER.IMS_PER_BATCH / max(images, 1)
+            text += f" = {epochs:.1f} epochs over {images:,} images"
+        logger.info(
+            "%s, %d images per iteration, seed %d", text, self.cfg.SOLVER.IMS_PER_BATCH, self.seed
+        )
+
+    # ---- state
+
+    def register_hooks(self, hooks: Sequence[HookBase | None]) -> None:
+        """Append hooks, see `TrainerBase`; the inner trainer calls their `after_backward`."""
+        super().register_hooks(hooks)
+        self._trainer._hooks = self._hooks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return iteration, states of the hooks, of the inner trainer, and the seed."""
+        inner = self._trainer.state_dict()
+        inner = {key: value for key, value in inner.items() if key not in ("iteration", "hooks")}
+        state = super().state_dict()
+        inner["iteration"] = state["iteration"]
+        return {**state, "_trainer": inner, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; another seed rebuilds the training loader."""
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+        seed = state_dict.get("seed")
+        if seed is not None and seed != self.seed:
+            logger.info("Going on with seed %d of the checkpoint, not %s", seed, self.seed)
+            self.seed = seed
+            self.cfg = self._with_seed(self.cfg, seed)
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
+
+    # ---- parts
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, wrapped for several processes."""
+        return self._trainer.model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer."""
+        return self._trainer.optimizer
+
+    @property
+    def data_loader(self) -> Any:
+        """The training loader."""
+        return self._trainer.data_loader
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Return the hooks: timer, schedule, precise BN, checkpoints, evaluation, writers.
+
+        To add one, extend this method; insert it before the last, which writes.
+        """
+        cfg = self.cfg
+        period = cfg.TEST.EVAL_PERIOD
+        result: list[HookBase | None] = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=self.scheduler),
+        ]
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            loader_cfg = self._with_seed(cfg, cfg.SEED)
+            loader_cfg.defrost()
+            loader_cfg.DATALOADER.NUM_WORKERS = 0
+            loader = self.build_train_loader(loader_cfg)
+            result.append(hooks.PreciseBN(period, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
+        # Before the evaluation: whatever happens there, the weights are safe.
+        if comm.is_main_process():
+            checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
+            result.append(hooks.PeriodicCheckpointer(self.checkpointer, checkpoint_period))
+        result.append(hooks.EvalHook(period, self._evaluate))
+        if comm.is_main_process():
+            result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return result
+
+    def _evaluate(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def build_writers(self) -> list[EventWriter]:
+        """Return the writers, see `default_writers`."""
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model, see `d2kit.modeling.build_model`."""
+        from d2kit.modeling import build_model
+
+        model = build_model(cfg)
+        total = sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.info(
+            "%s: %.2f M parameters, %.2f M trained",
+            type(model).__name__,
+            total / 1e6,
+            trained / 1e6,
+        )
+        logger.debug("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """Build the optimizer, see `d2kit.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+        """Build the schedule, see `d2kit.solver.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Build the training loader, see `d2kit.data.build_detection_train_loader`."""
+        from d2kit.data import build_detection_train_loader
+
+        return build_detection_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build the loader of a test set, see `d2kit.data.build_detection_test_loader`."""
+        from d2kit.data import build_detection_test_loader
+
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build the evaluator of a test set: COCO's, for datasets in COCO format.
+
+        Raises:
+            ValueError: if the dataset is of another kind; override this method then.
+        """
+        from d2kit.data import MetadataCatalog
+        from d2kit.evaluation import COCOEvaluator
+
+        metadata = MetadataCatalog.get(dataset_name)
+        kind = metadata.get("evaluator_type")
+        if kind == "coco" or (kind is None and metadata.get("thing_classes") is not None):
+            return COCOEvaluator(dataset_name, output_dir=f"{cfg.OUTPUT_DIR}/inference")
+        raise ValueError(
+            f"no evaluator is known for dataset '{dataset_name}' (evaluator_type {kind!r}); "
+            "override DefaultTrainer.build_evaluator"
+        )
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluate a model on each dataset of DATASETS.TEST.
+
+        Args:
+            cfg: the config.
+            model: the model.
+            evaluators: one per dataset; None calls `build_evaluator`.
+
+        Returns:
+            Results of the dataset, or dataset -> results where there are several; empty on other
+            processes than rank 0.
+
+        Raises:
+            ValueError: if the number of evaluators is not that of the datasets.
+        """
+        from d2kit.evaluation import DatasetEvaluator, inference_on_dataset
+
+        names = list(cfg.DATASETS.TEST)
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(names):
+            raise ValueError(f"{len(names)} test datasets, but {len(evaluators)} evaluators")
+        check_dataset_names(names)
+        results: dict[str, Any] = OrderedDict()
+        for index, name in enumerate(names):
+            loader = cls.build_test_loader(cfg, name)
+            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                _log_results(name, results[name])
+        if comm.is_main_process() and results:
+            logger.info("Results:\n%s", table_of_results(results))
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Scale batch, rate and schedule to another number of processes than the config is for.
+
+        Source: the linear scaling rule, Goyal et al. 2017, section 2.1 (arXiv 1706.02677).
+
+        Args:
+            cfg: its SOLVER.REFERENCE_WORLD_SIZE is the number that it was written for; 0: leave.
+            num_workers: number of processes.
+
+        Returns:
+            `cfg` itself, or a scaled copy whose REFERENCE_WORLD_SIZE is `num_workers`.
+
+        Raises:
+            ValueError: if the batch does not divide evenly.
+        """
+        return build_scaled_cfg(cfg, num_workers)
+
+
+def _log_results(name: str, results: Mapping[str, Any]) -> None:
+    from d2kit.evaluation import print_csv_format
+
+    logger.info("Evaluation results for %s in csv format:", name)
+    print_csv_format(results)

@@ -1,0 +1,214 @@
+"""Hooks for callbacks, timing, writing and the learning rate."""
+
+import datetime
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fvcore.common.param_scheduler import ParamScheduler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
+
+from d2kit.engine._trainer_base import HookBase
+from d2kit.solver import LRMultiplier
+from d2kit.utils.events import EventWriter
+
+__all__ = ["CallbackHook", "IterationTimer", "LRScheduler", "PeriodicWriter"]
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[Any], object]
+
+
+class CallbackHook(HookBase):
+    """Calls functions with the trainer as their argument.
+
+    Args:
+        before_train: called before the first iteration.
+        after_train: called after the last one.
+        before_step: called before each.
+        after_step: called after each.
+    """
+
+    def __init__(
+        self,
+        *,
+        before_train: Callback | None = None,
+        after_train: Callback | None = None,
+        before_step: Callback | None = None,
+        after_step: Callback | None = None,
+    ) -> None:
+        self._functions = {
+            "before_train": before_train,
+            "after_train": after_train,
+            "before_step": before_step,
+            "after_step": after_step,
+        }
+
+    def _call(self, place: str) -> None:
+        function = self._functions[place]
+        if function is not None:
+            function(self.trainer)
+
+    def before_train(self) -> None:
+        """Call `before_train`."""
+        self._call("before_train")
+
+    def after_train(self) -> None:
+        """Call `after_train`, then forget the functions, which may refer to the trainer."""
+        self._call("after_train")
+        self._functions = dict.fromkeys(self._functions)
+
+    def before_step(self) -> None:
+        """Call `before_step`."""
+        self._call("before_step")
+
+    def after_step(self) -> None:
+        """Call `after_step`."""
+        self._call("after_step")
+
+
+class IterationTimer(HookBase):
+    """Measures seconds per iteration (scalar ``time``) and tells the total at the end.
+
+    Hooks that run after this one are outside of ``time``, so register it first.
+
+    Args:
+        warmup_iter: iterations at the start that are not measured.
+    """
+
+    def __init__(self, warmup_iter: int = 3) -> None:
+        self._warmup_iter = warmup_iter
+        self._train_start = self._step_start = time.perf_counter()
+        self._in_steps = 0.0
+        self._measured = 0
+
+    def before_train(self) -> None:
+        """Start the clock of the whole training."""
+        self._train_start = time.perf_counter()
+        self._in_steps, self._measured = 0.0, 0
+
+    def before_step(self) -> None:
+        """Start the clock of an iteration."""
+        self._step_start = time.perf_counter()
+
+    def after_step(self) -> None:
+        """Record the seconds of an iteration."""
+        if self.trainer.iter - self.trainer.start_iter < self._warmup_iter:
+            return
+        seconds = time.perf_counter() - self._step_start
+        self._in_steps += seconds
+        self._measured += 1
+        self.trainer.storage.put_scalars(time=seconds)
+
+    def after_train(self) -> None:
+        """Log speed and total time."""
+        total = time.perf_counter() - self._train_start
+        if not self._measured:
+            return
+        mean = self._in_steps / self._measured
+        iterations = self.trainer.iter - self.trainer.start_iter
+        hooks = max(total - mean * iterations, 0.0)
+        logger.info(
+            "Trained %d iterations in %s (%.4f s per iteration; %s of it in hooks)",
+            iterations,
+            datetime.timedelta(seconds=round(total)),
+            mean,
+            datetime.timedelta(seconds=round(hooks)),
+        )
+
+
+class PeriodicWriter(HookBase):
+    """Calls writers at intervals and at the end; register it after the hooks that put values.
+
+    Args:
+        writers: objects of `EventWriter`.
+        period: iterations between two writes.
+
+    Raises:
+        TypeError: if one is not an `EventWriter`.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], period: int = 20) -> None:
+        for writer in writers:
+            if not isinstance(writer, EventWriter):
+                raise TypeError(f"a writer must be an EventWriter, got {type(writer).__name__}")
+        self._writers = list(writers)
+        self._period = period
+
+    def after_step(self) -> None:
+        """Write, if it is time."""
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done == self.trainer.max_iter:
+            for writer in self._writers:
+                writer.write()
+
+    def after_train(self) -> None:
+        """Write what came since, and close."""
+        for writer in self._writers:
+            writer.write()
+            writer.close()
+
+
+class LRScheduler(HookBase):
+    """Steps a learning-rate schedule and records the rate (scalar ``lr``).
+
+    Args:
+        optimizer: None means the trainer's.
+        scheduler: a torch scheduler, or a fvcore `ParamScheduler` of progress; None means the
+            trainer's.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer | None = None,
+        scheduler: TorchScheduler | ParamScheduler | None = None,
+    ) -> None:
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+
+    def before_train(self) -> None:
+        """Choose the group whose rate is recorded; make a scheduler of a schedule."""
+        self._optimizer = self._optimizer or self.trainer.optimizer
+        if isinstance(self.scheduler, ParamScheduler):
+            self._scheduler = LRMultiplier(
+                self._optimizer,
+                self.scheduler,
+                self.trainer.max_iter,
+                last_iter=self.trainer.iter - 1,
+            )
+        self._best_param_group_id = self.get_best_param_group_id(self._optimizer)
+
+    @staticmethod
+    def get_best_param_group_id(optimizer: Optimizer) -> int:
+        """Return the index of the group whose rate says most: most parameters, or most common."""
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        if max(sizes) > 1:
+            return sizes.index(max(sizes))
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        return rates.index(Counter(rates).most_common(1)[0][0])
+
+    def after_step(self) -> None:
+        """Record the rate of the iteration just done and go to the next one."""
+        assert self._optimizer is not None
+        rate = self._optimizer.param_groups[self._best_param_group_id]["lr"]
+        self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
+        self.scheduler.step()
+
+    @property
+    def scheduler(self) -> Any:
+        """The schedule in use."""
+        return self._scheduler or self.trainer.scheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of a torch scheduler."""
+        if isinstance(self.scheduler, TorchScheduler):
+            return self.scheduler.state_dict()
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the state of a torch scheduler."""
+        if isinstance(self.scheduler, TorchScheduler):
+            self.scheduler.load_state_dict(dict(state_dict))

@@ -1,0 +1,101 @@
+"""Checks of a run that cost little and come before the model is built."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from d2kit.config import CfgNode
+
+__all__ = [
+    "check_classes",
+    "check_dataset_names",
+    "check_output_dir",
+    "check_weights",
+    "default_num_classes",
+]
+
+# Meta-architecture -> config key with its number of classes; of others we do not know.
+CLASS_KEYS = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "PanopticFPN": "ROI_HEADS",
+    "RetinaNet": "RETINANET",
+    "FCOS": "RETINANET",
+}
+
+
+def check_output_dir(path: str) -> None:
+    """Make the output folder, and make sure that a file can be written there.
+
+    Raises:
+        OSError: if it cannot.
+    """
+    trial = Path(path) / f".write-test-{os.getpid()}"
+    try:
+        trial.parent.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"OUTPUT_DIR '{path}' cannot be written to ({error.strerror}); choose another folder",
+        ) from error
+
+
+def check_weights(name: str) -> None:
+    """Make sure that a local file of weights exists; names and URLs are checked when loaded.
+
+    Raises:
+        FileNotFoundError: if it does not.
+    """
+    if name and "://" not in name and not os.path.isfile(name.partition("?")[0]):
+        raise FileNotFoundError(
+            f"MODEL.WEIGHTS '{name}' not found; give the path of a .pth, .pkl or .safetensors "
+            "file, a URL, detectron2://... or torchvision://..., or '' to start from scratch"
+        )
+
+
+def check_dataset_names(names: Iterable[str]) -> None:
+    """Make sure that datasets are registered.
+
+    Raises:
+        KeyError: if one is not; the message lists the nearest names.
+    """
+    from d2kit.data import DatasetCatalog
+    from d2kit.utils.registry import nearest_names
+
+    known = DatasetCatalog.list()
+    for name in names:
+        if name not in known:
+            raise KeyError(
+                f"dataset '{name}' (DATASETS in the config) is not registered; nearest: "
+                f"{nearest_names(name, known)}; register it before the training starts, e.g. with "
+                "d2kit.data.datasets.register_coco_instances"
+            )
+
+
+def default_num_classes(cfg: CfgNode) -> int | None:
+    """Return how many classes a config's model detects; None for models we do not know."""
+    section = CLASS_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    return cfg.MODEL[section].NUM_CLASSES if section else None
+
+
+def check_classes(num_classes: int | None, train: Iterable[str], test: Iterable[str]) -> None:
+    """Load the test sets once, and compare the classes of all datasets with those of the model.
+
+    Call it after the training sets were loaded, which tells their classes.
+
+    Args:
+        num_classes: of the model; None: not compared.
+        train: names of registered datasets.
+        test: names of registered datasets.
+
+    Raises:
+        ValueError: if a dataset is damaged or has another number of classes.
+    """
+    from d2kit.data import DatasetCatalog
+    from d2kit.data.build import check_dataset_matches
+
+    for name in test:
+        DatasetCatalog.get(name)  # a damaged file must not come to light after the training
+    if num_classes is not None:
+        check_dataset_matches(num_classes, (*train, *test))

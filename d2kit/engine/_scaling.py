@@ -1,0 +1,66 @@
+"""Fits a config to the number of processes, and a loader to the iteration it starts at."""
+
+import logging
+from typing import Any
+
+from d2kit.config import CfgNode
+
+__all__ = ["build_scaled_cfg", "start_loader_at"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_scaled_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
+    """Do what `DefaultTrainer.auto_scale_workers` documents."""
+    old = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if old in (0, num_workers):
+        return cfg
+    frozen = cfg.is_frozen()
+    cfg = cfg.clone()
+    cfg.defrost()
+    solver, scale = cfg.SOLVER, num_workers / old
+    if solver.IMS_PER_BATCH % old:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} is not a multiple of "
+            f"SOLVER.REFERENCE_WORLD_SIZE {old}"
+        )
+    solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * scale)
+    solver.BASE_LR *= scale
+    solver.MAX_ITER = round(solver.MAX_ITER / scale)
+    solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / scale)
+    solver.STEPS = tuple(round(step / scale) for step in solver.STEPS)
+    solver.CHECKPOINT_PERIOD = max(round(solver.CHECKPOINT_PERIOD / scale), 1)
+    cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
+    solver.REFERENCE_WORLD_SIZE = num_workers
+    logger.info(
+        "Scaled from %d to %d processes: IMS_PER_BATCH %d, BASE_LR %g, MAX_ITER %d, "
+        "WARMUP_ITERS %d, STEPS %s",
+        old,
+        num_workers,
+        solver.IMS_PER_BATCH,
+        solver.BASE_LR,
+        solver.MAX_ITER,
+        solver.WARMUP_ITERS,
+        solver.STEPS,
+    )
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def start_loader_at(loader: Any, batch: int) -> None:
+    """Let a loader begin with a later batch, so that a resumed run sees what it would have seen.
+
+    Args:
+        loader: one of `build_detection_train_loader`; others begin anew, with a warning.
+        batch: number of the global batch.
+    """
+    if isinstance(getattr(type(loader), "start_batch", None), property):
+        loader.start_batch = batch
+    else:
+        logger.warning(
+            "The training loader (%s) cannot start at batch %d: the resumed run sees its data from "
+            "the beginning; loaders of build_detection_train_loader with a map-style dataset can",
+            type(loader).__name__,
+            batch,
+        )

@@ -1,0 +1,231 @@
+"""Arguments, logging, seeds and data-parallel wrapping, which every training script needs."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from d2kit.config import CfgNode, get_cfg
+from d2kit.engine._preflight import check_output_dir, check_weights
+from d2kit.utils import comm
+from d2kit.utils.env import seed_all_rng
+from d2kit.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from d2kit.utils.file_io import atomic_write
+from d2kit.utils.logger import setup_logger
+
+__all__ = [
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+]
+
+EPILOG = """
+Examples:
+
+one machine:
+  %(prog)s --config-file cfg.yaml [--num-gpus 8] [KEY VALUE ...]
+without a GPU, several processes:
+  %(prog)s --config-file cfg.yaml --num-processes 2
+change some config keys:
+  %(prog)s --config-file cfg.yaml MODEL.WEIGHTS /path/to/weights.pth SOLVER.BASE_LR 0.001
+several machines:
+  (machine 0) %(prog)s --num-machines 2 --machine-rank 0 --dist-url tcp://ADDRESS:PORT ...
+  (machine 1) %(prog)s --num-machines 2 --machine-rank 1 --dist-url tcp://ADDRESS:PORT ...
+or: torchrun --nproc-per-node 8 SCRIPT --config-file cfg.yaml
+"""
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of training scripts.
+
+    Args:
+        epilog: text after the help; None shows examples.
+    """
+    parser = argparse.ArgumentParser(
+        epilog=epilog or EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path of the config")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the newest intact checkpoint in OUTPUT_DIR, if there is one",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="only evaluate")
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs *per machine*")
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        default=0,
+        help="number of processes on this machine without GPUs (gloo); they share the cores",
+    )
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="index of this machine")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="where machine 0 listens, tcp://ADDRESS:PORT; auto: a free port, for one machine",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
+    parser.add_argument(
+        "opts",
+        help="config keys to change, KEY VALUE pairs separated by spaces, at the end",
+        default=None,
+        nargs=argparse.REMAINDER,
+    )
+    return parser
+
+
+def _try_get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
+    """Return the first of some dotted keys that the config has, or `default`."""
+    for key in keys:
+        node = cfg
+        for part in key.split("."):
+            node = node[part] if isinstance(node, dict) and part in node else None
+            if node is None:
+                break
+        if node is not None:
+            return node
+    return default
+
+
+def _highlight(code: str, filename: str) -> str:
+    """Colour a config for a terminal, if Pygments is installed."""
+    try:
+        from pygments import highlight
+        from pygments.formatters import Terminal256Formatter
+        from pygments.lexers import PythonLexer, YamlLexer
+    except ImportError:
+        return code
+    lexer = PythonLexer() if filename.endswith(".py") else YamlLexer()
+    return highlight(code, lexer, Terminal256Formatter())
+
+
+def _changed_keys(cfg: CfgNode, base: CfgNode, prefix: str = "") -> list[str]:
+    """Return ``KEY: value`` for each key that differs from the defaults."""
+    lines = []
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            inner = base.get(key)
+            inner = inner if isinstance(inner, CfgNode) else CfgNode()
+            lines += _changed_keys(value, inner, f"{prefix}{key}.")
+        elif key not in base or base[key] != value:
+            lines.append(f"{prefix}{key}: {value}")
+    return lines
+
+
+def _choose_seed(seed: int, output_dir: str, resume: bool) -> int:
+    """Return `seed`, or if negative that of the run to resume, or a new one, same on all ranks."""
+    if seed >= 0:
+        return seed
+    found: int | None = None
+    if resume and comm.is_main_process():
+        from d2kit.checkpoint import DetectionCheckpointer
+        from d2kit.checkpoint._formats import read_checkpoint
+
+        path = DetectionCheckpointer(nn.Module(), output_dir).get_checkpoint_file()
+        trainer = read_checkpoint(Path(path)).get("trainer") if path else None
+        found = trainer.get("seed") if isinstance(trainer, dict) else None
+    found = comm.all_gather(found)[0]
+    return comm.shared_random_seed() if found is None else found
+
+
+def default_setup(cfg: CfgNode, args: Any) -> None:
+    """Check the folders and files of a run, set up logging and seeds, write the config.
+
+    Where SEED is negative a random one is drawn, written into `cfg` and logged, so that
+    ``config.yaml`` repeats the run; a resumed run takes that of its checkpoint.
+
+    Args:
+        cfg: the full config; frozen ones stay frozen.
+        args: what the argument parser returned (`resume`, `eval_only`, `config_file` are used).
+
+    Raises:
+        OSError: if OUTPUT_DIR cannot be written to.
+        FileNotFoundError: if MODEL.WEIGHTS is a path without a file.
+    """
+    output, rank = cfg.OUTPUT_DIR, comm.get_rank()
+    resume = bool(getattr(args, "resume", False))
+    eval_only = bool(getattr(args, "eval_only", False))
+    check_output_dir(output)
+    if not resume:
+        check_weights(cfg.MODEL.WEIGHTS)
+    setup_logger(output, distributed_rank=rank, name="fvcore")
+    setup_logger(output, distributed_rank=rank, name="project")
+    logger = setup_logger(output, distributed_rank=rank)
+
+    seed = _choose_seed(cfg.SEED, output, resume)
+    if seed != cfg.SEED:
+        frozen = cfg.is_frozen()
+        cfg.defrost()
+        cfg.SEED = seed
+        if frozen:
+            cfg.freeze()
+    seed_all_rng(seed + rank)
+
+    if comm.is_main_process():
+        _default_log(cfg, args, logger)
+    if not eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+
+
+def _default_log(cfg: CfgNode, args: Any, logger: logging.Logger) -> None:
+    """Log machine, arguments and changed keys; write the whole config."""
+    from d2kit.utils.collect_env import collect_env_info
+
+    logger.info("Machine:\n%s", collect_env_info())
+    given = {key: value for key, value in sorted(vars(args).items()) if value not in (None, [], "")}
+    logger.info("Command: %s", " ".join(sys.argv))
+    logger.info("Arguments: %s", given)
+    changed = _changed_keys(cfg, get_cfg())
+    logger.info("Config keys that differ from the defaults:\n  %s", "\n  ".join(changed))
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    with atomic_write(path, "w") as file:
+        file.write(cfg.dump())
+    logger.info("%d processes; seed %d; full config in %s", comm.get_world_size(), cfg.SEED, path)
+
+
+def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
+    """Return the usual writers: the log line, ``metrics.json`` and TensorBoard.
+
+    Args:
+        output_dir: their folder, created if need be.
+        max_iter: for the estimated time of arrival.
+    """
+    os.makedirs(output_dir, exist_ok=True)
+    return [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+        TensorboardXWriter(output_dir),
+    ]
+
+
+def create_ddp_model(
+    model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any
+) -> nn.Module:
+    """Wrap a model for several processes; for one process return it as it is.
+
+    Args:
+        model: on this process's device.
+        fp16_compression: send gradients as float16.
+        kwargs: of `torch.nn.parallel.DistributedDataParallel`.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    if "device_ids" not in kwargs and next(model.parameters()).device.type == "cuda":
+        kwargs["device_ids"] = [torch.cuda.current_device()]
+    ddp = DistributedDataParallel(model, **kwargs)
+    if fp16_compression:
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+        ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)
+    return ddp

@@ -1,0 +1,282 @@
+"""`SimpleTrainer` and `AMPTrainer`: what one iteration is."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
+
+from d2kit.engine._metrics import StepMetrics, image_ids, non_finite_message, put_metrics
+from d2kit.engine._trainer_base import TrainerBase
+from d2kit.utils import comm
+from d2kit.utils.events import get_event_storage
+
+__all__ = ["AMPTrainer", "SimpleTrainer"]
+
+
+class SimpleTrainer(TrainerBase):
+    """One optimizer, one loader, one dict of losses per iteration.
+
+    Args:
+        model: takes a batch, returns a loss or a dict of losses to be summed.
+        data_loader: infinite iterable of batches.
+        optimizer: of the model.
+        gather_metric_period: write the losses every so many iterations (they are checked in each).
+        zero_grad_before_forward: clear the gradients before the forward pass, not after it.
+        async_write_metrics: look at the losses one iteration later, so that the host never waits
+            for the device; a NaN is then seen one iteration late.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any] | None,
+        optimizer: Optimizer,
+        gather_metric_period: int = 1,
+        zero_grad_before_forward: bool = False,
+        async_write_metrics: bool = False,
+    ) -> None:
+        super().__init__()
+        model.train()
+        self.model = model
+        self.data_loader = data_loader
+        self._data_loader_iter_obj: Iterator[Any] | None = None
+        self.optimizer = optimizer
+        self.gather_metric_period = gather_metric_period
+        self.zero_grad_before_forward = zero_grad_before_forward
+        self.async_write_metrics = async_write_metrics
+        self._waiting: StepMetrics | None = None
+        self._names_agree = False
+        self._images: list[Any] = []
+
+    # ---- one iteration
+
+    def run_step(self) -> None:
+        """Do one iteration: batch, losses, gradients, check, update."""
+        if not self.model.training:
+            raise ValueError(
+                f"{type(self).__name__}: the model is in eval mode; a hook must put it back into "
+                "train mode"
+            )
+        start = time.perf_counter()
+        data = self._next_batch()
+        data_time = time.perf_counter() - start
+        self._images = image_ids(data)
+        if self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
+        with self._forward_context():
+            losses = self.model(data)
+        loss_dict = {"total_loss": losses} if isinstance(losses, Tensor) else losses
+        total = sum(loss_dict.values())
+        if not self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
+        self._backward(total)
+        self.after_backward()
+        self._write_metrics(loss_dict, data_time)
+        self._update()
+
+    def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def _backward(self, loss: Any) -> None:
+        loss.backward()
+
+    def _update(self) -> None:
+        self.optimizer.step()
+
+    # ---- data
+
+    @property
+    def _data_loader_iter(self) -> Iterator[Any]:
+        """The iterator over the loader, made when it is first needed."""
+        if self._data_loader_iter_obj is None:
+            if self.data_loader is None:
+                raise ValueError(f"{type(self).__name__} has no data_loader")
+            self._data_loader_iter_obj = iter(self.data_loader)
+        return self._data_loader_iter_obj
+
+    def _next_batch(self) -> Any:
+        try:
+            return next(self._data_loader_iter)
+        except StopIteration:
+            raise ValueError(
+                f"the training loader ended at iteration {self.iter} of {self.max_iter}; it must "
+                "be infinite (use a TrainingSampler)"
+            ) from None
+
+    def reset_data_loader(self, data_loader_builder: Callable[[], Iterable[Any]]) -> None:
+        """Replace the loader; the old one is deleted before the new one is built.
+
+        Args:
+            data_loader_builder: returns the new loader.
+        """
+        self._data_loader_iter_obj = None
+        self.data_loader = None
+        self.data_loader = data_loader_builder()
+
+    # ---- metrics
+
+    def _write_metrics(
+        self,
+        loss_dict: Mapping[str, Tensor],
+        data_time: float,
+        prefix: str = "",
+        iter: int | None = None,
+    ) -> None:
+        """Check the losses of an iteration on all processes, and write them if it is time."""
+        if not self._names_agree:
+            _check_names(loss_dict)
+            self._names_agree = True
+        iteration = self.iter if iter is None else iter
+        metrics = StepMetrics.start(loss_dict, data_time, iteration, self._images)
+        if self.async_write_metrics:
+            self.flush_metrics(prefix)
+            self._waiting = metrics
+        else:
+            self._finish(metrics, prefix, updated=False)
+
+    def _finish(self, metrics: StepMetrics, prefix: str, *, updated: bool) -> None:
+        losses, data_time = metrics.fetch()
+        if not math.isfinite(sum(losses.values())):
+            raise FloatingPointError(non_finite_message(metrics, updated=updated))
+        if (metrics.iteration + 1) % self.gather_metric_period == 0:
+            put_metrics(losses, data_time, metrics.iteration, prefix)
+
+    def flush_metrics(self, prefix: str = "") -> None:
+        """Look at losses that wait since the last iteration (`async_write_metrics`)."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._finish(waiting, prefix, updated=True)
+
+    @staticmethod
+    def write_metrics(
+        loss_dict: Mapping[str, Tensor], data_time: float, cur_iter: int, prefix: str = ""
+    ) -> None:
+        """Average losses over the processes and put them and their sum into the storage.
+
+        Args:
+            loss_dict: scalar losses; the same names in every process.
+            data_time: seconds that this process waited for data.
+            cur_iter: the iteration they belong to.
+            prefix: put before ``total_loss``.
+
+        Raises:
+            FloatingPointError: on all processes, if a loss is not finite on any.
+        """
+        metrics = StepMetrics.start(loss_dict, data_time, cur_iter)
+        losses, data_time = metrics.fetch()
+        if not math.isfinite(sum(losses.values())):
+            raise FloatingPointError(non_finite_message(metrics, updated=False))
+        put_metrics(losses, data_time, cur_iter, prefix)
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the trainer and of the optimizer.
+
+        Raises:
+            FloatingPointError: if the losses of the last iteration turn out not to be finite, so
+                that no checkpoint is made of spoilt weights.
+        """
+        self.flush_metrics()
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+
+    def after_train(self) -> None:
+        """Write what waits, call the hooks, let go of the loader's workers."""
+        if self.iter >= self.max_iter:  # after a failure the other processes may be elsewhere
+            self.flush_metrics()
+        self._data_loader_iter_obj = None
+        super().after_train()
+
+
+def _check_names(loss_dict: Mapping[str, Any]) -> None:
+    """Make sure that the losses of all processes can be added up."""
+    names = comm.all_gather(sorted(loss_dict))
+    if any(other != names[0] for other in names):
+        table = "; ".join(f"rank {rank}: {other}" for rank, other in enumerate(names))
+        raise ValueError(f"the processes must return the same losses, got {table}")
+
+
+class AMPTrainer(SimpleTrainer):
+    """`SimpleTrainer` with automatic mixed precision.
+
+    Args:
+        model: as in `SimpleTrainer`.
+        data_loader: as in `SimpleTrainer`.
+        optimizer: as in `SimpleTrainer`.
+        gather_metric_period: as in `SimpleTrainer`.
+        zero_grad_before_forward: as in `SimpleTrainer`.
+        grad_scaler: scales the loss; None makes one for float16 and none for bfloat16, which has
+            the range of float32.
+        precision: type of the autocast forward pass, float16 or bfloat16.
+        log_grad_scaler: write the scale as a metric.
+        async_write_metrics: as in `SimpleTrainer`.
+
+    Raises:
+        ValueError: if the model is on several devices of this process.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any] | None,
+        optimizer: Optimizer,
+        gather_metric_period: int = 1,
+        zero_grad_before_forward: bool = False,
+        grad_scaler: torch.amp.GradScaler | None = None,
+        precision: torch.dtype = torch.float16,
+        log_grad_scaler: bool = False,
+        async_write_metrics: bool = False,
+    ) -> None:
+        several = isinstance(model, DistributedDataParallel) and len(model.device_ids or []) > 1
+        if several or isinstance(model, DataParallel):
+            raise ValueError("AMPTrainer needs one device per process; use DistributedDataParallel")
+        super().__init__(
+            model,
+            data_loader,
+            optimizer,
+            gather_metric_period,
+            zero_grad_before_forward,
+            async_write_metrics,
+        )
+        self.device_type = next(model.parameters()).device.type
+        if grad_scaler is None:
+            grad_scaler = torch.amp.GradScaler(self.device_type, enabled=precision is torch.float16)
+        self.grad_scaler = grad_scaler
+        self.precision = precision
+        self.log_grad_scaler = log_grad_scaler
+
+    def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device_type, dtype=self.precision)
+
+    def _backward(self, loss: Any) -> None:
+        self.grad_scaler.scale(loss).backward()
+        if self.log_grad_scaler and comm.is_main_process():
+            scale = self.grad_scaler.get_scale()
+            get_event_storage().put_scalar("[metric]grad_scaler", scale)
+
+    def _update(self) -> None:
+        # Unscaled first: gradient clipping happens inside the optimizer and must see true values.
+        self.grad_scaler.unscale_(self.optimizer)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of `SimpleTrainer` and of the scaler."""
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

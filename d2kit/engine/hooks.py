@@ -1,0 +1,22 @@
+"""Hooks: what happens around the iterations of a training."""
+
+from d2kit.engine._hooks_checkpoint import BestCheckpointer, PeriodicCheckpointer
+from d2kit.engine._hooks_eval import EvalHook, PreciseBN
+from d2kit.engine._hooks_profile import AutogradProfiler, TorchMemoryStats, TorchProfiler
+from d2kit.engine._hooks_progress import CallbackHook, IterationTimer, LRScheduler, PeriodicWriter
+from d2kit.engine._trainer_base import HookBase
+
+__all__ = [
+    "AutogradProfiler",
+    "BestCheckpointer",
+    "CallbackHook",
+    "EvalHook",
+    "HookBase",
+    "IterationTimer",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "PreciseBN",
+    "TorchMemoryStats",
+    "TorchProfiler",
+]
