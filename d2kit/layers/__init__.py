@@ -1,5 +1,6 @@
 """Layers and low-level operations: what torch and torchvision lack, or do too slowly."""
 
+from d2kit.layers.aspp import ASPP
 from d2kit.layers.batch_norm import (
     CycleBatchNormList,
     FrozenBatchNorm2d,
@@ -8,7 +9,17 @@ from d2kit.layers.batch_norm import (
     get_norm,
 )
 from d2kit.layers.blocks import CNNBlockBase, DepthwiseSeparableConv2d
+from d2kit.layers.deform_conv import DeformConv, ModulatedDeformConv
+from d2kit.layers.losses import (
+    ciou_loss,
+    diou_loss,
+    giou_loss,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
+from d2kit.layers.mask_ops import masks_to_rle, paste_masks_in_image
 from d2kit.layers.nms import batched_nms, batched_nms_rotated, nms, nms_rotated
+from d2kit.layers.roi_align import ROIAlign, roi_align
 from d2kit.layers.shape_spec import ShapeSpec
 from d2kit.layers.wrappers import (
     BatchNorm2d,

@@ -1,0 +1,239 @@
+"""From the small mask of each box to the image: as full-size masks or as run lengths.
+
+Bilinear interpolation is separable, so a mask in the image is ``Y @ mask @ X.T`` with one matrix of
+interpolation weights per axis. Only the pixels of the box are computed.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["masks_to_rle", "paste_masks_in_image"]
+
+_CHUNK_ELEMENTS = 1 << 26  # float32 values at once on an accelerator: 256 MB
+
+
+def paste_masks_in_image(
+    masks: Tensor, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5
+) -> Tensor:
+    """Resample the mask of each box to the pixels of the image, bilinearly.
+
+    Outside the box, grown by one pixel, the result is 0. Mask values are taken at the centres of the
+    cells into which they divide their box.
+
+    Args:
+        masks: (R, M, M) float, probabilities in [0, 1].
+        boxes: `Boxes` or (R, 4) XYXY, absolute pixels.
+        image_shape: (height, width) in pixels.
+        threshold: in [0, 1], values from it on are True; negative asks for soft masks.
+
+    Returns:
+        (R, height, width) bool; uint8 in [0, 255] where `threshold` is negative.
+
+    Raises:
+        ValueError: if shapes do not fit.
+    """
+    corners = _checked_boxes(masks, boxes)
+    height, width = int(image_shape[0]), int(image_shape[1])
+    dtype = torch.bool if threshold >= 0 else torch.uint8
+    if masks.device.type == "cpu":
+        # numpy's zeros are pages that the system clears when they are first touched
+        kind = np.bool_ if threshold >= 0 else np.uint8
+        canvas = torch.from_numpy(np.zeros((len(masks), height, width), dtype=kind))
+        for index, (x0, y0, x1, y1), values in _regions(masks, corners, (height, width)):
+            canvas[index, y0:y1, x0:x1] = _finish(values, threshold)
+        return canvas
+    canvas = torch.empty((len(masks), height, width), dtype=dtype, device=masks.device)
+    step = max(1, _CHUNK_ELEMENTS // max(1, height * width))
+    for start in range(0, len(masks), step):
+        part = slice(start, start + step)
+        y = _weights(corners[part, 1], corners[part, 3], height, masks.shape[1])
+        x = _weights(corners[part, 0], corners[part, 2], width, masks.shape[2])
+        with torch.autocast(masks.device.type, enabled=False):
+            values = y @ masks[part].float() @ x.transpose(1, 2)
+        canvas[part] = _finish(values, threshold)
+    return canvas
+
+
+def _paste_masks_tensor_shape(
+    masks: Tensor, boxes: Any, image_shape: tuple[Tensor, Tensor], threshold: float = 0.5
+) -> Tensor:
+    """As `paste_masks_in_image`, with the image's height and width as tensors of one number."""
+    height, width = image_shape
+    return paste_masks_in_image(masks, boxes, (int(height), int(width)), threshold)
+
+
+def masks_to_rle(
+    masks: Tensor, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5
+) -> list[dict[str, Any]]:
+    """Encode pasted masks as COCO run lengths without a full-size mask.
+
+    Equal to ``pycocotools.mask.encode`` of each mask of `paste_masks_in_image`.
+
+    Args:
+        masks: (R, M, M) float, probabilities in [0, 1].
+        boxes: `Boxes` or (R, 4) XYXY, absolute pixels.
+        image_shape: (height, width) in pixels.
+        threshold: in [0, 1], values from it on are in the mask.
+
+    Returns:
+        R dicts with ``"size"``: [height, width] and ``"counts"``: bytes, COCO's compressed form.
+
+    Raises:
+        ValueError: if shapes do not fit or the threshold is negative.
+    """
+    if threshold < 0:
+        raise ValueError(f"masks_to_rle: expected a threshold in [0, 1], got {threshold}")
+    corners = _checked_boxes(masks, boxes)
+    height, width = int(image_shape[0]), int(image_shape[1])
+    empty = np.array([height * width], dtype=np.int64)
+    counts = [empty] * len(masks)
+    regions = _regions(masks.cpu(), corners.cpu(), (height, width), transposed=True)
+    for index, (x0, y0, _, _), values in regions:
+        counts[index] = _run_lengths((values >= threshold).numpy(), x0, y0, height, width)
+    strings = _compress(counts)
+    return [{"size": [height, width], "counts": string} for string in strings]
+
+
+def _checked_boxes(masks: Tensor, boxes: Any) -> Tensor:
+    """Return the boxes as (R, 4) float32; raise where shapes do not fit."""
+    corners = boxes if isinstance(boxes, Tensor) else boxes.tensor
+    if masks.dim() != 3 or corners.shape != (len(masks), 4):
+        raise ValueError(
+            "masks in boxes: expected masks (R, M, M) and boxes (R, 4), "
+            f"got {tuple(masks.shape)} and {tuple(corners.shape)}"
+        )
+    return corners.float()
+
+
+def _finish(values: Tensor, threshold: float) -> Tensor:
+    return values >= threshold if threshold >= 0 else (values * 255).to(torch.uint8)
+
+
+def _weights(low: Tensor, high: Tensor, size: int, cells: int) -> Tensor:
+    """Return the weights of mask cells at pixels of one axis.
+
+    Args:
+        low: (R,) where boxes begin.
+        high: (R,) where they end.
+        size: S pixels on the axis.
+        cells: M.
+
+    Returns:
+        (R, S, M): the weight of each cell at each pixel centre; 0 more than a pixel outside the box.
+    """
+    pixel = torch.arange(size, device=low.device, dtype=torch.float32)
+    start, end = low.floor()[:, None] - 1, high.ceil()[:, None] + 1
+    weights = _hat(low[:, None], high[:, None], pixel, cells)
+    return weights * ((pixel >= start) & (pixel < end))[..., None]
+
+
+def _hat(low: Tensor, high: Tensor, pixel: Tensor, cells: int) -> Tensor:
+    """Return bilinear weights of `cells` between `low` and `high` at pixel centres."""
+    length = (high - low).clamp(min=1e-6)
+    at = (pixel + 0.5 - low) / length * cells - 0.5
+    cell = torch.arange(cells, device=low.device, dtype=torch.float32)
+    return (1 - (at[..., None] - cell).abs()).clamp_(min=0)
+
+
+def _regions(
+    masks: Tensor, corners: Tensor, image_shape: tuple[int, int], transposed: bool = False
+) -> Iterator[tuple[int, tuple[int, int, int, int], Tensor]]:
+    """Yield, for each mask that meets the image, its index, pixels and values.
+
+    Args:
+        masks: (R, M, M) on the CPU.
+        corners: (R, 4) XYXY float32 on the CPU.
+        image_shape: (height, width) in pixels.
+        transposed: whether values come column by column, as run lengths need them.
+
+    Yields:
+        index; x0, y0, x1, y1 of the pixels of the box grown by one pixel, inside the image; the
+        values, (y1 - y0, x1 - x0) float32, or (x1 - x0, y1 - y0) where transposed.
+    """
+    height, width = image_shape
+    limit = torch.tensor([width, height], dtype=torch.float32)
+    low = torch.minimum((corners[:, :2].floor() - 1).clamp(min=0), limit)
+    high = torch.minimum((corners[:, 2:].ceil() + 1).clamp(min=0), limit)
+    pixels = torch.cat([low, high], dim=1).long().tolist()
+    axis = torch.arange(max(height, width), dtype=torch.float32)
+    masks = masks.float()
+    for index, (x0, y0, x1, y1) in enumerate(pixels):
+        if x0 >= x1 or y0 >= y1:
+            continue
+        left, top, right, bottom = corners[index].unbind()
+        y = _hat(top, bottom, axis[y0:y1], masks.shape[1])
+        x = _hat(left, right, axis[x0:x1], masks.shape[2])
+        values = x @ masks[index].T @ y.T if transposed else y @ masks[index] @ x.T
+        yield index, (x0, y0, x1, y1), values
+
+
+def _run_lengths(
+    columns: np.ndarray, x0: int, y0: int, image_height: int, image_width: int
+) -> np.ndarray:
+    """Return the lengths of the runs of a mask, column by column through the image.
+
+    Args:
+        columns: (w, h) bool, the pixels at (x0 + column, y0 + row); all others are 0.
+        x0: the first column.
+        y0: the first row.
+        image_height: in pixels.
+        image_width: in pixels.
+
+    Returns:
+        (L,) int64: lengths of runs of 0, 1, 0, ... that sum up to the number of pixels.
+    """
+    w, h = columns.shape
+    # a 0 behind each column ends its runs there; one before the first begins them
+    padded = np.zeros(1 + w * (h + 1), dtype=np.int8)
+    padded[1:].reshape(w, h + 1)[:, :h] = columns
+    change = np.flatnonzero(padded[1:] != padded[:-1])
+    column, row = np.divmod(change, h + 1)
+    at = (x0 + column) * image_height + y0 + row
+    # where the region spans the whole height, a run may go on in the next column
+    same = at[1:] == at[:-1]
+    if same.any():
+        at = at[~(np.append(same, False) | np.insert(same, 0, False))]
+    total = image_height * image_width
+    edges = np.concatenate([[0], at, [total]])
+    lengths = np.diff(edges)
+    return lengths[:-1] if len(lengths) > 1 and lengths[-1] == 0 else lengths
+
+
+def _compress(runs: Sequence[np.ndarray]) -> list[bytes]:
+    """Write run lengths in COCO's compressed form.
+
+    From the fourth on, a number is the difference from the one two before. Each is written in groups
+    of 5 bits, lowest first, as characters from "0" on; bit 5 says that another group follows, and
+    the last group carries the sign.
+
+    Args:
+        runs: per mask, (L,) int64 lengths.
+
+    Returns:
+        One string per mask.
+    """
+    if not runs:
+        return []
+    numbers = np.concatenate([_differences(lengths) for lengths in runs])
+    groups, unfinished = [], []
+    more = np.ones(len(numbers), dtype=bool)
+    while more.any():
+        low = numbers & 31
+        numbers = numbers >> 5
+        unfinished.append(more)
+        more = more & (numbers != np.where(low & 16, -1, 0))
+        groups.append(low + 32 * more + 48)
+    used = np.stack(unfinished, axis=1)
+    text = np.stack(groups, axis=1)[used].astype(np.uint8).tobytes()
+    ends = np.cumsum(used.sum(axis=1))[np.cumsum([len(lengths) for lengths in runs]) - 1].tolist()
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _differences(lengths: np.ndarray) -> np.ndarray:
+    changed = lengths.copy()
+    changed[3:] -= lengths[1:-2]
+    return changed

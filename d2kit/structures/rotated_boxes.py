@@ -1,0 +1,144 @@
+"""Boxes at any angle."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2kit.layers.rotated_boxes import pairwise_iou_rotated
+from d2kit.structures.boxes import Boxes
+
+__all__ = ["RotatedBoxes", "pairwise_iou"]
+
+_RADIANS = math.pi / 180.0
+
+
+class RotatedBoxes(Boxes):
+    """R rotated boxes as one tensor.
+
+    Args:
+        tensor: (R, 5): centre x and y, width, height in absolute pixels, and the angle in degrees by
+            which the box is turned counter-clockwise as seen in the image; becomes float32.
+
+    Raises:
+        ValueError: if the shape is not (R, 5).
+    """
+
+    def __init__(self, tensor: Tensor | np.ndarray | Sequence[Any]) -> None:
+        if not isinstance(tensor, Tensor):
+            tensor = torch.as_tensor(np.asarray(tensor))
+        tensor = tensor.to(torch.float32)
+        if tensor.numel() == 0:
+            tensor = tensor.reshape(-1, 5)
+        if tensor.dim() != 2 or tensor.shape[1] != 5:
+            raise ValueError(f"RotatedBoxes: expected shape (R, 5), got {tuple(tensor.shape)}")
+        self.tensor = tensor
+
+    def clone(self) -> "RotatedBoxes":
+        """Return a copy with its own memory."""
+        return RotatedBoxes(self.tensor.clone())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RotatedBoxes":
+        """Return the boxes on `device`."""
+        return RotatedBoxes(self.tensor.to(device=device, non_blocking=non_blocking))
+
+    def area(self) -> Tensor:
+        """Return the areas in square pixels, (R,) float32."""
+        return self.tensor[:, 2] * self.tensor[:, 3]
+
+    def normalize_angles(self) -> None:
+        """Bring angles to [-180, 180) degrees, in place."""
+        angles = (self.tensor[:, 4] + 180.0) % 360.0 - 180.0
+        self.tensor = torch.cat([self.tensor[:, :4], angles[:, None]], dim=1)
+
+    def clip(self, box_size: tuple[int, int], clip_angle_threshold: float = 1.0) -> None:
+        """Limit nearly upright boxes to the image, in place; others stay as they are.
+
+        Angles are normalised first. Clipping never makes a box larger.
+
+        Args:
+            box_size: (height, width) in pixels.
+            clip_angle_threshold: boxes turned by at most this many degrees are clipped.
+        """
+        self.normalize_angles()
+        limit = self.tensor.new_tensor([box_size[1], box_size[0]])
+        centre, size, angle = self.tensor.split([2, 2, 1], dim=1)
+        low = torch.minimum((centre - size / 2).clamp(min=0), limit)
+        high = torch.minimum((centre + size / 2).clamp(min=0), limit)
+        clipped = torch.cat([(low + high) / 2, torch.minimum(size, high - low), angle], dim=1)
+        self.tensor = torch.where(angle.abs() <= clip_angle_threshold, clipped, self.tensor)
+
+    def nonempty(self, threshold: float = 0.0) -> Tensor:
+        """Tell which boxes have both sides longer than `threshold` pixels, (R,) bool."""
+        return (self.tensor[:, 2:4] > threshold).all(dim=1)
+
+    def __getitem__(self, item: Any) -> "RotatedBoxes":
+        """Select boxes by an integer (gives one box), a slice, a bool mask or indices."""
+        if isinstance(item, int):
+            return RotatedBoxes(self.tensor[item].view(1, -1))
+        chosen = self.tensor[item]
+        if chosen.dim() != 2:
+            raise ValueError(
+                f"RotatedBoxes: index {item!r} gives shape {tuple(chosen.shape)}, not (R, 5)"
+            )
+        return RotatedBoxes(chosen)
+
+    def __repr__(self) -> str:
+        return f"RotatedBoxes({self.tensor})"
+
+    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
+        """Tell which centres lie inside the reference box, (R,) bool.
+
+        Args:
+            box_size: (height, width) of the reference box, whose corner is at (0, 0).
+            boundary_threshold: pixels by which a centre may lie outside.
+        """
+        height, width = box_size
+        x, y = self.tensor[:, 0], self.tensor[:, 1]
+        low, t = -boundary_threshold, boundary_threshold
+        return (x >= low) & (y >= low) & (x < width + t) & (y < height + t)
+
+    def get_centers(self) -> Tensor:
+        """Return the centres, (R, 2) as x, y."""
+        return self.tensor[:, :2]
+
+    def scale(self, scale_x: float, scale_y: float) -> None:
+        """Scale the image's axes, in place.
+
+        A turned rectangle becomes a parallelogram under unequal factors; the result is the rectangle
+        whose sides have the lengths of that parallelogram's and whose height axis has its direction.
+        """
+        angle = self.tensor[:, 4] * _RADIANS
+        cos, sin = angle.cos(), angle.sin()
+        self.tensor[:, 0] *= scale_x
+        self.tensor[:, 1] *= scale_y
+        self.tensor[:, 2] *= torch.hypot(scale_x * cos, scale_y * sin)
+        self.tensor[:, 3] *= torch.hypot(scale_x * sin, scale_y * cos)
+        self.tensor[:, 4] = torch.atan2(scale_x * sin, scale_y * cos) / _RADIANS
+
+    @classmethod
+    def cat(cls, boxes_list: Sequence["RotatedBoxes"]) -> "RotatedBoxes":  # type: ignore[override]
+        """Concatenate; an empty list gives no boxes on the CPU."""
+        if not isinstance(boxes_list, list | tuple):
+            raise TypeError(
+                f"RotatedBoxes.cat: expected a list of RotatedBoxes, got {type(boxes_list).__name__}"
+            )
+        if not boxes_list:
+            return cls(torch.empty(0, 5))
+        return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the boxes."""
+        return self.tensor.device
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.tensor
+
+
+def pairwise_iou(boxes1: RotatedBoxes, boxes2: RotatedBoxes) -> Tensor:
+    """Return intersection over union of each of R1 and each of R2 rotated boxes, (R1, R2)."""
+    return pairwise_iou_rotated(boxes1.tensor, boxes2.tensor)
