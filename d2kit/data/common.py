@@ -1,0 +1,283 @@
+"""Datasets made of lists, mapped datasets, and grouping by aspect ratio.
+
+`DatasetFromList` and `MapDataset` form what a loader reads: records in one block of memory that
+worker processes share, and the mapper that turns a record into model input.
+"""
+
+import copy
+import itertools
+import pickle
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch.utils import data as torchdata
+
+from d2kit.utils.env import derive_seed
+
+__all__ = [
+    "AspectRatioGroupedDataset",
+    "DatasetFromList",
+    "MapDataset",
+    "SerializedList",
+    "ToIterableDataset",
+    "set_default_dataset_from_list_serialize_method",
+]
+
+MAX_RETRIES = 100
+"""How many replacements `MapDataset` tries for a record that maps to None."""
+
+
+class SerializedList:
+    """A read-only list kept as one array of bytes.
+
+    Python objects are written to when they are only read (reference counts), so that every worker
+    process would end with its own copy of a list of records; one array stays shared. It is
+    pickled by us and unpickled here: no file is involved.
+
+    Args:
+        items: picklable objects.
+    """
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        block, ends = bytearray(), np.zeros(len(items) + 1, dtype=np.int64)
+        for i, item in enumerate(items):
+            block += pickle.dumps(item, protocol=-1)
+            ends[i + 1] = len(block)
+        self._bytes = np.frombuffer(block, dtype=np.uint8) if block else np.empty(0, np.uint8)
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Any:
+        return pickle.loads(self._bytes.data[self._ends[index] : self._ends[index + 1]])
+
+
+_default_serialize: Callable[[Sequence[Any]], Any] = SerializedList
+
+
+@contextmanager
+def set_default_dataset_from_list_serialize_method(
+    func: Callable[[Sequence[Any]], Any],
+) -> Iterator[None]:
+    """Use another way to hold the records of every `DatasetFromList` made within the block.
+
+    Args:
+        func: takes the list; returns an object with `__len__` and `__getitem__`.
+    """
+    global _default_serialize  # noqa: PLW0603 (the documented effect)
+    before, _default_serialize = _default_serialize, func
+    try:
+        yield
+    finally:
+        _default_serialize = before
+
+
+class DatasetFromList(torchdata.Dataset[Any]):
+    """A map-style dataset over a list of records.
+
+    Args:
+        lst: the records.
+        copy: return deep copies, so that a mapper may change what it gets. Serialised records are
+            new objects in any case.
+        serialize: hold the records as bytes in shared memory; a function says how.
+    """
+
+    def __init__(
+        self,
+        lst: Sequence[Any],
+        copy: bool = True,
+        serialize: bool | Callable[[Sequence[Any]], Any] = True,
+    ) -> None:
+        if not isinstance(lst, (list, tuple)):
+            raise ValueError(f"DatasetFromList expects a list, got {type(lst).__name__}")
+        self._copy = copy
+        self._serialized = bool(serialize)
+        self._groups = _aspect_groups(lst)
+        if self._serialized:
+            self._items = (serialize if callable(serialize) else _default_serialize)(lst)
+        else:
+            self._items = lst
+
+    @property
+    def aspect_groups(self) -> np.ndarray | None:
+        """(N,) uint8, 1 where the image is wider than high; None where records lack their size."""
+        return self._groups
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, idx: int) -> Any:
+        size = len(self._items)
+        if not -size <= idx < size:
+            raise IndexError(f"record {idx} of a dataset of {size} records")
+        item = self._items[idx + size if idx < 0 else idx]
+        return copy.deepcopy(item) if self._copy and not self._serialized else item
+
+
+def _aspect_groups(items: Sequence[Any]) -> np.ndarray | None:
+    """Return 1 for each record wider than high, else 0; None if a record has no size."""
+    try:
+        return np.array([d["width"] > d["height"] for d in items], dtype=np.uint8)
+    except (KeyError, TypeError, IndexError):
+        return None
+
+
+def describe_record(record: Any) -> str:
+    """Say which image a record is about, for messages."""
+    if isinstance(record, dict):
+        for key in ("file_name", "image_id"):
+            if key in record:
+                return f"{key} '{record[key]}'"
+    return "without file_name"
+
+
+def _map_record(map_func: Callable[[Any], Any], record: Any, where: str) -> Any:
+    """Apply `map_func`; an exception gets a RuntimeError around it that names the image."""
+    name = describe_record(record)  # before the mapper, which may change the record
+    try:
+        return map_func(record)
+    except Exception as error:
+        raise RuntimeError(
+            f"cannot make a sample of {where}, {name}: {type(error).__name__}: {error}"
+        ) from error
+
+
+class MapDataset(torchdata.Dataset[Any]):
+    """Applies a function to the elements of a dataset.
+
+    Where the function returns None, the element is left out (iterable datasets), or replaced by
+    another one, which depends on the index alone (map-style datasets).
+
+    Args:
+        dataset: map-style or iterable; the result is of the same kind.
+        map_func: element -> mapped element or None.
+    """
+
+    def __new__(cls, dataset: Any, map_func: Callable[[Any], Any]) -> Any:
+        """Return an iterable dataset where the source is one."""
+        if isinstance(dataset, torchdata.IterableDataset):
+            return _MapIterableDataset(dataset, map_func)
+        return super().__new__(cls)
+
+    def __getnewargs__(self) -> tuple[Any, Callable[[Any], Any]]:
+        return self._dataset, self._map_func
+
+    def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
+        self._dataset = dataset
+        self._map_func = map_func
+
+    @property
+    def aspect_groups(self) -> np.ndarray | None:
+        """Groups of the dataset underneath; see `DatasetFromList.aspect_groups`."""
+        return getattr(self._dataset, "aspect_groups", None)
+
+    def record(self, idx: int) -> Any:
+        """Return element `idx` of the dataset underneath, not mapped."""
+        return self._dataset[idx]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, idx: int) -> Any:
+        chooser: random.Random | None = None
+        current = idx
+        for _ in range(MAX_RETRIES):
+            mapped = _map_record(self._map_func, self._dataset[current], f"record {current}")
+            if mapped is not None:
+                return mapped
+            chooser = chooser or random.Random(derive_seed(idx, len(self)))
+            current = chooser.randrange(len(self))
+        raise RuntimeError(
+            f"the mapper returned None for record {idx}, "
+            f"{describe_record(self._dataset[idx])}, and {MAX_RETRIES - 1} replacements"
+        )
+
+
+class _MapIterableDataset(torchdata.IterableDataset[Any]):
+    """`MapDataset` over an iterable dataset."""
+
+    def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
+        self._dataset = dataset
+        self._map_func = map_func
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        for i, element in enumerate(self._dataset):
+            mapped = _map_record(self._map_func, element, f"element {i}")
+            if mapped is not None:
+                yield mapped
+
+
+class ToIterableDataset(torchdata.IterableDataset[Any]):
+    """Makes an iterable dataset of a map-style one and a sampler.
+
+    Args:
+        dataset: map-style.
+        sampler: yields indices.
+        shard_sampler: each worker process takes its share of the indices. False where the sampler
+            splits by worker itself.
+        shard_chunk_size: that many successive indices go to one worker.
+    """
+
+    def __init__(
+        self,
+        dataset: torchdata.Dataset[Any],
+        sampler: Iterable[int],
+        shard_sampler: bool = True,
+        shard_chunk_size: int = 1,
+    ) -> None:
+        if isinstance(dataset, torchdata.IterableDataset):
+            raise ValueError("ToIterableDataset expects a map-style dataset; this one is iterable")
+        if shard_chunk_size < 1:
+            raise ValueError(f"shard_chunk_size must be >= 1, got {shard_chunk_size}")
+        self.dataset = dataset
+        self.sampler = sampler
+        self.shard_sampler = shard_sampler
+        self.shard_chunk_size = shard_chunk_size
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = torchdata.get_worker_info()
+        indices: Iterable[int] = self.sampler
+        if self.shard_sampler and worker is not None and worker.num_workers > 1:
+            chunk, count, mine = self.shard_chunk_size, worker.num_workers, worker.id
+            indices = (
+                index
+                for turn, index in zip(itertools.count(), self.sampler, strict=False)
+                if turn // chunk % count == mine
+            )
+        for index in indices:
+            yield self.dataset[index]
+
+
+class AspectRatioGroupedDataset(torchdata.IterableDataset[Any]):
+    """Forms batches of decoded samples that are all wider than high, or all not.
+
+    The loaders of this library group on indices instead (`d2kit.data.build`), which decodes
+    nothing to find its place; this class serves iterable datasets, whose samples come as they are.
+
+    Args:
+        dataset: yields dictionaries with `width` and `height`.
+        batch_size: samples per batch.
+    """
+
+    def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        buckets: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+        for sample in self.dataset:
+            bucket = buckets[sample["width"] > sample["height"]]
+            bucket.append(sample)
+            if len(bucket) == self.batch_size:
+                yield bucket[:]
+                bucket.clear()
