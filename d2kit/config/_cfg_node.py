@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode as _FvcoreCfgNode
 
-from d2kit.config._values import coerce, decode, looks_like_typo
+from d2kit.config._values import coerce, decode, looks_like_typo, plain_scalar
 from d2kit.config._versions import upgrade_values
 from d2kit.config._yaml import BASE_KEY, LEAF_TYPES, load_yaml
 from d2kit.utils.registry import nearest_names
@@ -61,7 +61,14 @@ class CfgNode(_FvcoreCfgNode):
 
         Raises:
             AttributeError: if the config is frozen or the name is refused.
+            TypeError: if the value is none that a config file can hold.
         """
+        val = plain_scalar(val)
+        if type(val) not in LEAF_TYPES and not isinstance(val, dict):
+            raise TypeError(
+                f"config key '{name}' got a {type(val).__name__} ({val!r}); expected a number, "
+                "string, bool, None, list, tuple or CfgNode"
+            )
         if name not in self and not isinstance(val, dict) and not self.is_new_allowed():
             section, defaults = self.__dict__.get(_SECTION, ("", ()))
             slips = [key for key in defaults if key in self and looks_like_typo(name, key)]
@@ -177,7 +184,7 @@ class CfgNode(_FvcoreCfgNode):
 
     def _new_value(self, value: Any) -> Any:
         if isinstance(value, dict):
-            return type(self)(copy.deepcopy(dict(value)), new_allowed=True)
+            return type(self)(copy.deepcopy(dict(value)))
         return decode(value)
 
     def _skip_or_rename(self, full: str) -> bool:
@@ -235,9 +242,8 @@ class CfgNode(_FvcoreCfgNode):
                 return {key: plain(v, f"{full}.{key}" if full else key) for key, v in value.items()}
             if isinstance(value, (list, tuple)):
                 return [plain(v, full) for v in value]
-            if hasattr(value, "dtype") and hasattr(value, "item"):  # a numpy or torch scalar
-                return value.item()
-            if not isinstance(value, LEAF_TYPES):
+            value = plain_scalar(value)
+            if type(value) not in LEAF_TYPES:
                 raise ValueError(f"{full} holds a {type(value).__name__}, YAML cannot: {value!r}")
             return value
 

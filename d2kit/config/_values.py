@@ -16,6 +16,22 @@ def decode(value: Any) -> Any:
         return value
 
 
+def plain_scalar(value: Any) -> Any:
+    """Return a numpy or torch scalar as a Python number, and anything else unchanged."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+def _as(kind: type, value: Any, current: Any) -> Any:
+    """Return a sequence as a list or tuple; the inner ones too, where they are all of one type."""
+    inner = {type(item) for item in current}
+    if inner in ({list}, {tuple}):
+        like = inner.pop()
+        value = [like(item) if isinstance(item, (list, tuple)) else item for item in value]
+    return kind(value)
+
+
 def _kind(value: Any) -> str:
     return "section" if isinstance(value, dict) else type(value).__name__
 
@@ -39,12 +55,12 @@ def coerce(value: Any, raw: Any, current: Any, full: str, where: str) -> Any:
     """
     new, old = type(value), type(current)
     leaves = new in LEAF_TYPES and old in LEAF_TYPES
+    if old in (list, tuple) and new in (list, tuple):
+        return _as(old, value, current)
     if new is old or (leaves and (value is None or current is None)):
         return value
     if old is float and new is int:
         return float(value)
-    if {old, new} == {list, tuple}:
-        return old(value)
     if old is str and isinstance(raw, str):
         return raw
     hint = ""
