@@ -53,7 +53,7 @@ class GradientClipType(Enum):
     FULL_MODEL = "full_model"
 
 
-def _build_build_gradient_clipper(cfg: CfgNode) -> GradientClipper:
+def _build_gradient_clipper(cfg: CfgNode) -> GradientClipper:
     """Return a function that clips the gradients of a list of parameters in place."""
     names = [kind.value for kind in GradientClipType]
     if cfg.CLIP_TYPE not in names:
@@ -99,7 +99,7 @@ def maybe_add_gradient_clipping(
     """
     if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         return optimizer
-    clip = _build_build_gradient_clipper(cfg.SOLVER.CLIP_GRADIENTS)
+    clip = _build_gradient_clipper(cfg.SOLVER.CLIP_GRADIENTS)
     base = type(optimizer) if isinstance(optimizer, Optimizer) else optimizer
 
     def step(self: Optimizer, closure: Callable[[], float] | None = None) -> Any:
