@@ -16,6 +16,11 @@ _STACK: list["EventStorage"] = []
 _MAX_PENDING = 4096  # device scalars kept before they are fetched although nobody asked
 
 
+def _on_device(tensor: Tensor) -> bool:
+    """Tell whether reading a tensor makes the host wait."""
+    return tensor.device.type != "cpu"
+
+
 def get_event_storage() -> "EventStorage":
     """Return the storage of the innermost ``with EventStorage(...)`` block.
 
@@ -95,7 +100,7 @@ class EventStorage:
                     f"scalar '{name}' needs one element, got shape {tuple(value.shape)}"
                 )
             value = value.detach().reshape(())
-            value = float(value) if value.device.type == "cpu" else value.clone()
+            value = value.clone() if _on_device(value) else float(value)
         else:
             value = float(value)
         self._pending_tensors += isinstance(value, Tensor)
