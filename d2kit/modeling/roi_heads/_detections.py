@@ -63,8 +63,9 @@ def fast_rcnn_inference_single_image(
     """
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     rows, classes = ((scores[:, :-1] > score_thresh) & finite.unsqueeze(1)).nonzero(as_tuple=True)
-    per_row = boxes.shape[1] // 4
-    chosen = boxes.view(len(boxes), per_row, 4)[rows, classes if per_row > 1 else 0]
+    by_class = boxes.unflatten(1, (-1, 4))
+    column = classes if by_class.shape[1] > 1 else torch.zeros_like(classes)
+    chosen = by_class[rows, column]
     return suppress(
         chosen,
         scores[rows, classes],

@@ -291,7 +291,7 @@ class FastRCNNOutputLayers(nn.Module):
             sources = p.proposal_boxes.tensor[rows]
             box_dim = sources.shape[1]
             column = classes if deltas.shape[1] > box_dim else torch.zeros_like(classes)
-            chosen = deltas.view(len(deltas), -1, box_dim)[rows, column]
+            chosen = deltas.unflatten(1, (-1, box_dim))[rows, column]
             boxes = self.box2box_transform.apply_deltas(chosen, sources)
             finite = torch.isfinite(boxes).all(dim=1).nonzero().squeeze(1)
             result, index = suppress(
@@ -342,7 +342,7 @@ class FastRCNNOutputLayers(nn.Module):
         sizes = [len(p) for p in proposals]
         boxes = torch.cat(self.predict_boxes(predictions, proposals))
         box_dim = proposals[0].proposal_boxes.tensor.shape[1]
-        per_class = boxes.view(len(boxes), -1, box_dim)
+        per_class = boxes.unflatten(1, (-1, box_dim))
         if per_class.shape[1] > 1:
             classes = torch.cat([p.gt_classes for p in proposals])
             rows = torch.arange(len(boxes), device=boxes.device)

@@ -1,0 +1,211 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from d2kit.layers import ShapeSpec
+from d2kit.modeling.box_regression import Box2BoxTransform
+from d2kit.modeling.roi_heads.fast_rcnn import (
+    FastRCNNOutputLayers,
+    _log_classification_stats,
+    fast_rcnn_inference,
+)
+from d2kit.structures import Boxes, Instances
+from d2kit.utils.events import EventStorage
+
+CLASSES = 3
+SIZES = [(60, 80), (50, 40)]
+
+
+def predictor(**changes):
+    torch.manual_seed(0)
+    options = {
+        "box2box_transform": Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
+        "num_classes": CLASSES,
+        **changes,
+    }
+    return FastRCNNOutputLayers(ShapeSpec(channels=6), **options)
+
+
+def proposals(*counts, targets=True):
+    rng = torch.Generator().manual_seed(3)
+    result = []
+    for count, size in zip(counts, SIZES, strict=True):
+        corner = torch.rand(count, 2, generator=rng) * 30
+        boxes = torch.cat([corner, corner + 5 + torch.rand(count, 2, generator=rng) * 30], 1)
+        one = Instances(size, proposal_boxes=Boxes(boxes))
+        if targets:
+            one.gt_classes = torch.randint(0, CLASSES + 1, (count,), generator=rng)
+            one.gt_boxes = Boxes(boxes + 1.0)
+        result.append(one)
+    return result
+
+
+def predictions(head, rows, scale=3.0):
+    rng = torch.Generator().manual_seed(4)
+    deltas = torch.randn(rows, head.bbox_pred.out_features, generator=rng)
+    return torch.randn(rows, CLASSES + 1, generator=rng) * scale, deltas
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor)
+    torch.testing.assert_close(a.scores, b.scores)
+    assert torch.equal(a.pred_classes, b.pred_classes)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("counts", [(0, 0), (0, 1), (30, 20)])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 2.0])
+def test_decoding_the_candidates_equals_decoding_everything(agnostic, sigmoid, counts, threshold):
+    head = predictor(
+        cls_agnostic_bbox_reg=agnostic,
+        use_sigmoid_ce=sigmoid,
+        test_score_thresh=threshold,
+        test_topk_per_image=12,
+    )
+    inputs, outputs = proposals(*counts), predictions(head, sum(counts))
+    instances, rows = head.inference(outputs, inputs)
+    expected, expected_rows = fast_rcnn_inference(
+        head.predict_boxes(outputs, inputs),
+        head.predict_probs(outputs, inputs),
+        SIZES,
+        threshold,
+        0.5,
+        12,
+    )
+    for got, wanted, row, wanted_row in zip(instances, expected, rows, expected_rows, strict=True):
+        same(got, wanted)
+        assert torch.equal(row, wanted_row)
+        assert len(got) <= 12
+        assert (got.scores > threshold).all()
+        assert (got.scores.diff() <= 0).all()
+        assert got.pred_boxes.inside_box(got.image_size, 1e-3).all()
+
+
+def test_a_subclass_that_redefines_predict_boxes_is_obeyed():
+    class Shifted(FastRCNNOutputLayers):
+        def predict_boxes(self, predictions, proposals):
+            return tuple(b * 0 + 7 for b in super().predict_boxes(predictions, proposals))
+
+    head = Shifted(
+        ShapeSpec(channels=6), box2box_transform=Box2BoxTransform((1, 1, 1, 1)), num_classes=CLASSES
+    )
+    instances, _ = head.inference(predictions(head, 3), proposals(1, 2))
+    assert (instances[0].pred_boxes.tensor == 7).all()
+
+
+def test_non_finite_boxes_are_dropped():
+    head = predictor(test_score_thresh=0.0)
+    scores, deltas = predictions(head, 4)
+    deltas[1] = math.nan
+    instances, rows = head.inference((scores, deltas), proposals(4, 0))
+    assert len(instances[0]) > 0
+    assert 1 not in rows[0].tolist()
+    assert torch.isfinite(instances[0].pred_boxes.tensor).all()
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_losses_follow_their_definition(agnostic):
+    head = predictor(cls_agnostic_bbox_reg=agnostic, loss_weight={"loss_box_reg": 2.0})
+    inputs = proposals(12, 8)
+    scores, deltas = predictions(head, 20)
+    losses = head.losses((scores, deltas), inputs)
+    classes = torch.cat([p.gt_classes for p in inputs])
+    location = 0.0
+    row = 0
+    for p in inputs:
+        for k in range(len(p)):
+            c = int(p.gt_classes[k])
+            if c < CLASSES:
+                source, target = p.proposal_boxes.tensor[k : k + 1], p.gt_boxes.tensor[k : k + 1]
+                wanted = head.box2box_transform.get_deltas(source, target)[0]
+                column = 0 if agnostic else 4 * c
+                location += (deltas[row, column : column + 4] - wanted).abs().sum().item()
+            row += 1
+    assert losses["loss_cls"].item() == pytest.approx(F.cross_entropy(scores, classes).item())
+    assert losses["loss_box_reg"].item() == pytest.approx(2.0 * location / 20, rel=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (1, 0), (5, 3)])
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("kind", ["smooth_l1", "giou", "diou", "ciou"])
+def test_losses_are_finite_and_reach_every_weight(counts, sigmoid, kind):
+    head = predictor(use_sigmoid_ce=sigmoid, box_reg_loss_type=kind)
+    outputs = head(torch.randn(sum(counts), 6))
+    losses = head.losses(outputs, proposals(*counts))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters())
+
+
+def test_only_background_has_no_box_loss():
+    head = predictor()
+    inputs = proposals(4, 2, targets=False)
+    for p in inputs:
+        p.gt_classes = torch.full((len(p),), CLASSES)
+    losses = head.losses(head(torch.randn(6, 6)), inputs)
+    sum(losses.values()).backward()
+    assert losses["loss_box_reg"] == 0
+    assert losses["loss_cls"] > 0
+    assert (head.bbox_pred.weight.grad == 0).all()
+
+
+def test_sigmoid_loss_sums_over_classes_and_averages_over_regions():
+    head = predictor(use_sigmoid_ce=True)
+    scores, _ = predictions(head, 5)
+    classes = torch.tensor([0, 1, 2, 3, 3])
+    target = F.one_hot(classes, 4)[:, :3].float()
+    expected = F.binary_cross_entropy_with_logits(scores[:, :3], target, reduction="sum") / 5
+    assert head.sigmoid_cross_entropy_loss(scores, classes).item() == pytest.approx(expected.item())
+    assert head.cls_score.bias.sigmoid()[0].item() == pytest.approx(0.01)
+
+
+def test_federated_loss_scores_the_present_and_some_drawn_classes():
+    weights = torch.tensor([1.0, 0.0, 1.0])
+    head = predictor(
+        use_sigmoid_ce=True,
+        use_fed_loss=True,
+        get_fed_loss_cls_weights=lambda: weights,
+        fed_loss_num_classes=2,
+    )
+    classes = torch.tensor([0, 0])
+    scored = head.get_fed_loss_classes(classes, 2, CLASSES, weights)
+    assert sorted(scored.tolist()) == [0, 2]  # class 1 has weight 0
+    scores, _ = predictions(head, 2)
+    target = F.one_hot(classes, 4)[:, :3].float()
+    every = F.binary_cross_entropy_with_logits(scores[:, :3], target, reduction="none")
+    expected = every[:, [0, 2]].sum() / 2
+    assert head.sigmoid_cross_entropy_loss(scores, classes).item() == pytest.approx(expected.item())
+    assert head.get_fed_loss_classes(torch.tensor([0, 1, 2]), 2, CLASSES, weights).tolist() == [
+        0,
+        1,
+        2,
+    ]
+    with pytest.raises(ValueError, match="get_fed_loss_cls_weights"):
+        predictor(use_sigmoid_ce=True, use_fed_loss=True)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_boxes_of_the_ground_truth_class(agnostic):
+    head = predictor(cls_agnostic_bbox_reg=agnostic)
+    inputs, outputs = proposals(3, 2), predictions(head, 5)
+    boxes = head.predict_boxes_for_gt_classes(outputs, inputs)
+    every = head.predict_boxes(outputs, inputs)
+    for p, chosen, all_boxes in zip(inputs, boxes, every, strict=True):
+        for k, c in enumerate(p.gt_classes.clamp(max=CLASSES - 1).tolist()):
+            column = 0 if agnostic else 4 * c
+            assert torch.equal(chosen[k], all_boxes[k, column : column + 4])
+
+
+def test_statistics():
+    scores = torch.eye(4)[[0, 1, 3, 3]]
+    with EventStorage() as storage:
+        _log_classification_stats(scores, torch.tensor([0, 2, 3, 1]), "box")
+        _log_classification_stats(scores[:0], torch.tensor([], dtype=torch.int64), "none")
+        latest = {k: v[0] for k, v in storage.latest().items()}
+    assert latest == pytest.approx(
+        {"box/cls_accuracy": 0.5, "box/fg_cls_accuracy": 1 / 3, "box/false_negative": 1 / 3}
+    )
