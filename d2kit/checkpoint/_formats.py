@@ -58,6 +58,7 @@ def _from_pickle(data: Any, path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a dict, got {type(data).__name__}")
     if isinstance(data.get("model"), dict):
+        data["model"] = {name: _as_array(value) for name, value in data["model"].items()}
         return data
     blobs = data["blobs"] if isinstance(data.get("blobs"), dict) else data
     weights = {k: v for k, v in blobs.items() if isinstance(v, np.ndarray)}
@@ -65,6 +66,11 @@ def _from_pickle(data: Any, path: Path) -> dict[str, Any]:
     if not weights:
         raise ValueError(f"{path}: no arrays found; is it a file of weights?")
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _as_array(value: Any) -> Any:
+    """Undo NumPy's turning an array without axes into a number."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

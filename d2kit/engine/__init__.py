@@ -1,29 +1,32 @@
 """Training: the loop, its hooks, processes, and defaults that put them together."""
 
-from d2kit.engine.defaults import (
-    DefaultPredictor,
-    DefaultTrainer,
-    create_ddp_model,
-    default_argument_parser,
-    default_setup,
-    default_writers,
-    user_errors,
-)
-from d2kit.engine.hooks import (
-    AutogradProfiler,
-    BestCheckpointer,
-    CallbackHook,
-    EvalHook,
-    IterationTimer,
-    LRScheduler,
-    PeriodicCheckpointer,
-    PeriodicWriter,
-    PreciseBN,
-    TorchMemoryStats,
-    TorchProfiler,
-)
-from d2kit.engine.launch import DEFAULT_TIMEOUT, launch
-from d2kit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from d2kit.engine._gc import paused_gc
+
+with paused_gc():
+    from d2kit.engine.defaults import (
+        DefaultPredictor,
+        DefaultTrainer,
+        create_ddp_model,
+        default_argument_parser,
+        default_setup,
+        default_writers,
+        user_errors,
+    )
+    from d2kit.engine.hooks import (
+        AutogradProfiler,
+        BestCheckpointer,
+        CallbackHook,
+        EvalHook,
+        IterationTimer,
+        LRScheduler,
+        PeriodicCheckpointer,
+        PeriodicWriter,
+        PreciseBN,
+        TorchMemoryStats,
+        TorchProfiler,
+    )
+    from d2kit.engine.launch import DEFAULT_TIMEOUT, launch
+    from d2kit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
     "DEFAULT_TIMEOUT",
