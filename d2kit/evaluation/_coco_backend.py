@@ -50,15 +50,16 @@ def _load_detections(coco_gt: Any, coco_results: Sequence[Mapping[str, Any]]) ->
     import hotcoco
 
     if isinstance(coco_gt, hotcoco.COCO):
-        return coco_gt.load_res(list(coco_results))
+        return coco_gt.load_res([dict(result) for result in coco_results])
     from pycocotools.coco import COCO
 
-    if coco_results:  # loadRes writes into the dicts: they are copied
-        return coco_gt.loadRes([dict(result) for result in coco_results])
-    empty = COCO()
-    empty.dataset = {**coco_gt.dataset, "annotations": []}
-    empty.createIndex()
-    return empty
+    with contextlib.redirect_stdout(io.StringIO()):
+        if coco_results:  # loadRes writes into the dicts: they are copied
+            return coco_gt.loadRes([dict(result) for result in coco_results])
+        empty = COCO()
+        empty.dataset = {**coco_gt.dataset, "annotations": []}
+        empty.createIndex()
+        return empty
 
 
 def _detection_limits(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
@@ -115,7 +116,7 @@ def _evaluate_predictions_on_coco(
         use_fast_impl: hotcoco if True, else pycocotools.
         img_ids: evaluate these images only; None for all.
         max_dets_per_image: count this many highest-scoring detections of each image and class
-            (default 100), or the three limits for recall.
+            (default 100; keypoints always 20), or the three limits for recall.
         cocoeval_fn: class to use in place of the two, called as ``COCOeval``.
 
     Returns:
@@ -133,7 +134,8 @@ def _evaluate_predictions_on_coco(
     if cocoeval_fn is COCOeval_opt:
         coco_gt = to_hotcoco(coco_gt)
     coco_eval = cocoeval_fn(coco_gt, _load_detections(coco_gt, coco_results), iou_type)
-    coco_eval.params.maxDets = _detection_limits(max_dets_per_image)
+    if iou_type != "keypoints":  # COCO counts 20 people per image there
+        coco_eval.params.maxDets = _detection_limits(max_dets_per_image)
     if img_ids is not None:
         coco_eval.params.imgIds = list(img_ids)
     if iou_type == "keypoints":

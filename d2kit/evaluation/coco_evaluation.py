@@ -124,6 +124,7 @@ class COCOEvaluator(DatasetEvaluator):
         from d2kit.data.datasets.coco import convert_to_coco_json
 
         folder = self._output_dir or tempfile.mkdtemp(prefix="d2kit_coco_")
+        PathManager.mkdirs(folder)
         path = str(Path(folder) / f"{dataset_name}_coco_format.json")
         self._logger.info("Dataset %r has no json_file: converting it to %s", dataset_name, path)
         convert_to_coco_json(dataset_name, path, allow_cached=allow_cached)
@@ -173,6 +174,7 @@ class COCOEvaluator(DatasetEvaluator):
             self._logger.warning("COCOEvaluator was given no prediction for any image")
             return {}
         if self._output_dir:
+            PathManager.mkdirs(self._output_dir)
             with atomic_write(Path(self._output_dir) / "instances_predictions.pth") as file:
                 torch.save(predictions, file)
         if "proposals" in predictions[0]:
@@ -188,7 +190,7 @@ class COCOEvaluator(DatasetEvaluator):
             comm.synchronize()
             self._seen_tasks = set().union(*comm.gather(self._seen_tasks, dst=0))
             predictions = list(itertools.chain(*comm.gather(self._predictions, dst=0)))
-        by_image = {}
+        by_image: dict[Any, dict[str, Any]] = {}
         for prediction in predictions:
             by_image.setdefault(prediction["image_id"], prediction)
         if len(by_image) < len(predictions):

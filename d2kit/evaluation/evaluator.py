@@ -6,7 +6,7 @@ import datetime
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -168,7 +168,7 @@ def inference_on_dataset(
         evaluator = DatasetEvaluators([])
     elif not isinstance(evaluator, DatasetEvaluator) and isinstance(evaluator, Sequence):
         evaluator = DatasetEvaluators(evaluator)
-    total = len(data_loader) if hasattr(data_loader, "__len__") else None
+    total = len(data_loader) if isinstance(data_loader, Sized) else None
     logger.info(
         "Start inference on %s batches", f"{total:,}" if total is not None else "an unknown number"
     )
@@ -213,7 +213,7 @@ def _run_batches(
         computed = time.perf_counter()
         evaluator.process(inputs, outputs)
         processed = time.perf_counter()
-        images = len(inputs) if hasattr(inputs, "__len__") else 1
+        images = len(inputs) if isinstance(inputs, Sized) else 1
         watch.add(started - asked, computed - started, processed - computed, images)
         if progress.disable and watch.batches > watch.warmup:
             log_every_n_seconds(

@@ -57,7 +57,7 @@ class COCOeval_opt:  # noqa: N801 - Detectron2's name
 
         T IoU thresholds, R recall thresholds, K categories, A area ranges, M detection limits.
         """
-        return self._impl.eval
+        return self._impl.eval or {}
 
     @property
     def evalImgs(self) -> list[dict[str, Any] | None]:  # noqa: N802

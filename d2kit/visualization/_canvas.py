@@ -131,9 +131,10 @@ def box(
     y0, y1 = sorted(min(max(round(v), 0), height) for v in (corners[1], corners[3]))
     x0, y0 = min(x0, width - 1), min(y0, height - 1)
     x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
-    if _STYLE_NAMES.get(style, style) in _DASHES:
+    large = min(x1 - x0, y1 - y0) > 4 * thickness
+    if large and _STYLE_NAMES.get(style, style) in _DASHES:
         half = thickness / 2
-        a, b, c, d = x0 + half, y0 + half, max(x1 - half, x0 + half), max(y1 - half, y0 + half)
+        a, b, c, d = x0 + half, y0 + half, x1 - half, y1 - half
         line(
             canvas,
             np.array([(a, b), (c, b), (c, d), (a, d), (a, b)]),

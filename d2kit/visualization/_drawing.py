@@ -324,12 +324,13 @@ class DrawingBase:
         import cv2
 
         color = _colors.palette(len(self._taken)) if color is None else color
-        weight = np.ascontiguousarray(soft_mask, dtype=np.float32)
+        weight: Any = np.ascontiguousarray(soft_mask, dtype=np.float32)
         if weight.shape != self.output.pixels.shape[:2]:
             weight = cv2.resize(weight, self._canvas_size(), interpolation=cv2.INTER_LINEAR)
         weight = np.clip(weight, 0, 1)[..., None] * alpha
-        mixed = self.output.pixels * (1 - weight) + np.array(_colors.to_bytes(color)) * weight
-        self.output.pixels[:] = np.round(mixed).astype(np.uint8)
+        pixels = self.output.pixels
+        target = np.array(_colors.to_bytes(color), dtype=np.float32)
+        pixels[:] = np.round(pixels + (target - pixels) * weight).astype(np.uint8)
         if text is not None:
             self._draw_text_in_mask(np.asarray(soft_mask) > 0.5, text, color)
         return self.output

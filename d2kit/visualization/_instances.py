@@ -140,12 +140,12 @@ class InstanceDrawing(DrawingBase):
         points = visible_points(keypoints, names)
         for first, second, color in self.metadata.get("keypoint_connection_rules", None) or ():
             if first in points and second in points:
-                ends = np.array([points[first], points[second]])
-                self.draw_line(ends[:, 0], ends[:, 1], color=color)
+                (x0, y0), (x1, y1) = points[first], points[second]
+                self.draw_line([x0, x1], [y0, y1], color=color)
         for start, end in spine(points):
             self.draw_line([start[0], end[0]], [start[1], end[1]], color=_colors._RED)
         for point in points.values():
-            radius = 1.2 * self._line_width / self.output.scale
+            radius = (1.8 * self._line_width + 1) / self.output.scale
             self.draw_circle(point, color=_colors._RED, radius=radius)
         return self.output
 
@@ -171,7 +171,7 @@ class InstanceDrawing(DrawingBase):
     def _stuff_color(self, index: int) -> Any:
         palette = self.metadata.get("stuff_colors", None)
         if not palette or index >= len(palette):
-            return _colors.palette(index)
+            return _colors.change_brightness(_colors.palette(index + 7), -0.35)
         return [channel / 255 for channel in palette[index]]
 
     @staticmethod

@@ -85,7 +85,7 @@ def fitted(text: str, pixels: int, width: int) -> str:
         start, end = text, ""
     while start and font.getlength(f"{start}…{space}{end}") > room:
         start = start[:-1]
-    return f"{start.rstrip()}…{space}{end}"
+    return f"{start.rstrip()}…{space}{end}" if start else end
 
 
 def paste(canvas: np.ndarray, picture: np.ndarray, x: int, y: int) -> None:

@@ -1,0 +1,83 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from d2kit.evaluation.coco_evaluation import instances_to_coco_json
+from d2kit.structures import BitMasks, Boxes, Instances
+from tests.reference import reference_path
+
+
+def reference():
+    arrays = np.load(reference_path("ops/instances_to_coco.npz"))
+    expected = json.loads(reference_path("ops/instances_to_coco.json").read_text())
+    masks = torch.from_numpy(arrays["masks"])
+    instances = Instances(
+        tuple(masks.shape[1:]),
+        pred_boxes=Boxes(torch.from_numpy(arrays["boxes"])),
+        scores=torch.from_numpy(arrays["scores"]),
+        pred_classes=torch.from_numpy(arrays["classes"]),
+        pred_masks=masks,
+    )
+    return instances, expected
+
+
+def test_equals_reference():
+    instances, expected = reference()
+    assert instances_to_coco_json(instances, 17) == expected
+
+
+def test_input_is_not_changed():
+    instances, _ = reference()
+    before = instances.pred_boxes.tensor.clone()
+    instances_to_coco_json(instances, 17)
+    assert torch.equal(instances.pred_boxes.tensor, before)
+
+
+@pytest.mark.parametrize("form", ["bitmasks", "uint8", "rle"])
+def test_forms_of_masks(form):
+    instances, expected = reference()
+    masks = instances.pred_masks
+    instances.pred_masks = {
+        "bitmasks": lambda: BitMasks(masks),
+        "uint8": lambda: masks.to(torch.uint8),
+        "rle": lambda: [row["segmentation"] for row in expected],
+    }[form]()
+    assert instances_to_coco_json(instances, 17) == expected
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_counts(count):
+    instances, expected = reference()
+    assert instances_to_coco_json(instances[:count], 17) == expected[:count]
+
+
+def test_roi_masks_equal_pasted_masks():
+    from d2kit.structures import ROIMasks
+
+    generator = torch.Generator().manual_seed(0)
+    boxes = Boxes(torch.tensor([[3.2, 4.1, 40.7, 33.3], [20.0, 2.0, 60.0, 50.0], [0, 0, 64, 48.0]]))
+    soft = torch.rand(3, 28, 28, generator=generator)
+    soft = torch.nn.functional.avg_pool2d(soft, 9, 1, 4)
+    soft = (soft - soft.amin()) / (soft.amax() - soft.amin())
+    roi = ROIMasks(soft)
+    instances = Instances(
+        (48, 64), pred_boxes=boxes, scores=torch.ones(3), pred_classes=torch.arange(3)
+    )
+    pasted = Instances((48, 64), **instances.get_fields())
+    pasted.pred_masks = roi.to_bitmasks(boxes, 48, 64, 0.5).tensor
+    instances.pred_masks = roi
+    assert instances_to_coco_json(instances, 1) == instances_to_coco_json(pasted, 1)
+
+
+def test_keypoints_are_pixel_indices():
+    instances = Instances(
+        (10, 10),
+        pred_boxes=Boxes(torch.tensor([[0.0, 0, 5, 5]])),
+        scores=torch.tensor([0.5]),
+        pred_classes=torch.tensor([0]),
+        pred_keypoints=torch.tensor([[[1.5, 2.5, 0.25], [3.0, 4.0, 1.0]]]),
+    )
+    (row,) = instances_to_coco_json(instances, 1)
+    assert row["keypoints"] == [1.0, 2.0, 0.25, 2.5, 3.5, 1.0]

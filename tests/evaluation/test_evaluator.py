@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch import nn
+
+from d2kit.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_context,
+    inference_on_dataset,
+)
+
+
+class Sum(DatasetEvaluator):
+    """Adds up the outputs."""
+
+    def __init__(self, task="sum"):
+        self.task = task
+        self.total = -1
+
+    def reset(self):
+        self.total = 0
+
+    def process(self, inputs, outputs):
+        assert len(inputs) == len(outputs)
+        self.total += sum(outputs)
+
+    def evaluate(self):
+        return {self.task: {"total": self.total}}
+
+
+class Doubling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.BatchNorm1d(2).eval()
+        self.modes = []
+
+    def forward(self, batch):
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        return [2 * item for item in batch]
+
+
+LOADER = [[1, 2], [3], [4, 5]]
+
+
+def test_results_and_mode():
+    model = Doubling()
+    assert inference_on_dataset(model, LOADER, Sum()) == {"sum": {"total": 30}}
+    assert model.modes == [(False, False)] * 3
+    assert model.training
+    assert not model.frozen.training
+
+
+def test_several_evaluators():
+    results = inference_on_dataset(Doubling(), LOADER, [Sum("a"), Sum("b")])
+    assert results == {"a": {"total": 30}, "b": {"total": 30}}
+
+
+def test_same_task_twice():
+    with pytest.raises(ValueError, match="'a'"):
+        inference_on_dataset(Doubling(), LOADER, DatasetEvaluators([Sum("a"), Sum("a")]))
+
+
+def test_without_evaluator_and_with_plain_function():
+    assert inference_on_dataset(lambda batch: batch, LOADER, None) == {}
+
+
+def test_loader_without_length():
+    assert inference_on_dataset(Doubling(), iter(LOADER), Sum()) == {"sum": {"total": 30}}
+
+
+def test_empty_loader():
+    assert inference_on_dataset(Doubling(), [], Sum()) == {"sum": {"total": 0}}
+
+
+def test_nothing_returned():
+    assert inference_on_dataset(Doubling(), LOADER, DatasetEvaluator()) == {}
+
+
+def test_mode_after_exception():
+    model = Doubling()
+
+    def broken():
+        yield [1]
+        raise RuntimeError("loader")
+
+    with pytest.raises(RuntimeError, match="loader"):
+        inference_on_dataset(model, broken(), Sum())
+    assert model.training
+    assert not model.frozen.training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_inference_context(training):
+    model = nn.Linear(1, 1).train(training)
+    with inference_context(model):
+        assert not model.training
+    assert model.training == training
+
+
+def test_callbacks():
+    calls = []
+    names = ["on_start", "before_inference", "after_inference", "on_end"]
+    callbacks = {name: lambda name=name: calls.append(name) for name in names}
+    inference_on_dataset(Doubling(), LOADER, None, callbacks)
+    assert calls == [names[0], *names[1:3] * 3, names[3]]
+
+
+def test_timing_is_logged(caplog):
+    with caplog.at_level("INFO", logger="d2kit"):
+        inference_on_dataset(Doubling(), LOADER, None)
+    assert "s/img" in caplog.text
+    assert "compute" in caplog.text
