@@ -63,6 +63,7 @@ def write_video(spec: WardSpec, index: int, root: Path) -> dict:
     import av
     import cv2
 
+    cv2.setNumThreads(1)  # the videos are rendered in parallel, one per process
     video = spec.video(index)
     name = f"video{index:02d}"
     frames = root / "frames" / name

@@ -163,7 +163,8 @@ def draw_patient_script(
     slot = duration / max(1, spells)
     drawn = []
     for i in range(spells):
-        length = float(rng.uniform(4.5, min(8.0, slot * 0.6)))
+        longest = min(8.0, slot * 0.6)
+        length = float(rng.uniform(min(4.5, 0.75 * longest), longest))
         start = i * slot + float(rng.uniform(0.1 * slot, slot - length - 0.1 * slot))
         frequency, amplitude = float(rng.uniform(2.4, 5.2)), float(rng.uniform(9, 15))
         drawn.append(Spell(start, start + length, frequency, amplitude))

@@ -131,6 +131,10 @@ class WardVideo:
         self.room = Room.draw(rng, seconds)
         hip = (self.room.bed[0] + 0.43 * (self.room.bed[1] - self.room.bed[0]), self.room.top - 2)
         self.patient: PatientScript = draw_patient_script(rng, hip, seconds, spells)
+        self._shade = self._lens()
+        # One field of noise serves all frames of a video, each from a random place in it.
+        grain = rng.standard_normal(4 * size[0] * size[1] * 3, dtype=np.float32)
+        self._grain = grain * np.float32(self.room.noise)
         floor = (self.room.top + 22, 226.0)
         self.visits: tuple[Visit, ...] = draw_visits(rng, self.room.bed, floor, seconds)
 
@@ -179,18 +183,25 @@ class WardVideo:
 
     def _sensor(self, image: np.ndarray, time: float, index: int) -> np.ndarray:
         """Apply the light of the moment, vignetting and the noise of the sensor."""
-        height, width = image.shape[:2]
         amplitude, frequency, phase = self.room.light
         tint = 1 + amplitude * np.sin(2 * np.pi * frequency * time + phase)
         dimmed = sum(t <= time for t in self.room.lamp_times) % 2
+        light = image * (self._shade * (tint * (0.72 if dimmed else 1.0)).astype(np.float32))
+        rng = np.random.default_rng([self.seed, self.video, index])
+        start = int(rng.integers(len(self._grain) - light.size))
+        grain = self._grain[start : start + light.size].reshape(light.shape)
+        noisy = light * np.float32(0.6 / 255)  # photon noise grows with the light
+        noisy += np.float32(0.6)
+        noisy *= grain
+        noisy += light
+        return np.clip(noisy, 0, 255, out=noisy).round(out=noisy).astype(np.uint8)
+
+    def _lens(self) -> np.ndarray:
+        """Return the (H, W, 1) float32 factor by which the picture darkens towards its corners."""
+        width, height = self.size
         y, x = np.mgrid[0:height, 0:width].astype(np.float32)
         radius = np.hypot((x / width - 0.5) * 1.2, y / height - 0.5)
-        shade = (1.06 - 0.32 * radius**2) * (0.72 if dimmed else 1.0)
-        rng = np.random.default_rng([self.seed, self.video, index])
-        light = image * (shade[..., None] * tint).astype(np.float32)
-        grain = rng.standard_normal(image.shape, dtype=np.float32)
-        noisy = light + grain * (self.room.noise * np.sqrt(0.35 + light / 255))
-        return np.clip(noisy, 0, 255).round().astype(np.uint8)
+        return (1.06 - 0.32 * radius**2)[..., None].astype(np.float32)
 
 
 def _background(canvas: Canvas, room: Room) -> None:

@@ -1,0 +1,187 @@
+"""The scripts, on a tiny ward: train, resume, evaluate, predict, look at the data; bad input."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from d2kit.data import DatasetCatalog, MetadataCatalog
+from d2kit.engine import default_argument_parser
+from project import patient_video
+from project.patient_video.dataset import WardSpec
+
+REPO = Path(__file__).parents[2]
+TINY = {
+    "_BASE_": str(REPO / "configs/PatientVideo/mask_rcnn_R_18_FPN_demo.yaml"),
+    "MODEL": {
+        "DEVICE": "cpu",
+        "FPN": {"OUT_CHANNELS": 32},
+        "RPN": {"POST_NMS_TOPK_TRAIN": 30, "POST_NMS_TOPK_TEST": 20, "BATCH_SIZE_PER_IMAGE": 32},
+        "ROI_HEADS": {"BATCH_SIZE_PER_IMAGE": 16},
+        "ROI_BOX_HEAD": {"FC_DIM": 32},
+        "ROI_MASK_HEAD": {"CONV_DIM": 32, "NUM_CONV": 1},
+    },
+    "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64},
+    "SOLVER": {"MAX_ITER": 4, "CHECKPOINT_PERIOD": 2, "IMS_PER_BATCH": 2, "WARMUP_ITERS": 0},
+    "DATALOADER": {"NUM_WORKERS": 0},
+}
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(f"script_{name}", REPO / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a tiny ward dataset and a tiny config; datasets are found through the env."""
+    root = tmp_path_factory.mktemp("workplace")
+    before = os.environ.get("D2KIT_DATASETS")
+    os.environ["D2KIT_DATASETS"] = str(root / "data")
+    spec = WardSpec(train_videos=1, test_videos=1, seconds=1.0, stride=5)
+    patient_video.generate(root / "data/patient_video", spec, workers=1)
+    config = {**TINY, "OUTPUT_DIR": str(root / "run")}
+    (root / "tiny.yaml").write_text(yaml.safe_dump(config))
+    _forget()
+    yield root
+    _forget()
+    os.environ.pop("D2KIT_DATASETS")
+    if before is not None:
+        os.environ["D2KIT_DATASETS"] = before
+
+
+def _forget():
+    for name in ("patient_video_train", "patient_video_test", "pennfudan_train", "pennfudan_test"):
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+def _train(workplace, *extra, script="train_net"):
+    arguments = ["--config-file", str(workplace / "tiny.yaml"), *extra]
+    return _script(script).main(default_argument_parser().parse_args(arguments))
+
+
+def _metrics(run):
+    lines = [json.loads(x) for x in (run / "metrics.json").read_text().splitlines()]
+    return {x["iteration"]: x for x in lines if "total_loss" in x}
+
+
+def test_train_resume_evaluate(workplace):
+    first = _train(workplace)
+    run = workplace / "run"
+    assert {"bbox", "segm"} <= set(first)
+    assert (run / "model_final.pth").is_file()
+    assert (run / "config.yaml").is_file()
+    again = _train(workplace, "--eval-only", "MODEL.WEIGHTS", str(run / "model_final.pth"))
+    assert json.dumps(again) == json.dumps(first), "the same AP to the last digit"
+    resumed = _train(workplace, "--resume", "SOLVER.MAX_ITER", "6")
+    assert {"bbox", "segm"} <= set(resumed)
+    assert torch.load(run / "model_final.pth", weights_only=True)["iteration"] == 5
+
+
+def test_plain_loop_trains_the_same_model(workplace):
+    _train(workplace, "OUTPUT_DIR", str(workplace / "trainer"))
+    _train(workplace, "OUTPUT_DIR", str(workplace / "plain"), script="plain_train_net")
+    last = [_metrics(workplace / name)[3]["total_loss"] for name in ("trainer", "plain")]
+    assert last[0] == pytest.approx(last[1], rel=1e-5)
+
+
+def test_predict_and_visualize(workplace, monkeypatch, capsys):
+    weights = workplace / "random.pth"
+    from d2kit.config import get_cfg
+    from d2kit.modeling import build_model
+
+    cfg = get_cfg()
+    cfg.merge_from_file(str(workplace / "tiny.yaml"))
+    torch.save({"model": build_model(cfg).state_dict()}, weights)
+    out = workplace / "predictions"
+    frames = workplace / "data/patient_video/frames/video01"
+    arguments = ["--config-file", workplace / "tiny.yaml", "--input", frames, "--output", out]
+    arguments += ["--confidence-threshold", "0.0", "MODEL.WEIGHTS", weights]
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+    predict = _script("predict")
+    predict.main(predict.parse())
+    result = json.loads((out / "predictions.json").read_text())
+    assert len(result["images"]) == 3
+    assert [c["name"] for c in result["categories"]] == ["patient", "staff"]
+    assert result["annotations"]
+    assert result["annotations"][0]["segmentation"]["size"] == [240, 320]
+    assert len(list((out / "overlays").glob("*.jpg"))) == 3
+    assert "best score" in capsys.readouterr().out
+
+    for source in ("dataloader", "annotation"):
+        look = workplace / f"look_{source}"
+        arguments = ["--config-file", workplace / "tiny.yaml", "--source", source]
+        arguments += ["--output-dir", look, "--count", "2"]
+        monkeypatch.setattr(sys, "argv", ["visualize_data.py", *map(str, arguments)])
+        _script("visualize_data").main()
+        assert len(list(look.glob("*.jpg"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["DATASETS.TRAIN", "('patient_vide_train',)"], ["patient_video_train"]),
+        (["SOLVER.BASELR", "0.1"], ["SOLVER.BASELR", "BASE_LR"]),
+        (["MODEL.WEIGHTS", "/nowhere/model.pth"], ["/nowhere/model.pth"]),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "7"], ["7", "2", "NUM_CLASSES"]),
+        (["SOLVER.IMS_PER_BATCH", "'two'"], ["SOLVER.IMS_PER_BATCH"]),
+    ],
+)
+def test_bad_options(workplace, capsys, options, words):
+    with pytest.raises(SystemExit) as stop:
+        _train(workplace, "OUTPUT_DIR", str(workplace / "bad"), *options)
+    assert stop.value.code not in (0, None)
+    message = capsys.readouterr()
+    for word in words:
+        assert word in message.err + message.out + str(stop.value.code)
+    assert not (workplace / "bad/model_final.pth").exists()
+
+
+def _broken(workplace, name, change):
+    """Register a copy of the training set whose JSON text went through `change`."""
+    folder = workplace / "data/patient_video"
+    text = (folder / "train.json").read_text()
+    (folder / f"{name}.json").write_text(change(text))
+    from d2kit.data.datasets import register_coco_instances
+
+    if name not in DatasetCatalog.list():
+        register_coco_instances(name, {}, str(folder / f"{name}.json"), str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("cut_json", lambda t: t[: len(t) // 2], ["cut_json.json", "line"]),
+        ("lost_file", lambda t: t.replace("000005.jpg", "999999.jpg"), ["999999.jpg"]),
+        ("other_size", lambda t: t.replace('"width": 320', '"width": 321'), ["321", "320"]),
+    ],
+)
+def test_bad_datasets(workplace, capsys, name, change, words):
+    _broken(workplace, name, change)
+    options = ["DATASETS.TRAIN", f"('{name}',)", "OUTPUT_DIR", str(workplace / "bad")]
+    with pytest.raises(SystemExit) as stop:
+        _train(workplace, *options)
+    assert stop.value.code not in (0, None)
+    message = capsys.readouterr()
+    for word in words:
+        assert word in message.err + message.out + str(stop.value.code)
+
+
+def test_missing_config_in_a_real_process():
+    """As a user sees it: one clear message, no traceback, exit code not 0."""
+    command = [sys.executable, str(REPO / "tools/train_net.py"), "--config-file", "no/such.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode not in (0, -6, -11)
+    assert "no/such.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
