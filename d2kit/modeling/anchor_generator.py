@@ -282,7 +282,7 @@ class RotatedAnchorGenerator(_GridAnchors):
         Returns:
             Float32 (sizes * ratios * angles, 5), XYWHA, sizes slowest, angles fastest.
         """
-        rows = []
+        rows: list[list[float]] = []
         for size in sizes:
             for ratio in aspect_ratios:
                 width, height = size / math.sqrt(ratio), size * math.sqrt(ratio)

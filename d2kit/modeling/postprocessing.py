@@ -1,11 +1,30 @@
 """From the size of the network's input to the size of the image that the user gave."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from d2kit.structures import Instances, ROIMasks
 
-__all__ = ["detector_postprocess", "sem_seg_postprocess"]
+__all__ = ["detector_postprocess", "roi_masks_kept", "sem_seg_postprocess"]
+
+_PASTE = ContextVar("paste_masks", default=True)
+
+
+@contextmanager
+def roi_masks_kept() -> Iterator[None]:
+    """Let models return `ROIMasks` inside the ``with`` block, in place of full-size masks.
+
+    For callers that encode masks anyway, such as an evaluator: no (R, H, W) tensor is made.
+    """
+    token = _PASTE.set(False)
+    try:
+        yield
+    finally:
+        _PASTE.reset(token)
 
 
 def detector_postprocess(
@@ -14,7 +33,7 @@ def detector_postprocess(
     output_width: int,
     mask_threshold: float = 0.5,
     *,
-    paste_masks: bool = True,
+    paste_masks: bool | None = None,
 ) -> Instances:
     """Scale detections to another image size, clip them, drop empty boxes and paste the masks.
 
@@ -28,6 +47,7 @@ def detector_postprocess(
         mask_threshold: pixels with at least this probability belong to the mask.
         paste_masks: whether `pred_masks` become bool (R, output_height, output_width); otherwise
             they become `ROIMasks`, which take 1/1000 of the memory and can be pasted later.
+            None: pasted, unless inside `roi_masks_kept`.
 
     Returns:
         New instances of image size (output_height, output_width), without empty boxes.
@@ -54,7 +74,7 @@ def detector_postprocess(
         masks = output.pred_masks
         roi_masks = masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])
         output.pred_masks = roi_masks
-        if paste_masks:
+        if _PASTE.get() if paste_masks is None else paste_masks:
             output.pred_masks = roi_masks.to_bitmasks(
                 output.get(name), int(output_height), int(output_width), mask_threshold
             ).tensor

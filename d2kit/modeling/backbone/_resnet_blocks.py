@@ -1,5 +1,7 @@
 """The blocks of a ResNet. Public names are re-exported by `resnet`."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from d2kit.modeling.backbone._weight_init import msra_fill
 
 
 def _conv_norm(
-    in_channels: int, out_channels: int, kernel: int, norm: str, **kwargs: int
+    in_channels: int, out_channels: int, kernel: int, norm: str, **kwargs: Any
 ) -> Conv2d:
     """A convolution without bias that keeps the size (at stride 1), and its normalisation."""
     conv = Conv2d(

@@ -104,6 +104,9 @@ class FPN(Backbone):
 
         Returns:
             `p2`, `p3`, ..., fine to coarse, each (N, out_channels, H / stride, W / stride).
+
+        Raises:
+            ValueError: H or W is no such multiple.
         """
         features = self.bottom_up(x)
         levels: list[Tensor] = []
@@ -123,7 +126,20 @@ class FPN(Backbone):
 
     def _fuse(self, lateral: Tensor, coarse: Tensor) -> Tensor:
         """Join a lateral map (overwritten) with the coarser map, upsampled to its size."""
-        lateral += F.interpolate(coarse, size=lateral.shape[-2:], mode="nearest")
+        height, width = coarse.shape[-2:]
+        if lateral.shape[-2:] != (2 * height, 2 * width):
+            raise ValueError(
+                f"FPN: the height and width of the input must be multiples of "
+                f"{self._size_divisibility}; two levels came out as {tuple(lateral.shape[-2:])} "
+                f"and {(height, width)}. Pad the batch (ImageList.from_tensors does)."
+            )
+        if lateral.requires_grad:
+            lateral += F.interpolate(coarse, scale_factor=2.0, mode="nearest")
+        else:
+            # Add each coarse pixel to its 2x2 cell, without the upsampled map: 9 ms instead of 52
+            # at p2 of 800x1216, channels last, 2 cores. (Its backward would be slower.)
+            cells = lateral.unflatten(2, (height, 2)).unflatten(4, (width, 2))
+            cells += coarse[:, :, :, None, :, None]
         return lateral if self._fuse_type == "sum" else lateral.div_(2)
 
 

@@ -22,10 +22,13 @@ class Pyramid(Backbone):
 
 
 @pytest.mark.parametrize("fuse_type", ["sum", "avg"])
-def test_equals_the_definition(fuse_type):
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_equals_the_definition(fuse_type, training, memory_format):
     fpn = FPN(Pyramid(), ["a", "b", "c"], 6, fuse_type=fuse_type)
-    x = torch.randn(2, 3, 32, 48)
-    out = fpn(x)
+    x = torch.randn(2, 3, 32, 48).contiguous(memory_format=memory_format)
+    with torch.set_grad_enabled(training):
+        out = fpn(x)
     below = fpn.bottom_up(x)
     merged = None
     for stage, name in ((4, "c"), (3, "b"), (2, "a")):
@@ -58,6 +61,11 @@ def test_levels_and_their_description_agree(top_block, names, strides):
 def test_max_pool_level_takes_every_second_pixel():
     x = torch.randn(1, 2, 5, 6)
     assert torch.equal(LastLevelMaxPool()(x)[0], x[:, :, ::2, ::2])
+
+
+def test_a_size_that_does_not_halve_is_refused():
+    with pytest.raises(ValueError, match="multiples of 16"):
+        FPN(Pyramid(), ["a", "b", "c"], 6)(torch.randn(1, 3, 32, 40))
 
 
 def test_norm_replaces_the_bias():
@@ -140,9 +148,12 @@ def test_retinanet_needs_res5():
         build_backbone(cfg)
 
 
-def test_training_step_is_one_graph_for_the_compiler():
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_is_one_graph_for_the_compiler(training):
     fpn = FPN(Pyramid(), ["a", "b", "c"], 4, norm="BN", top_block=LastLevelP6P7(4, 4, "p4"))
     x = torch.randn(1, 3, 32, 32)
     compiled = torch.compile(fpn, backend="eager", fullgraph=True)
-    for name, value in fpn(x).items():
-        torch.testing.assert_close(compiled(x)[name], value)
+    with torch.set_grad_enabled(training):
+        out = compiled(x)
+        for name, value in fpn(x).items():
+            torch.testing.assert_close(out[name], value)
