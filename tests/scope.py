@@ -9,7 +9,8 @@ _LATER = {
     "datasets other than COCO's instances": """
         data.datasets.cityscapes data.datasets.lvis data.datasets.lvis_v0_5_categories
         data.datasets.lvis_v1_categories data.datasets.lvis_v1_category_image_count
-        data.datasets.register_lvis_instances data.datasets.pascal_voc
+        data.datasets.register_lvis_instances data.datasets.get_lvis_instances_meta
+        data.datasets.load_lvis_json data.datasets.load_voc_instances data.datasets.pascal_voc
         data.datasets.register_pascal_voc data.datasets.register_coco_panoptic
         data.datasets.register_coco_panoptic_separated data.datasets.coco_panoptic
         data.datasets.builtin data.datasets.builtin_meta.CITYSCAPES_CATEGORIES
@@ -34,8 +35,10 @@ _LATER = {
         layers.ASPP layers.aspp""",
     "transformers, Swin, RegNet, MMDetection's models": """
         modeling.backbone.swin modeling.SwinTransformer modeling.backbone.SwinTransformer
-        modeling.backbone.vit modeling.ViT modeling.SimpleFeaturePyramid
-        modeling.backbone.mvit modeling.MViT modeling.backbone.utils
+        modeling.backbone.vit modeling.ViT modeling.backbone.ViT modeling.SimpleFeaturePyramid
+        modeling.backbone.SimpleFeaturePyramid modeling.backbone.get_vit_lr_decay_rate
+        modeling.get_vit_lr_decay_rate modeling.backbone.mvit modeling.MViT
+        modeling.backbone.MViT modeling.backbone.utils
         modeling.backbone.regnet modeling.backbone.RegNet modeling.mmdet_wrapper""",
     "test-time augmentation": """
         modeling.test_time_augmentation modeling.GeneralizedRCNNWithTTA

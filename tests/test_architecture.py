@@ -118,7 +118,7 @@ def test_no_function_is_too_long():
 def may_read_cfg(names: list[str]) -> bool:
     """Tell whether code inside these classes and functions, outermost first, may read a config."""
     return any(
-        name.startswith(("build_", "_build_", "default_", "Default"))
+        name.startswith(("build_", "_build_", "default_", "_default_", "Default"))
         or name in {"from_config", *API_WITH_CFG}
         for name in names
     )

@@ -20,9 +20,9 @@ class PicklableWrapper:
     """
 
     def __init__(self, obj: Any) -> None:
-        while isinstance(obj, PicklableWrapper):
+        if isinstance(obj, PicklableWrapper):
             obj = obj._obj
-        self._obj = obj
+        self._obj: Any = obj
 
     def __reduce__(self) -> tuple[Any, tuple[Any]]:
         try:
