@@ -171,14 +171,14 @@ def default_setup(cfg: CfgNode, args: Any) -> None:
     seed_all_rng(seed + rank)
 
     if comm.is_main_process():
-        _default_log(cfg, args, logger)
+        default_log(cfg, args, logger)
     if not eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
 
 
-def _default_log(cfg: CfgNode, args: Any, logger: logging.Logger) -> None:
+def default_log(cfg: CfgNode, args: Any, logger: logging.Logger) -> None:
     """Log machine, arguments and changed keys; write the whole config."""
     from d2kit.utils.collect_env import collect_env_info
 
