@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2kit.data._segmentation import name_of, segmentation_to_mask, transform_segmentation
+from d2kit.data._segmentation import name_of, paint_segmentation, transform_segmentation
 from d2kit.data.transforms import HFlipTransform, Transform, TransformList
 from d2kit.structures import (
     BitMasks,
@@ -19,6 +19,10 @@ from d2kit.structures import (
 )
 
 Annotation = dict[str, Any]
+
+# Bit masks of one image, at one byte per pixel. More would end the process on most machines
+# without a word; polygons have no such limit.
+MAX_MASK_BYTES = 2**33
 
 
 def get_bbox(annotation: Annotation) -> np.ndarray:
@@ -53,6 +57,11 @@ def _boxes_xyxy(annotations: Sequence[Annotation]) -> np.ndarray:
     return boxes
 
 
+def _one_transform(transforms: Any) -> Any:
+    """Return one transform for one or a sequence of them."""
+    return TransformList(list(transforms)) if isinstance(transforms, (tuple, list)) else transforms
+
+
 def transform_annotations(
     annotations: Sequence[Annotation],
     transforms: Transform | Sequence[Transform],
@@ -66,19 +75,18 @@ def transform_annotations(
     """
     if len(annotations) == 0:
         return
-    if isinstance(transforms, (tuple, list)):
-        transforms = TransformList(list(transforms))
+    transform = _one_transform(transforms)
     height, width = image_size
-    boxes = np.asarray(transforms.apply_box(_boxes_xyxy(annotations)), dtype=np.float64)
+    boxes = np.asarray(transform.apply_box(_boxes_xyxy(annotations)), dtype=np.float64)
     boxes = boxes.clip(0, (width, height, width, height))
     for annotation, box in zip(annotations, boxes, strict=True):
         annotation["bbox"] = box
         annotation["bbox_mode"] = BoxMode.XYXY_ABS
         if "segmentation" in annotation:
-            annotation["segmentation"] = transform_segmentation(annotation, transforms, image_size)
+            annotation["segmentation"] = transform_segmentation(annotation, transform, image_size)
         if "keypoints" in annotation:
             annotation["keypoints"] = transform_keypoint_annotations(
-                annotation["keypoints"], transforms, image_size, keypoint_hflip_indices
+                annotation["keypoints"], transform, image_size, keypoint_hflip_indices
             )
 
 
@@ -131,14 +139,13 @@ def transform_keypoint_annotations(
     Raises:
         ValueError: if the image is flipped and the indices are missing or of another number.
     """
-    if isinstance(transforms, (tuple, list)):
-        transforms = TransformList(list(transforms))
+    transform = _one_transform(transforms)
     points = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
-    xy = np.asarray(transforms.apply_coords(points[:, :2].copy()))
+    xy = np.asarray(transform.apply_coords(points[:, :2].copy()))
     inside = ((xy >= 0) & (xy <= np.array(image_size[::-1]))).all(axis=1)
     points[:, :2] = xy
     points[~inside, 2] = 0
-    steps = transforms.transforms if isinstance(transforms, TransformList) else [transforms]
+    steps = transform.transforms if isinstance(transform, TransformList) else [transform]
     if sum(isinstance(step, HFlipTransform) for step in steps) % 2 == 1:
         if keypoint_hflip_indices is None:
             raise ValueError(
@@ -235,9 +242,15 @@ def _masks(
         isinstance(annotation["segmentation"], (list, tuple)) for annotation in annos
     ):
         return PolygonMasks([annotation["segmentation"] for annotation in annos])
-    bits = np.empty((len(annos), *image_size), dtype=bool)
+    needed = len(annos) * image_size[0] * image_size[1]
+    if needed > MAX_MASK_BYTES:
+        raise ValueError(
+            f"{len(annos)} bit masks of {image_size[0]}x{image_size[1]} pixels need {needed} bytes,"
+            f" the limit is {MAX_MASK_BYTES}; use polygons, smaller images or crops"
+        )
+    bits = np.zeros((len(annos), *image_size), dtype=bool)
     for row, annotation in zip(bits, annos, strict=True):
-        row[...] = segmentation_to_mask(annotation, image_size)
+        paint_segmentation(annotation, row)
     return BitMasks(torch.from_numpy(bits))
 
 

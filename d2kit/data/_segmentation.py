@@ -7,6 +7,7 @@ import numpy as np
 from d2kit.data._image_io import MAX_IMAGE_PIXELS
 
 _LONGEST_NUMBER = 10  # characters of 5 bits; more than any count of a 64-bit mask size needs
+_LARGEST_COORDINATE = 1e6  # pixels; pycocotools reserves memory for every pixel of an outline
 
 
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:
@@ -24,12 +25,38 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
     Raises:
         ValueError: for a code that is malformed, or does not fit its size.
     """
+    height, width = rle_size(rle)
+    mask = np.zeros((width, height), dtype=np.uint8).T
+    paint_rle(rle, mask)
+    return mask
+
+
+def rle_size(rle: dict[str, Any]) -> tuple[int, int]:
+    """Return (h, w) of a run-length code.
+
+    Raises:
+        ValueError: where it has none, or none that an image may have.
+    """
     size = rle.get("size")
     if "counts" not in rle or size is None or len(size) != 2:
         raise ValueError(f"an RLE must have 'size' [h, w] and 'counts', got keys {sorted(rle)}")
     height, width = int(size[0]), int(size[1])
     if min(height, width) < 0 or height * width > MAX_IMAGE_PIXELS:
         raise ValueError(f"RLE size {height}x{width} is not that of an image")
+    return height, width
+
+
+def paint_rle(rle: dict[str, Any], canvas: np.ndarray) -> None:
+    """Decode a run-length code into an array of zeros, touching only the columns of the object.
+
+    Args:
+        rle: see `decode_rle`.
+        canvas: (H, W) of the size of `rle`, uint8 or bool, all zero.
+
+    Raises:
+        ValueError: as `decode_rle`.
+    """
+    height, width = rle_size(rle)
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
         counts = _decode_counts(counts.encode("latin-1") if isinstance(counts, str) else counts)
@@ -40,8 +67,14 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
             f"RLE counts must be >= 0 and add up to {height}x{width} = {height * width}, got "
             f"{counts.sum()}"
         )
-    values = np.arange(len(counts), dtype=np.uint8) & 1
-    return np.repeat(values, counts).reshape(width, height).T
+    ends = np.cumsum(counts)
+    objects = np.flatnonzero(counts[1::2]) * 2 + 1  # every second run is of the object
+    if len(objects) == 0:
+        return
+    first, last = ends[objects[0] - 1] // height, (ends[objects[-1]] - 1) // height + 1
+    lengths = np.diff(ends.clip(first * height, last * height), prepend=first * height)
+    values = (np.arange(len(lengths)) & 1).astype(canvas.dtype)
+    canvas[:, first:last] = np.repeat(values, lengths).reshape(last - first, height).T
 
 
 def _decode_counts(text: bytes) -> np.ndarray:
@@ -113,9 +146,12 @@ def transform_segmentation(
 
 
 def _points(polygon: Any, annotation: dict[str, Any]) -> np.ndarray:
+    """Return a polygon as new (P, 2) float64 array (fvcore's transforms write into it)."""
     try:
-        points = np.array(polygon, dtype=np.float64)  # a copy: fvcore's transforms write into it
-        return points.reshape(-1, 2)
+        points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+        if not (np.abs(points) < _LARGEST_COORDINATE).all():
+            raise ValueError(f"coordinates must be finite and below {_LARGEST_COORDINATE:g}")
+        return points
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"segmentation of {name_of(annotation)}: a polygon must be a flat list x0, y0, x1, y1, "
@@ -123,24 +159,34 @@ def _points(polygon: Any, annotation: dict[str, Any]) -> np.ndarray:
         ) from error
 
 
-def segmentation_to_mask(annotation: dict[str, Any], image_size: tuple[int, int]) -> np.ndarray:
-    """Return the "segmentation" of an annotation, of any kind, as (h, w) mask.
+def paint_segmentation(annotation: dict[str, Any], canvas: np.ndarray) -> None:
+    """Paint the "segmentation" of an annotation, of any kind, into an array of zeros.
+
+    Polygons are rasterised by COCO's rule, as run-length code, and painted like one: 0.2 ms for an
+    object of 200 pixels in an image of 800x1067, where decoding it in full takes 5.
+
+    Args:
+        annotation: with polygons, an RLE dict, or a mask (H, W).
+        canvas: (H, W) bool, all False.
 
     Raises:
-        ValueError: where its size is not `image_size`.
+        ValueError: where the segmentation has another size than `canvas`.
     """
-    from d2kit.structures.masks import polygons_to_bitmask
-
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, (list, tuple)):
         if len(segmentation) == 0:
-            return np.zeros(image_size, dtype=bool)
+            return
+        from pycocotools import mask as coco_mask
+
         polygons = [np.asarray(p, dtype=np.float64).reshape(-1) for p in segmentation]
-        return polygons_to_bitmask(polygons, *image_size)
-    mask = decode_rle(segmentation) if isinstance(segmentation, dict) else np.asarray(segmentation)
-    if mask.shape != tuple(image_size):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, *canvas.shape))
+    found = rle_size(segmentation) if isinstance(segmentation, dict) else segmentation.shape
+    if found != canvas.shape:
         raise ValueError(
-            f"segmentation of {name_of(annotation)}: expected a mask of {tuple(image_size)} (h, w)"
-            f", got {mask.shape}"
+            f"segmentation of {name_of(annotation)}: expected a mask of {canvas.shape} (h, w)"
+            f", got {found}"
         )
-    return mask
+    if isinstance(segmentation, dict):
+        paint_rle(segmentation, canvas)
+    else:
+        np.not_equal(segmentation, 0, out=canvas)

@@ -172,7 +172,8 @@ class DatasetMapper:
 def image_to_tensor(image: np.ndarray) -> torch.Tensor:
     """Convert an image to a contiguous tensor.
 
-    Three uint8 channels are separated by OpenCV: 0.4 ms at 800x1067 instead of numpy's 1.4.
+    Three uint8 channels are mirrored and separated by OpenCV, 1.5 to 1.9 ms at 800x1067 where
+    numpy takes 2.4 (numpy alone would copy a mirrored view in 7).
 
     Args:
         image: (H, W) or (H, W, C), of any strides.
@@ -182,10 +183,13 @@ def image_to_tensor(image: np.ndarray) -> torch.Tensor:
     """
     if image.ndim == 2:
         image = image[:, :, None]
-    if image.dtype != np.uint8 or image.shape[2] != 3 or image.size == 0:
+    in_order = image.shape[2] == 3 and image.strides[2] == 1
+    if image.dtype != np.uint8 or not in_order or image.size == 0:
         return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
     import cv2
 
+    if image.strides[1] < 0:
+        image = cv2.flip(image[:, ::-1], 1)
     planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
     cv2.split(np.ascontiguousarray(image), list(planes))
     return torch.from_numpy(planes)

@@ -104,9 +104,8 @@ def transform_proposals(
     if "proposal_boxes" not in dataset_dict:
         return
     given = np.asarray(dataset_dict.pop("proposal_boxes"), dtype=np.float64).reshape(-1, 4)
-    given = BoxMode.convert(
-        given, BoxMode(dataset_dict.pop("proposal_bbox_mode")), BoxMode.XYXY_ABS
-    )
+    mode = BoxMode(dataset_dict.pop("proposal_bbox_mode"))
+    given = np.asarray(BoxMode.convert(given, mode, BoxMode.XYXY_ABS))
     logits = np.asarray(dataset_dict.pop("proposal_objectness_logits"), dtype=np.float32)
     boxes = Boxes(torch.from_numpy(transforms.apply_box(given).astype(np.float32)))
     boxes.clip(image_shape)
@@ -142,8 +141,8 @@ def gen_crop_transform_with_instance(
         )
     if (crop > image).any():
         raise ValueError(f"crop {tuple(crop_size)} is larger than the image {tuple(image_size)}")
-    low = np.maximum(np.floor(center).astype(np.int64) - crop, 0)
-    high = np.minimum(image - crop, np.ceil(center).astype(np.int64))
+    low = np.maximum(np.ceil(center).astype(np.int64) - crop, 0)
+    high = np.minimum(image - crop, np.floor(center).astype(np.int64))
     top = int(np.random.randint(low[0], high[0] + 1))
     left = int(np.random.randint(low[1], high[1] + 1))
     return T.CropTransform(left, top, int(crop[1]), int(crop[0]))

@@ -116,7 +116,10 @@ class BitMasks:
 
     def nonempty(self) -> Tensor:
         """Tell which masks have at least one pixel, (R,) bool."""
-        return self.tensor.flatten(1).any(dim=1)
+        if self.tensor.numel() == 0:
+            return torch.zeros(len(self.tensor), dtype=torch.bool, device=self.tensor.device)
+        # torch's `any` over bool takes 12.5 ms for 20 masks of 800x1067, this 0.3
+        return self.tensor.flatten(1).view(torch.uint8).amax(dim=1).bool()
 
     @staticmethod
     def from_polygon_masks(

@@ -227,11 +227,11 @@ def test_from_config_with_keypoints_and_proposals():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize("channels", [None, 1, 3, 4])
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [slice(None), np.s_[:, ::-1], np.s_[::-1], np.s_[..., ::-1]])
 def test_image_to_tensor(dtype, channels, flip):
     shape = (5, 7) if channels is None else (5, 7, channels)
     image = np.random.default_rng(0).uniform(0, 255, shape).astype(dtype)
-    view = image[:, ::-1] if flip else image
+    view = image[flip]
     view.flags.writeable = False
     tensor = image_to_tensor(view)
     assert tensor.is_contiguous()

@@ -13,8 +13,16 @@ import d2kit.data.transforms as T  # noqa: N812
 from d2kit.config import get_cfg
 from d2kit.data import MetadataCatalog
 from d2kit.data import detection_utils as utils
-from d2kit.data._segmentation import decode_rle
-from d2kit.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
+from d2kit.data._segmentation import decode_rle, paint_segmentation
+from d2kit.structures import (
+    BitMasks,
+    Boxes,
+    BoxMode,
+    Instances,
+    Keypoints,
+    PolygonMasks,
+    polygons_to_bitmask,
+)
 
 H, W = 40, 60
 NAMES = ("nose", "left_eye", "right_eye")
@@ -35,7 +43,7 @@ def _rle(mask, kind="str"):
     return {**rle, "counts": rle["counts"].decode() if kind == "str" else rle["counts"]}
 
 
-def _annotation(segmentation="polygon", **fields):
+def _annotation(kind="polygon", **fields):
     kinds = {
         "polygon": [[10.0, 10, 30, 10, 30, 20, 10, 20]],
         "rle": _rle(_mask()),
@@ -47,7 +55,7 @@ def _annotation(segmentation="polygon", **fields):
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": 3,
         "iscrowd": 0,
-        "segmentation": kinds[segmentation],
+        "segmentation": kinds[kind],
         **fields,
     }
 
@@ -60,6 +68,17 @@ def test_rle_equals_pycocotools(seed, kind):
     decoded = decode_rle(_rle(mask, kind))
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, mask)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_painted_polygons_equal_the_structures_raster(seed):
+    rng = np.random.default_rng(seed)
+    h, w = rng.integers(1, 70, 2)
+    polygons = [np.round(rng.uniform(-20, 90, 2 * rng.integers(3, 9)), 1) for _ in range(2)]
+    annotation = {"segmentation": polygons}
+    canvas = np.zeros((h, w), dtype=bool)
+    paint_segmentation(annotation, canvas)
+    np.testing.assert_array_equal(canvas, polygons_to_bitmask(polygons, int(h), int(w)))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +101,7 @@ def test_rle_equals_pycocotools(seed, kind):
 def test_malformed_rle_is_refused(rle):
     with pytest.raises(ValueError, match="RLE"):
         decode_rle(rle)
-    annotation = _annotation(segmentation="polygon")
+    annotation = _annotation()
     annotation["segmentation"] = rle
     with pytest.raises(ValueError, match="annotation 7"):
         utils.transform_instance_annotations(annotation, T.NoOpTransform(), (H, W))
@@ -145,6 +164,8 @@ def test_boxes_stay_inside_after_a_crop(boxes, x0, y0):
         ({"bbox": [1, "x", 3, 4]}, "annotation 7"),
         ({"segmentation": [["a", "b"]]}, "annotation 7.*polygon"),
         ({"segmentation": [[1, 2, 3]]}, "annotation 7.*polygon"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "annotation 7.*finite"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 1e12]]}, "annotation 7.*1e\\+06"),
         ({"segmentation": 5}, "annotation 7.*int"),
         ({"segmentation": np.zeros((5, 5))}, r"annotation 7.*\(5, 5\).*\(40, 60\)"),
         ({"segmentation": _rle(np.ones((5, 6), np.uint8))}, r"annotation 7.*\(5, 6\)"),
@@ -242,6 +263,15 @@ def test_annotations_that_do_not_fit_are_refused(annotations, kwargs, message):
         utils.annotations_to_instances(annotations, (H, W), **kwargs)
 
 
+def test_bit_masks_beyond_the_limit_are_refused():
+    annotations = [_annotation("polygon")] * 1000
+    size = (3000, 3000)
+    instances = utils.annotations_to_instances(annotations, size, "polygon")
+    assert len(instances.gt_masks) == 1000
+    with pytest.raises(ValueError, match="1000 bit masks of 3000x3000.*polygons"):
+        utils.annotations_to_instances(annotations, size, "bitmask")
+
+
 def test_keypoints_become_instances():
     annotation = _annotation(keypoints=KEYPOINTS)
     instances = utils.annotations_to_instances([annotation, annotation], (H, W))
@@ -250,7 +280,7 @@ def test_keypoints_become_instances():
 
 
 def test_an_empty_polygon_list_is_an_empty_mask():
-    instances = utils.annotations_to_instances([_annotation(segmentation="rle")], (H, W))
+    instances = utils.annotations_to_instances([_annotation("rle")], (H, W))
     assert instances.gt_masks.nonempty().all()
     annotation = _annotation()
     annotation["segmentation"] = []

@@ -196,6 +196,7 @@ def test_large_files_are_refused(tmp_path, monkeypatch, rgb):
         utils.read_image(path)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_counts_as_none(tmp_path, rgb):
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\x01")
