@@ -79,8 +79,10 @@ def detector_postprocess(
                 output.get(name), int(output_height), int(output_width), mask_threshold
             ).tensor
     if output.has("pred_keypoints"):
-        scale = output.pred_keypoints.new_tensor((scale_x, scale_y, 1.0))
-        output.pred_keypoints = output.pred_keypoints * scale
+        keypoints = output.pred_keypoints.clone()
+        keypoints[..., 0] *= scale_x
+        keypoints[..., 1] *= scale_y
+        output.pred_keypoints = keypoints
     return output
 
 

@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from d2kit.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from d2kit.modeling.postprocessing import (
+    detector_postprocess,
+    roi_masks_kept,
+    sem_seg_postprocess,
+)
 from d2kit.structures import Boxes, Instances, ROIMasks
 
 
@@ -48,6 +52,13 @@ def test_masks_may_stay_small():
     pasted = detector_postprocess(detections(), 40, 120).pred_masks
     later = out.pred_masks.to_bitmasks(out.pred_boxes.tensor, 40, 120, 0.5).tensor
     assert torch.equal(later, pasted)
+
+
+def test_callers_may_keep_masks_small_for_a_while():
+    with roi_masks_kept():
+        assert isinstance(detector_postprocess(detections(), 40, 120).pred_masks, ROIMasks)
+        pasted = detector_postprocess(detections(), 40, 120, paste_masks=True).pred_masks
+    assert torch.equal(detector_postprocess(detections(), 40, 120).pred_masks, pasted)
 
 
 def test_the_input_is_not_changed():

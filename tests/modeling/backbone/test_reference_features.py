@@ -41,7 +41,7 @@ def check(features: dict[str, torch.Tensor], name: str) -> None:
         x = feature.double().numpy()
         std = float(reference[f"feature.{level}.std"])
         assert x.mean() == pytest.approx(float(reference[f"feature.{level}.mean"]), abs=1e-4 * std)
-        assert x.std() == pytest.approx(std, rel=1e-4)
+        assert x.std(ddof=1) == pytest.approx(std, rel=1e-4)
         expected = reference[f"feature.{level}.slice"]
         np.testing.assert_allclose(x[:, :4, :3, :3], expected, rtol=1e-4, atol=1e-4 * std)
 
