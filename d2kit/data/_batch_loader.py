@@ -146,7 +146,7 @@ def _map_style(
     """Return the loader of a map-style dataset."""
     options.setdefault("worker_init_fn", worker_init_reset_seed)
     collate = collate or trivial_batch_collator
-    samples = SeededDataset(dataset, seed)
+    samples = SeededDataset(dataset, seed, options["num_workers"])
     groups = getattr(dataset, "aspect_groups", None) if grouping else None
     if grouping and groups is None:
         singles = plan_batches(sampler, 1, None, drop_last=False)

@@ -5,7 +5,6 @@ do not depend on the number of processes, and no image is opened to find the pla
 """
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,11 +100,8 @@ class GlobalBatches(Sampler[list[Pair]]):
         self.position_step = position_step
         self.position_offset = position_offset
         self.drop_last = drop_last
-        self.handed_out: deque[list[Pair]] = deque()
-        """Batches that were given to the loader and not yet received; the loader removes them."""
 
     def __iter__(self) -> Iterator[list[Pair]]:
-        self.handed_out.clear()
         share = self.batch_size // self.world_size
         mine = slice(self.rank * share, (self.rank + 1) * share)
         skip = self.start
@@ -115,7 +111,6 @@ class GlobalBatches(Sampler[list[Pair]]):
                     zip(indices[i][mine].tolist(), positions[i][mine].tolist(), strict=True)
                 )
                 if batch:
-                    self.handed_out.append(batch)
                     yield batch
             skip = max(skip - len(indices), 0)
 

@@ -1,6 +1,8 @@
 """The training loader: seeded samples in global batches, from any batch on."""
 
-import itertools
+import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,8 @@ from d2kit.utils.env import derive_seed, rng_scope, seed_all_rng
 
 __all__ = ["GroupedSamples", "IterableLoader", "SeededDataset", "TrainLoader", "WorkerSeed"]
 
+NOTHING = -1
+
 SAMPLE_SEED_SALT = 1
 """Keeps the seed that travels with a sample apart from the one its mapper ran under."""
 
@@ -23,11 +27,14 @@ class SeededDataset(torchdata.Dataset[Any]):
     Args:
         dataset: map-style; may draw from `random`, `numpy.random` and torch's CPU generator.
         seed: of the run.
+        num_workers: of the loader.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
+    def __init__(self, dataset: Any, seed: int, num_workers: int = 0) -> None:
         self.dataset = dataset
         self.seed = seed
+        # Shared memory, so that the main process can say what a dead worker was working on.
+        self._in_work = torch.full((num_workers,), NOTHING, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -35,17 +42,26 @@ class SeededDataset(torchdata.Dataset[Any]):
     def __getitem__(self, place: tuple[int, int]) -> Any:
         """Return the sample for (index, position), with `sample_seed` where it is a dictionary."""
         index, position = place
+        worker = torchdata.get_worker_info()
+        if worker is not None:
+            self._in_work[worker.id] = index
         with rng_scope(self.seed, position):
             sample = self.dataset[index]
+        if worker is not None:
+            self._in_work[worker.id] = NOTHING
         if isinstance(sample, dict):
             seed = derive_seed(self.seed, position, SAMPLE_SEED_SALT)
             sample = {**sample, "sample_seed": seed}
         return sample
 
-    def name_of(self, index: int) -> str:
-        """Say which image record `index` is about."""
-        record = self.dataset.record(index) if isinstance(self.dataset, MapDataset) else None
-        return f"record {index}, {describe_record(record)}"
+    def names_in_work(self) -> list[str]:
+        """Say which images the workers are working on, a dead one included."""
+        indices = [index for index in self._in_work.tolist() if index != NOTHING]
+        mapped = isinstance(self.dataset, MapDataset)
+        return [
+            f"record {i}, {describe_record(self.dataset.record(i) if mapped else None)}"
+            for i in indices
+        ]
 
 
 class WorkerSeed:
@@ -104,29 +120,43 @@ class TrainLoader(torchdata.DataLoader[Any]):
         self.batches.start = number
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield batches, `start_batch` first."""
-        batches = super().__iter__()
-        in_work = self.batches.handed_out
+        """Yield batches, `start_batch` first.
+
+        Raises:
+            RuntimeError: a worker died or raised; the message names the image.
+        """
+        with _without_child_signals():
+            batches = super().__iter__()
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "DataLoader worker" in str(error) and "Caught" not in str(error):
-                    raise RuntimeError(self._obituary(error)) from error
-                raise
-            if in_work:
-                in_work.popleft()
+                if "exited unexpectedly" not in str(error):
+                    raise
+                names = "; ".join(self.samples.names_in_work()) or "nothing"
+                raise RuntimeError(
+                    f"{error}: it was killed, perhaps because the memory is full. In work: {names}"
+                ) from error
             yield batch
 
-    def _obituary(self, error: RuntimeError) -> str:
-        """Say on which images the workers were when one of them died."""
-        places = itertools.chain.from_iterable(
-            itertools.islice(self.batches.handed_out, max(self.num_workers, 1))
-        )
-        names = "; ".join(self.samples.name_of(index) for index, _ in itertools.islice(places, 32))
-        return f"{error} (a data worker died; the memory may be full). In work were: {names}"
+
+@contextlib.contextmanager
+def _without_child_signals() -> Iterator[None]:
+    """Undo what starting workers does to SIGCHLD.
+
+    torch's handler raises wherever the main thread happens to be, in the middle of a training step
+    for example. Without it the death of a worker is seen, within 5 s, where its batch is awaited.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 
 class _OnlyFromTheStart:

@@ -138,7 +138,7 @@ def check_image_files(dataset_name: str, dataset_dicts: Sequence[Record]) -> Non
         if isinstance(path, str) and "://" not in path and (has_folder or os.path.isabs(path)):
             folder, name = os.path.split(path)
             folders[folder].add(name)
-    missing = []
+    missing: list[str] = []
     for folder, names in folders.items():
         absent = _absent(folder, names)
         missing.extend(os.path.join(folder, name) for name in absent)

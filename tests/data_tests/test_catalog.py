@@ -1,20 +1,21 @@
 import copy
+import importlib
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from d2kit.data import catalog
 from d2kit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog, register_on_use
+from d2kit.data.datasets import builtin
 
 
 @pytest.fixture
 def name():
     yield "zz_catalog_test"
-    for catalog in (DatasetCatalog, MetadataCatalog):
+    for table in (DatasetCatalog, MetadataCatalog):
         for key in ("zz_catalog_test", "zz_lazy"):
-            catalog.data.pop(key, None)
+            table.data.pop(key, None)
 
 
 def test_register_get_list_remove(name):
@@ -93,12 +94,16 @@ def test_lazy_registration_happens_once_on_use(name, touch):
     assert calls == ["zz_lazy"]
 
 
-def test_import_registers_nothing():
-    code = (
-        "from d2kit.data.catalog import DatasetCatalog, MetadataCatalog as M;"
-        "assert not DatasetCatalog.data and not M.data;"
-        "assert len(M.get('coco_2017_val').thing_classes) == 80;"
-        "assert list(DatasetCatalog.data) == ['coco_2017_val'];"
-        "assert 'coco_2017_train' in DatasetCatalog.list()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_import_registers_nothing(monkeypatch):
+    monkeypatch.setattr(catalog, "_PENDING", {})
+    monkeypatch.setattr(DatasetCatalog, "data", {})
+    monkeypatch.setattr(MetadataCatalog, "data", {})
+    importlib.reload(builtin)
+    assert not DatasetCatalog.data
+    assert not MetadataCatalog.data
+    assert len(MetadataCatalog.get("coco_2017_val").thing_classes) == 80
+    assert list(DatasetCatalog.data) == ["coco_2017_val"]
+    assert "coco_2017_train" in DatasetCatalog.list()
+    assert len(DatasetCatalog.list()) == 16
+    with pytest.raises(ValueError, match="already registered"):
+        DatasetCatalog.register("coco_2017_val", list)

@@ -85,9 +85,9 @@ def test_shares_of_processes_interleave_to_the_stream(name, world_size, monkeypa
 
 
 def test_stream_far_into_a_large_dataset_is_fast():
-    begin = time.perf_counter()
+    begin = time.process_time()
     first(TrainingSampler(118_000, seed=0).stream(1_440_000), 16)
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 1.0
 
 
 def test_subset_is_fixed_and_of_the_right_size():

@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 
 import pytest
 from pycocotools import mask as mask_util
@@ -213,8 +214,6 @@ def test_speed_of_a_large_file(write_coco, tmp_path):
     content["annotations"] = [{**sound, "id": i} for i in range(20_000)]
     path = tmp_path / "large.json"
     path.write_text(json.dumps(content))
-    import time
-
-    begin = time.perf_counter()
+    begin = time.process_time()
     load_coco_json(path, "")
-    assert time.perf_counter() - begin < 4  # measured: see BENCHMARKS.md
+    assert time.process_time() - begin < 2  # about 0.1 s of one core
