@@ -17,7 +17,7 @@ Norm = str | Callable[[int], nn.Module]
 
 
 class ASPP(nn.Module):
-    """One 1x1 and three dilated 3x3 convolutions beside a pooled branch, joined by a 1x1 convolution.
+    """A 1x1 and three dilated 3x3 convolutions beside a pooled branch, joined by a 1x1 one.
 
     Args:
         in_channels: channels of the input.
@@ -25,7 +25,7 @@ class ASPP(nn.Module):
         dilations: three dilations of the 3x3 convolutions, in pixels.
         norm: norm of the convolutions, as of `get_norm`.
         activation: activation of the convolutions.
-        pool_kernel_size: (height, width) in pixels of the average pooling; None pools the whole map.
+        pool_kernel_size: (height, width) in pixels of the average pooling; None pools all.
         dropout: probability of zeroing an output in training.
         use_depthwise_separable_conv: whether the 3x3 convolutions are depthwise separable.
 
@@ -84,7 +84,7 @@ class ASPP(nn.Module):
                 if use_depthwise_separable_conv
                 else conv(in_channels, 3, dilation)
             )
-        # a batch norm over one pixel per image has nothing to normalise: no norm after global pooling
+        # a batch norm over one pixel per image has nothing to normalise
         pool = nn.AvgPool2d(pool_kernel_size, 1) if pool_kernel_size else nn.AdaptiveAvgPool2d(1)
         pooled = conv(in_channels, 1, 1, use_norm=pool_kernel_size is not None)
         self.convs.append(nn.Sequential(pool, pooled))

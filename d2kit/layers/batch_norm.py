@@ -49,7 +49,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features) - eps)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Return (scale, shift), each (C,), with ``forward(x) == x * scale + shift`` per channel."""
+        """Return (scale, shift), each (C,): ``forward(x)`` is ``x * scale + shift`` per channel."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 

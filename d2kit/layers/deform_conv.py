@@ -1,7 +1,6 @@
 """Deformable convolutions on torchvision's operator, on any device."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,15 +138,48 @@ class ModulatedDeformConv(_DeformableConv):
     """A deformable convolution whose taps are also weighted per position.
 
     Args:
-        *args: as of `DeformConv`.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: in pixels.
+        stride: in pixels.
+        padding: in pixels.
+        dilation: in pixels.
+        groups: groups of channels of the convolution.
+        deformable_groups: groups of channels that share offsets and weights of taps.
         bias: whether to add a learnt bias.
-        **kwargs: as of `DeformConv`.
+        norm: a module applied to the output, or None.
+        activation: a function applied last, or None.
 
     Source: Zhu et al., Deformable ConvNets v2 (2019).
     """
 
-    def __init__(self, *args: Any, bias: bool = True, **kwargs: Any) -> None:
-        super().__init__(*args, bias=bias, **kwargs)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        deformable_groups: int = 1,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            deformable_groups,
+            bias,
+            norm,
+            activation,
+        )
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         """Convolve.

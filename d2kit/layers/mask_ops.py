@@ -21,8 +21,8 @@ def paste_masks_in_image(
 ) -> Tensor:
     """Resample the mask of each box to the pixels of the image, bilinearly.
 
-    Outside the box, grown by one pixel, the result is 0. Mask values are taken at the centres of the
-    cells into which they divide their box.
+    Outside the box, grown by one pixel, the result is 0. Mask values belong to the centres of the
+    cells into which the mask divides its box.
 
     Args:
         masks: (R, M, M) float, probabilities in [0, 1].
@@ -123,7 +123,7 @@ def _weights(low: Tensor, high: Tensor, size: int, cells: int) -> Tensor:
         cells: M.
 
     Returns:
-        (R, S, M): the weight of each cell at each pixel centre; 0 more than a pixel outside the box.
+        (R, S, M): weights of cells at pixel centres; 0 more than a pixel outside the box.
     """
     pixel = torch.arange(size, device=low.device, dtype=torch.float32)
     start, end = low.floor()[:, None] - 1, high.ceil()[:, None] + 1
@@ -206,9 +206,9 @@ def _run_lengths(
 def _compress(runs: Sequence[np.ndarray]) -> list[bytes]:
     """Write run lengths in COCO's compressed form.
 
-    From the fourth on, a number is the difference from the one two before. Each is written in groups
-    of 5 bits, lowest first, as characters from "0" on; bit 5 says that another group follows, and
-    the last group carries the sign.
+    From the fourth on, a number is the difference from the one two before. Each is written in
+    groups of 5 bits, lowest first, as characters from "0" on; bit 5 says that another group
+    follows, and the last group carries the sign.
 
     Args:
         runs: per mask, (L,) int64 lengths.

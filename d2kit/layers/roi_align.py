@@ -1,12 +1,67 @@
 """RoIAlign, fast on the CPU too."""
 
+from collections.abc import Sequence
+
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from d2kit.layers._roi_align_cpu import roi_align_cpu
 
 __all__ = ["ROIAlign", "roi_align"]
 
-roi_align = torchvision.ops.roi_align
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Pool each RoI to a grid of bins by averaging bilinear samples.
+
+    Boxes keep their precision where the feature map is half or bfloat16.
+
+    Args:
+        input: (N, C, H, W) feature map; on the CPU, channels_last is fastest.
+        boxes: (R, 5): index of the image, then XYXY in pixels of the image; or N tensors (R_i, 4).
+        output_size: P, or (height, width) of the output in bins.
+        spatial_scale: pixels of the feature map per pixel of the boxes.
+        sampling_ratio: samples per bin and axis; 0 or less takes one per pixel of the feature map.
+        aligned: whether pixel centres lie at half-integer coordinates, as they do in d2kit.
+
+    Returns:
+        (R, C, height, width) of the dtype of `input`.
+
+    Raises:
+        ValueError: if the shapes are others.
+
+    Source: He et al., Mask R-CNN (2017), section 3.
+    """
+    rois = boxes if isinstance(boxes, Tensor) else _with_image_index(boxes)
+    if input.dim() != 4 or rois.dim() != 2 or rois.shape[1] != 5:
+        raise ValueError(
+            "roi_align: expected a feature map (N, C, H, W) and boxes (R, 5), "
+            f"got {tuple(input.shape)} and {tuple(rois.shape)}"
+        )
+    size = _pair(output_size)
+    symbolic = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if input.device.type == "cpu" and not symbolic:
+        return roi_align_cpu(input, rois, size, spatial_scale, sampling_ratio, aligned)
+    exact = input if input.dtype == torch.float64 else input.float()
+    pooled = torchvision.ops.roi_align(
+        exact, rois.to(exact.dtype), size, spatial_scale, sampling_ratio, aligned
+    )
+    return pooled.to(input.dtype)
+
+
+def _with_image_index(boxes: Sequence[Tensor]) -> Tensor:
+    """Return boxes of N images, (R_i, 4) each, as (R, 5) with the index of the image."""
+    return torch.cat(
+        [torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)]
+    )
 
 
 class ROIAlign(nn.Module):
@@ -16,7 +71,7 @@ class ROIAlign(nn.Module):
         output_size: P, or (height, width) of the output in bins.
         spatial_scale: pixels of the feature map per pixel of the boxes.
         sampling_ratio: samples per bin and axis; 0 takes one per pixel of the feature map.
-        aligned: whether pixel centres lie at half-integer coordinates (as they do in d2kit).
+        aligned: whether pixel centres lie at half-integer coordinates, as they do in d2kit.
 
     Source: He et al., Mask R-CNN (2017), section 3.
     """
@@ -46,7 +101,7 @@ class ROIAlign(nn.Module):
         """
         return roi_align(
             input,
-            rois.to(input.dtype),
+            rois,
             self.output_size,
             self.spatial_scale,
             self.sampling_ratio,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from d2kit.layers.rotated_boxes import pairwise_iou_rotated
-from d2kit.structures.boxes import Boxes
+from d2kit.structures.boxes import Boxes, BoxMode
 
 __all__ = ["RotatedBoxes", "pairwise_iou"]
 
@@ -20,8 +20,8 @@ class RotatedBoxes(Boxes):
     """R rotated boxes as one tensor.
 
     Args:
-        tensor: (R, 5): centre x and y, width, height in absolute pixels, and the angle in degrees by
-            which the box is turned counter-clockwise as seen in the image; becomes float32.
+        tensor: (R, 5): centre x and y, width, height in absolute pixels, and the angle in degrees
+            by which the box is turned counter-clockwise as seen in the image; becomes float32.
 
     Raises:
         ValueError: if the shape is not (R, 5).
@@ -90,16 +90,15 @@ class RotatedBoxes(Boxes):
         return f"RotatedBoxes({self.tensor})"
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
-        """Tell which centres lie inside the reference box, (R,) bool.
+        """Tell which boxes lie inside the reference box with all corners, (R,) bool.
 
         Args:
             box_size: (height, width) of the reference box, whose corner is at (0, 0).
-            boundary_threshold: pixels by which a centre may lie outside.
+            boundary_threshold: pixels by which a box may stick out.
         """
-        height, width = box_size
-        x, y = self.tensor[:, 0], self.tensor[:, 1]
-        low, t = -boundary_threshold, boundary_threshold
-        return (x >= low) & (y >= low) & (x < width + t) & (y < height + t)
+        bounds = BoxMode.convert(self.tensor, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+        assert isinstance(bounds, Tensor)
+        return Boxes(bounds).inside_box(box_size, boundary_threshold)
 
     def get_centers(self) -> Tensor:
         """Return the centres, (R, 2) as x, y."""
@@ -108,8 +107,8 @@ class RotatedBoxes(Boxes):
     def scale(self, scale_x: float, scale_y: float) -> None:
         """Scale the image's axes, in place.
 
-        A turned rectangle becomes a parallelogram under unequal factors; the result is the rectangle
-        whose sides have the lengths of that parallelogram's and whose height axis has its direction.
+        A turned rectangle becomes a parallelogram under unequal factors; the result is the
+        rectangle with the side lengths of that parallelogram and the direction of its height axis.
         """
         angle = self.tensor[:, 4] * _RADIANS
         cos, sin = angle.cos(), angle.sin()
@@ -123,9 +122,7 @@ class RotatedBoxes(Boxes):
     def cat(cls, boxes_list: Sequence["RotatedBoxes"]) -> "RotatedBoxes":  # type: ignore[override]
         """Concatenate; an empty list gives no boxes on the CPU."""
         if not isinstance(boxes_list, list | tuple):
-            raise TypeError(
-                f"RotatedBoxes.cat: expected a list of RotatedBoxes, got {type(boxes_list).__name__}"
-            )
+            raise TypeError(f"RotatedBoxes.cat: expected a list, got {type(boxes_list).__name__}")
         if not boxes_list:
             return cls(torch.empty(0, 5))
         return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
