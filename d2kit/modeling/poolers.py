@@ -160,14 +160,34 @@ class ROIPooler(nn.Module):
         order = levels.argsort(stable=True)
         each = torch.arange(len(x), device=levels.device)
         counts = (levels[:, None] == each).sum(dim=0).tolist()
+        places: list[Tensor] = []
         pooled: list[Tensor] = []
-        for pooler, feature, part in zip(
-            self.level_poolers, x, rois[order].split(counts), strict=True
-        ):
+        for pooler, feature, place in zip(self.level_poolers, x, order.split(counts), strict=True):
             # In training an unused level stays in the graph (its gradient is 0, not missing),
             # which DistributedDataParallel needs.
-            if len(part) or feature.requires_grad or not pooled:
-                pooled.append(pooler(feature, part))
-        if len(pooled) == 1:  # all boxes are on one level, and a stable sort left their order
-            return pooled[0]
-        return torch.cat(pooled)[order.argsort()]
+            if len(place) or feature.requires_grad:
+                places.append(place)
+                pooled.append(pooler(feature, rois[place]))
+        if not pooled:  # no box at all
+            return self.level_poolers[0](x[0], rois)
+        return _in_original_order(pooled, places)
+
+
+def _in_original_order(parts: list[Tensor], places: list[Tensor]) -> Tensor:
+    """Join `parts` (R_i, C, P, P), whose rows belong at `places` (R_i,) of the result."""
+    if len(parts) == 1:  # all boxes are on one level, and a stable sort left their order
+        return parts[0]
+    first = parts[0]
+    if any(part.requires_grad for part in parts):
+        return torch.cat(parts)[torch.cat(places).argsort()]
+    # One copy instead of two (1000 boxes, 256 x 7 x 7: 67 ms instead of 155 on 2 busy cores).
+    channels_last = first.is_contiguous(memory_format=torch.channels_last)
+    joined = torch.empty(
+        (sum(map(len, parts)), *first.shape[1:]),
+        dtype=first.dtype,
+        device=first.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+    for place, part in zip(places, parts, strict=True):
+        joined[place] = part
+    return joined

@@ -1,9 +1,20 @@
 """The two weight fills of the R-CNN family."""
 
-from torch import nn
+from typing import Any, Protocol
+
+from torch import Tensor, nn
 
 
-def msra_fill(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
+class _HasWeight(Protocol):
+    """A convolution (plain, transposed, deformable) or linear layer."""
+
+    weight: Any
+
+    @property
+    def bias(self) -> Tensor | None: ...
+
+
+def msra_fill(module: _HasWeight) -> None:
     """Draw the weight of `module` from a normal of variance 2 / fan-out and zero its bias.
 
     Args:
@@ -16,7 +27,7 @@ def msra_fill(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
         nn.init.zeros_(module.bias)
 
 
-def xavier_fill(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
+def xavier_fill(module: _HasWeight) -> None:
     """Draw the weight of `module` from a uniform of variance 1 / fan-in and zero its bias.
 
     Args:
