@@ -8,28 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.modeling.train_in_processes import train
+
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 20
 
 
-def run(rank: int, world: int, folder: Path) -> subprocess.Popen:
+def start(rank: int, world: int, folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.modeling.train_in_processes"]
     return subprocess.Popen(
         [*command, str(rank), str(world), str(STEPS), str(folder)], cwd=REPOSITORY
     )
 
 
-def curves(world: int, folder: Path) -> list[dict[str, list[float]]]:
-    folder.mkdir()
-    processes = [run(rank, world, folder) for rank in range(world)]
-    assert [p.wait(timeout=120) for p in processes] == [0] * world
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    return curves(1, folder / "one")[0], curves(2, folder / "two")
+    processes = [start(rank, 2, folder) for rank in range(2)]
+    alone = train(0, 1, STEPS, folder)
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    return alone, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 def test_mean_of_two_processes_is_the_loss_of_one(runs):

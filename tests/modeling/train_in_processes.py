@@ -15,10 +15,10 @@ BATCH = 4
 OBJECTS = (0, 3, 1, 5)  # the two halves have different counts of foreground
 
 
-def main(rank: int, world: int, steps: int, folder: Path) -> None:
-    torch.set_num_threads(1)
+def train(rank: int, world: int, steps: int, folder: Path) -> dict[str, list[float]]:
+    """Train and return name of the loss -> its value at each step."""
     torch.manual_seed(0)
-    model = build_model(tiny_config("SOLVER.BASE_LR", 0.02))
+    model = build_model(tiny_config())
     torch.manual_seed(rank)  # what is drawn later must not depend on it
     if world > 1:
         store = dist.FileStore(str(folder / "store"), world)
@@ -37,10 +37,13 @@ def main(rank: int, world: int, steps: int, folder: Path) -> None:
         optimizer.step()
         for name, value in losses.items():
             curves.setdefault(name, []).append(value.item())
-    (folder / f"{rank}.json").write_text(json.dumps(curves))
     if world > 1:
         dist.destroy_process_group()
+    return curves
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    torch.set_num_threads(1)
+    own_rank, place = int(sys.argv[1]), Path(sys.argv[4])
+    result = train(own_rank, int(sys.argv[2]), int(sys.argv[3]), place)
+    (place / f"{own_rank}.json").write_text(json.dumps(result))

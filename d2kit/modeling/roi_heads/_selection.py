@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from d2kit.modeling._metrics import put_scalars
-from d2kit.structures import Instances
+from d2kit.modeling.roi_heads._sampled_masks import SampledBitMasks
+from d2kit.structures import BitMasks, Instances
 
 
 def select_foreground_proposals(
@@ -63,7 +64,11 @@ def attach_targets(proposals: Instances, targets: Instances, matched: Tensor) ->
     if len(targets) == 0:
         return
     for name, value in targets.get_fields().items():
-        if name.startswith("gt_") and not proposals.has(name):
+        if not name.startswith("gt_") or proposals.has(name):
+            continue
+        if type(value) is BitMasks:
+            proposals.set(name, SampledBitMasks(value.tensor, matched))
+        else:
             proposals.set(name, value[matched])
 
 

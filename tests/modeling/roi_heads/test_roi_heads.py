@@ -3,9 +3,10 @@ import torch
 
 from d2kit.modeling import build_roi_heads
 from d2kit.modeling.roi_heads import select_foreground_proposals
+from d2kit.modeling.roi_heads._sampled_masks import SampledBitMasks
 from d2kit.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
 from d2kit.modeling.sampling import per_image_seeds
-from d2kit.structures import Boxes, ImageList, Instances, Keypoints
+from d2kit.structures import BitMasks, Boxes, ImageList, Instances, Keypoints
 from d2kit.utils.events import EventStorage
 from tests.modeling.tiny import CHANNELS, TinyBackbone, tiny_config, tiny_input
 
@@ -92,6 +93,40 @@ def test_sampling_labels_and_targets():
 def _iou(a, b):
     inter = (torch.min(a[2:], b[2:]) - torch.max(a[:2], b[:2])).clamp(min=0).prod()
     return inter / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inter)
+
+
+@pytest.mark.parametrize("picked", [[], [1], [0, 1, 1, 0, 2]])
+def test_sampled_bitmaps_equal_copied_ones(picked):
+    rng = torch.Generator().manual_seed(0)
+    masks = BitMasks(torch.rand(3, 20, 24, generator=rng) > 0.5)
+    index = torch.tensor(picked, dtype=torch.int64)
+    shared, copied = SampledBitMasks(masks.tensor, index), masks[index]
+    corner = torch.rand(len(picked), 2, generator=rng) * 10
+    boxes = torch.cat([corner, corner + 8], dim=1)
+    for a, b in ((shared, copied), (shared[1:], copied[1:]), (shared.to("cpu"), copied)):
+        assert len(a) == len(b)
+        assert a.image_size == b.image_size
+        assert torch.equal(a.tensor, b.tensor)
+        wanted = b.crop_and_resize(boxes[-len(b) :] if len(b) else boxes[:0], 7)
+        assert torch.equal(a.crop_and_resize(boxes[-len(a) :] if len(a) else boxes[:0], 7), wanted)
+    if picked:
+        assert torch.equal(shared[0].tensor, copied[0].tensor)
+    with pytest.raises(ValueError, match="boxes"):
+        shared.crop_and_resize(torch.zeros(9, 4), 7)
+
+
+def test_bitmaps_of_the_ground_truth_are_not_copied():
+    target = tiny_input(0, 3)["instances"]
+    target.gt_masks = BitMasks.from_polygon_masks(target.gt_masks, *SIZE)
+    (sampled,) = heads().label_and_sample_proposals([random_proposals(50)], [target])
+    assert sampled.gt_masks.source.data_ptr() == target.gt_masks.tensor.data_ptr()
+    _, losses = run_one(heads(), target)
+    assert losses["loss_mask"] > 0
+
+
+def run_one(module, target):
+    images = ImageList(torch.zeros(1, 3, *SIZE), [SIZE])
+    return module(images, features(1), [random_proposals(50)], [target])
 
 
 def test_sampling_depends_on_the_seed_of_the_image_alone():
