@@ -45,21 +45,38 @@ def load_ground_truth(json_file: str, use_fast_impl: bool) -> Any:
             raise ValueError(f"{json_file} is not a COCO annotation file: {error}") from error
 
 
-def _load_detections(coco_gt: Any, coco_results: Sequence[Mapping[str, Any]]) -> Any:
-    """Load results (possibly none) beside the ground truth they belong to, on its backend."""
+def _load_detections(coco_gt: Any, coco_results: list[dict[str, Any]]) -> Any:
+    """Load results (possibly none) beside the ground truth they belong to, on its backend.
+
+    The dicts may be written into.
+    """
     import hotcoco
 
     if isinstance(coco_gt, hotcoco.COCO):
-        return coco_gt.load_res([dict(result) for result in coco_results])
+        return coco_gt.load_res(coco_results)
     from pycocotools.coco import COCO
 
     with contextlib.redirect_stdout(io.StringIO()):
-        if coco_results:  # loadRes writes into the dicts: they are copied
-            return coco_gt.loadRes([dict(result) for result in coco_results])
+        if coco_results:
+            return coco_gt.loadRes(coco_results)
         empty = COCO()
         empty.dataset = {**coco_gt.dataset, "annotations": []}
         empty.createIndex()
         return empty
+
+
+def _of_task(results: Sequence[Mapping[str, Any]], iou_type: str) -> list[dict[str, Any]]:
+    """Copy results with the keys of one task only: what is not passed need not be converted.
+
+    Without the box, COCO takes an object's area from its mask.
+    """
+    keys = {
+        "bbox": ("bbox",),
+        "segm": ("segmentation",),
+        "keypoints": ("bbox", "keypoints"),
+    }[iou_type]
+    keys = ("image_id", "category_id", "score", *keys)
+    return [{key: result[key] for key in keys if key in result} for result in results]
 
 
 def _detection_limits(max_dets_per_image: int | Sequence[int] | None) -> list[int]:
@@ -122,8 +139,7 @@ def _evaluate_predictions_on_coco(
     Returns:
         The evaluation after ``evaluate``, ``accumulate`` and ``summarize``.
     """
-    if iou_type == "segm":  # without the box, COCO takes an object's area from its mask
-        coco_results = [{k: v for k, v in r.items() if k != "bbox"} for r in coco_results]
+    coco_results = _of_task(coco_results, iou_type)
     if cocoeval_fn is None:
         if use_fast_impl:
             cocoeval_fn = COCOeval_opt

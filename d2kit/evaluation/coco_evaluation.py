@@ -130,6 +130,11 @@ class COCOEvaluator(DatasetEvaluator):
         convert_to_coco_json(dataset_name, path, allow_cached=allow_cached)
         return path
 
+    @property
+    def accepts_roi_masks(self) -> bool:
+        """True, unless a subclass has its own `process`, which may count on full-size masks."""
+        return type(self).process is COCOEvaluator.process
+
     def reset(self) -> None:
         """Forget all predictions."""
         self._predictions: list[dict[str, Any]] = []

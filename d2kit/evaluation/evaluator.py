@@ -28,6 +28,11 @@ class DatasetEvaluator:
     `inference_on_dataset` calls `reset` once, `process` per batch, `evaluate` at the end.
     """
 
+    @property
+    def accepts_roi_masks(self) -> bool:
+        """Whether `process` takes `ROIMasks`, so that no full-size masks need be made for it."""
+        return False
+
     def reset(self) -> None:
         """Forget everything; called before a new round of evaluation."""
 
@@ -57,6 +62,11 @@ class DatasetEvaluators(DatasetEvaluator):
     def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
         super().__init__()
         self._evaluators = list(evaluators)
+
+    @property
+    def accepts_roi_masks(self) -> bool:
+        """Whether all evaluators take `ROIMasks`."""
+        return all(evaluator.accepts_roi_masks for evaluator in self._evaluators)
 
     def reset(self) -> None:
         """Reset every evaluator."""
@@ -179,6 +189,10 @@ def inference_on_dataset(
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
             stack.enter_context(inference_context(model))
+        if evaluator.accepts_roi_masks:
+            from d2kit.modeling.postprocessing import roi_masks_kept  # results need no models
+
+            stack.enter_context(roi_masks_kept())
         stack.enter_context(torch.no_grad())
         _run_batches(model, data_loader, evaluator, callbacks, watch, total)
     logger.info(

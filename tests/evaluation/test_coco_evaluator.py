@@ -8,7 +8,7 @@ import torch
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
 from d2kit.evaluation import COCOEvaluator
 from d2kit.evaluation.coco_evaluation import _evaluate_predictions_on_coco
-from d2kit.structures import Boxes, Instances
+from d2kit.structures import Boxes, BoxMode, Instances
 from tests.evaluation.synthetic import HEIGHT, WIDTH, dataset
 
 NAME = "d2kit_test_evaluation"
@@ -225,3 +225,34 @@ def test_proposals(registered):
     assert set(got["box_proposals"]) == expected
     assert set(got["box_proposals"].values()) == {100.0}
     assert (folder / "out/box_proposals.pkl").exists()
+
+
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_dataset_without_json_file(tmp_path, with_folder):
+    name = f"{NAME}_plain_{with_folder}"
+    square = [[10, 10, 50, 10, 50, 60, 10, 60]]
+    annotation = {
+        "bbox": [10, 10, 40, 50],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "segmentation": square,
+    }
+    record = {"file_name": "a.jpg", "image_id": 5, "height": HEIGHT, "width": WIDTH}
+    DatasetCatalog.register(name, lambda: [{**record, "annotations": [annotation]}])
+    MetadataCatalog.get(name).thing_classes = ["square", "circle"]
+    try:
+        folder = str(tmp_path / "out") if with_folder else None
+        evaluator = COCOEvaluator(name, output_dir=folder)
+        found = Instances(
+            (HEIGHT, WIDTH),
+            pred_boxes=Boxes(torch.tensor([[10.0, 10, 50, 60]])),
+            scores=torch.tensor([0.9]),
+            pred_classes=torch.tensor([0]),
+        )
+        got = run(evaluator, [{"image_id": 5}], [{"instances": found}])
+        assert got["bbox"]["AP"] == pytest.approx(100)
+        assert got["bbox"]["AP-square"] == pytest.approx(100)
+        assert math.isnan(got["bbox"]["AP-circle"])
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -8,6 +8,8 @@ from d2kit.evaluation import (
     inference_context,
     inference_on_dataset,
 )
+from d2kit.modeling.postprocessing import detector_postprocess
+from d2kit.structures import Boxes, Instances, ROIMasks
 
 
 class Sum(DatasetEvaluator):
@@ -110,3 +112,39 @@ def test_timing_is_logged(caplog):
         inference_on_dataset(Doubling(), LOADER, None)
     assert "s/img" in caplog.text
     assert "compute" in caplog.text
+
+
+class Pasting(nn.Module):
+    """Returns one detection whose mask goes through post-processing."""
+
+    def forward(self, batch):
+        raw = Instances(
+            (20, 30),
+            pred_boxes=Boxes(torch.tensor([[2.0, 3, 20, 15]])),
+            pred_masks=torch.ones(1, 1, 28, 28),
+        )
+        return [{"instances": detector_postprocess(raw, 40, 60)} for _ in batch]
+
+
+class Kinds(DatasetEvaluator):
+    accepts_roi_masks = True
+
+    def reset(self):
+        self.kinds = []
+
+    def process(self, inputs, outputs):
+        self.kinds += [type(output["instances"].pred_masks) for output in outputs]
+
+
+class PlainKinds(Kinds):
+    accepts_roi_masks = False
+
+
+def test_masks_are_pasted_unless_every_evaluator_does_without():
+    for evaluators, kind in (
+        ([Kinds()], ROIMasks),
+        ([Kinds(), PlainKinds()], torch.Tensor),
+    ):
+        inference_on_dataset(Pasting(), [[1], [2]], evaluators)
+        assert [e.kinds for e in evaluators] == [[kind] * 2] * len(evaluators)
+    assert Pasting()([1])[0]["instances"].pred_masks.shape == (1, 40, 60)
