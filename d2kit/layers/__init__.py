@@ -10,6 +10,7 @@ from d2kit.layers.batch_norm import (
 )
 from d2kit.layers.blocks import CNNBlockBase, DepthwiseSeparableConv2d
 from d2kit.layers.deform_conv import DeformConv, ModulatedDeformConv
+from d2kit.layers.fuse import fold_batch_norm
 from d2kit.layers.losses import (
     ciou_loss,
     diou_loss,
@@ -20,6 +21,7 @@ from d2kit.layers.losses import (
 from d2kit.layers.mask_ops import masks_to_rle, paste_masks_in_image
 from d2kit.layers.nms import batched_nms, batched_nms_rotated, nms, nms_rotated
 from d2kit.layers.roi_align import ROIAlign, roi_align
+from d2kit.layers.roi_align_rotated import ROIAlignRotated, roi_align_rotated
 from d2kit.layers.shape_spec import ShapeSpec
 from d2kit.layers.wrappers import (
     BatchNorm2d,

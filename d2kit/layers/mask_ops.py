@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["masks_to_rle", "paste_masks_in_image"]
+from d2kit.layers._roi_align_cpu import axis_taps, sample_counts
+from d2kit.layers.roi_align import roi_align
+
+__all__ = ["crop_masks", "masks_to_rle", "paste_masks_in_image"]
 
 _CHUNK_ELEMENTS = 1 << 26  # float32 values at once on an accelerator: 256 MB
 
@@ -56,6 +59,48 @@ def paste_masks_in_image(
             values = y @ masks[part].float() @ x.transpose(1, 2)
         canvas[part] = _finish(values, threshold)
     return canvas
+
+
+def crop_masks(masks: Tensor, boxes: Tensor, mask_size: int) -> Tensor:
+    """Resample the mask of each instance on a grid over its box, as RoIAlign with all samples does.
+
+    Args:
+        masks: (R, H, W) bool.
+        boxes: (R, 4) XYXY, absolute pixels, on the device of `masks`.
+        mask_size: M cells per side.
+
+    Returns:
+        (R, M, M) bool, True where at least half of a cell is covered.
+    """
+    boxes = boxes.detach().float()
+    if masks.device.type != "cpu":
+        image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
+        rois = torch.cat([image, boxes], dim=1)
+        return roi_align(masks[:, None].float(), rois, mask_size, 1.0, 0, True)[:, 0] >= 0.5
+    steps = (boxes[:, 2:] - boxes[:, :2]) / mask_size
+    samples = sample_counts(steps, 0)
+    matrices = []
+    for axis, pixels in ((1, masks.shape[1]), (0, masks.shape[2])):
+        taps = axis_taps(boxes[:, axis] - 0.5, steps[:, axis], mask_size, samples[:, axis], pixels)
+        matrices.append(_tap_matrices(*taps[:2]))
+    cropped = torch.empty((len(masks), mask_size, mask_size))
+    for index, ((y0, y), (x0, x)) in enumerate(zip(*matrices, strict=True)):
+        region = masks[index, y0 : y0 + y.shape[1], x0 : x0 + x.shape[1]].float()
+        cropped[index] = y @ region @ x.T
+    # sums of samples are exact where boxes lie on pixels: no rounding decides between the halves
+    count = samples.prod(dim=1)[:, None, None]
+    return (cropped >= 0.5 * count) & (count > 0)
+
+
+def _tap_matrices(index: Tensor, weight: Tensor) -> list[tuple[int, Tensor]]:
+    """Return, for each RoI, its first pixel on the axis and its weights as a (M, pixels) matrix."""
+    first = index[:, :, 0].amin(dim=1)
+    size = (index.flatten(1).amax(dim=1) - first + 1).tolist()
+    place = (index - first[:, None, None]).clamp_(min=0)  # entries beyond the last tap weigh 0
+    return [
+        (start, torch.zeros(index.shape[1], size[i]).scatter_add_(1, place[i], weight[i]))
+        for i, start in enumerate(first.tolist())
+    ]
 
 
 def _paste_masks_tensor_shape(

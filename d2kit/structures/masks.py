@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2kit.layers.mask_ops import paste_masks_in_image
-from d2kit.layers.roi_align import roi_align
+from d2kit.layers.mask_ops import crop_masks, paste_masks_in_image
 from d2kit.structures.boxes import Boxes
 
 __all__ = [
@@ -165,9 +164,7 @@ class BitMasks:
         """
         if len(boxes) != len(self):
             raise ValueError(f"BitMasks: expected {len(self)} boxes, got {len(boxes)}")
-        index = torch.arange(len(boxes), dtype=torch.float32, device=self.device)[:, None]
-        rois = torch.cat([index, boxes.to(self.device).float()], dim=1)
-        return roi_align(self.tensor[:, None].float(), rois, mask_size, 1.0, 0, True)[:, 0] >= 0.5
+        return crop_masks(self.tensor, boxes.to(self.device), mask_size)
 
     def get_bounding_boxes(self) -> Boxes:
         """Return the smallest boxes that cover the masks; 0, 0, 0, 0 for an empty mask."""
