@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
-from d2kit.layers import ciou_loss, diou_loss
+from d2kit.layers import ciou_loss, diou_loss, giou_loss
 from d2kit.structures import Boxes
 
 __all__ = ["Box2BoxTransform", "Box2BoxTransformLinear", "Box2BoxTransformRotated"]
@@ -191,7 +190,7 @@ class Box2BoxTransformLinear:
         return torch.cat((centers - low, centers + high), dim=-1).flatten(-2)
 
 
-_IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": diou_loss, "ciou": ciou_loss}
+_IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 
 
 def _dense_box_regression_loss(
