@@ -38,8 +38,9 @@ def module_names() -> frozenset[str]:
     return frozenset(source.module for source in sources())
 
 
-def imports(source: Source) -> Iterator[tuple[str, int]]:
-    """Yield (module, line) of each import anywhere in a file, functions included.
+@functools.cache
+def imports(source: Source) -> tuple[tuple[str, int], ...]:
+    """Return (module, line) of each import anywhere in a file, functions included.
 
     ``from a.b import c`` counts as an import of a.b.c where that is a module of ours, of a.b
     otherwise.
@@ -47,9 +48,10 @@ def imports(source: Source) -> Iterator[tuple[str, int]]:
     package = source.module
     if not source.path.endswith("__init__.py"):
         package = package.rpartition(".")[0]
+    found: list[tuple[str, int]] = []
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -57,7 +59,8 @@ def imports(source: Source) -> Iterator[tuple[str, int]]:
                 base = ".".join([*above, base] if base else above)
             for alias in node.names:
                 full = f"{base}.{alias.name}"
-                yield (full if full in module_names() else base), node.lineno
+                found.append((full if full in module_names() else base, node.lineno))
+    return tuple(found)
 
 
 def functions(tree: ast.AST) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
