@@ -1,6 +1,7 @@
 """Arguments, logging, seeds and data-parallel wrapping, which every training script needs."""
 
 import argparse
+import inspect
 import logging
 import os
 import sys
@@ -223,6 +224,9 @@ def create_ddp_model(
         return model
     if "device_ids" not in kwargs and next(model.parameters()).device.type == "cuda":
         kwargs["device_ids"] = [torch.cuda.current_device()]
+    new_name = "forward_sync_buffers"  # of `broadcast_buffers`, since torch 2.15
+    if new_name in inspect.signature(DistributedDataParallel.__init__).parameters:
+        kwargs = {new_name if k == "broadcast_buffers" else k: v for k, v in kwargs.items()}
     ddp = DistributedDataParallel(model, **kwargs)
     if fp16_compression:
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks

@@ -192,10 +192,10 @@ def _run(
         rank=place.rank,
         timeout=timeout,
     )
-    try:
-        comm.create_local_process_group(place.local_size)
-        comm.synchronize()
-        main_func(*args)
-        comm.synchronize()
-    finally:
-        dist.destroy_process_group()
+    comm.create_local_process_group(place.local_size)
+    comm.synchronize()
+    main_func(*args)
+    comm.synchronize()
+    # Not after a failure: the others would fail too, at once, and their complaint about a lost
+    # connection would hide the reason.
+    dist.destroy_process_group()

@@ -16,20 +16,22 @@ SIZE = 32
 
 
 class TinyModel(nn.Module):
-    """Two convolutions with BatchNorm and dropout, and a loss that depends on image and boxes."""
+    """Two convolutions and a loss that depends on image and boxes.
 
-    def __init__(self):
+    With `noise` there are BatchNorm and dropout between them.
+    """
+
+    def __init__(self, noise=True):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3, stride=4)
-        self.norm = nn.BatchNorm2d(4)
+        self.norm = nn.BatchNorm2d(4) if noise else nn.Identity()
+        self.dropout = nn.Dropout(0.3 if noise else 0.0)
         self.head = nn.Conv2d(4, 2, 1)
         self.poison = None  # image ids whose loss is NaN
 
     def forward(self, batch):
         images = torch.stack([sample["image"][:, :SIZE, :SIZE] for sample in batch]).float() / 255
-        x = self.head(
-            nn.functional.dropout(self.norm(self.conv(images)).relu(), 0.3, self.training)
-        )
+        x = self.head(self.dropout(self.norm(self.conv(images)).relu()))
         boxes = torch.stack([s["instances"].gt_boxes.tensor.mean() / SIZE for s in batch])
         losses = {
             "loss_cls": (x[:, 0].mean(dim=(1, 2)) - boxes).square().mean(),
@@ -83,10 +85,12 @@ def tiny_cfg(output, *options):
 
 
 class TinyTrainer(DefaultTrainer):
+    noise = True
+
     @classmethod
     def build_model(cls, cfg):
         torch.manual_seed(0)
-        return TinyModel()
+        return TinyModel(cls.noise)
 
     def build_writers(self):
         return super().build_writers()[:2]  # importing TensorBoard takes seconds
