@@ -101,8 +101,7 @@ def test_detections(name):
     check_detections(shared_model(name).eval()(reference_inputs()), vectors(name))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [MASK_FPN, *OTHERS])
+@pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_detections_of_the_optimized_model(name):
     fast = optimize_for_inference(shared_model(name))

@@ -27,6 +27,9 @@ class ImageNormalizer(nn.Module):
         ValueError: if the two are not of one length.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
         super().__init__()
         mean = torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1)
@@ -42,7 +45,7 @@ class ImageNormalizer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the model."""
-        return self.pixel_mean.device  # type: ignore[return-value]
+        return self.pixel_mean.device
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Move the images to the model's device, normalise them, and pad them to one size.
@@ -60,7 +63,7 @@ class ImageNormalizer(nn.Module):
         for i, item in enumerate(batched_inputs):
             image = item.get("image")
             if not isinstance(image, Tensor) or image.dim() != 3:
-                got = tuple(image.shape) if hasattr(image, "shape") else type(image).__name__
+                got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
                 raise ValueError(
                     f"input {i} of the batch needs 'image', a tensor (C, H, W), got {got}"
                 )
@@ -91,8 +94,10 @@ class ImageNormalizer(nn.Module):
 @contextmanager
 def seeded_by_sample(batched_inputs: list[dict[str, Any]]) -> Iterator[None]:
     """Make the random choices inside depend on each image's `sample_seed`, where all have one."""
-    seeds = [item.get("sample_seed") for item in batched_inputs]
-    with per_image_seeds(None if None in seeds else seeds):
+    all_have_one = all(item.get("sample_seed") is not None for item in batched_inputs)
+    with per_image_seeds(
+        [item["sample_seed"] for item in batched_inputs] if all_have_one else None
+    ):
         yield
 
 

@@ -25,6 +25,7 @@ def optimize_for_inference(model: _Model) -> _Model:
         The copy, in evaluation mode, on the same device, without gradients. Its state dict lacks
         what was folded: keep the original to save or to train.
     """
-    fast = copy.deepcopy(model).eval().requires_grad_(False)
-    fold_batch_norm(fast)
-    return fast.to(memory_format=torch.channels_last)
+    if any(module.training for module in model.modules()):
+        model = copy.deepcopy(model).eval()
+    fast = fold_batch_norm(model).requires_grad_(False)
+    return fast.to(memory_format=torch.channels_last)  # type: ignore[return-value,call-overload]

@@ -41,6 +41,8 @@ class GeneralizedRCNN(ImageNormalizer):
         ValueError: if `vis_period` is positive without `input_format`.
     """
 
+    roi_heads: Any
+
     @configurable
     def __init__(
         self,

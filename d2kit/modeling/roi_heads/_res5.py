@@ -31,6 +31,9 @@ class Res5ROIHeads(ROIHeads):
     Source: Mask R-CNN (He et al. 2017), figure 4, left.
     """
 
+    box_predictor: Any
+    mask_head: Any
+
     @configurable
     def __init__(
         self,

@@ -1,7 +1,5 @@
 """Selection of the proposals that a loss looks at."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -72,7 +70,7 @@ def attach_targets(proposals: Instances, targets: Instances, matched: Tensor) ->
             proposals.set(name, value[matched])
 
 
-def check_targets(targets: Sequence[Instances] | None, where: str) -> Sequence[Instances]:
+def check_targets(targets: list[Instances] | None, where: str) -> list[Instances]:
     """Return `targets`.
 
     Raises:

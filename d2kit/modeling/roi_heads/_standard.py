@@ -40,6 +40,10 @@ class StandardROIHeads(ROIHeads):
     Source: Mask R-CNN (He et al. 2017), figure 4, right; FPN (Lin et al. 2017), section 4.2.
     """
 
+    box_predictor: Any
+    mask_head: Any
+    keypoint_head: Any
+
     @configurable
     def __init__(
         self,
@@ -75,7 +79,9 @@ class StandardROIHeads(ROIHeads):
         self.train_on_pred_boxes = train_on_pred_boxes
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    def from_config(  # type: ignore[override]
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+    ) -> dict[str, Any]:
         """Return the constructor's arguments for `cfg` and the backbone's output shapes."""
         return {
             **super().from_config(cfg),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, get_norm
+from d2kit.modeling._shapes import region_shape
 from d2kit.modeling.backbone._weight_init import msra_fill, xavier_fill
 from d2kit.utils.registry import Registry
 
@@ -64,7 +65,7 @@ class FastRCNNConvFCHead(nn.Module):
                 "FastRCNNConvFCHead needs at least one layer: set MODEL.ROI_BOX_HEAD.NUM_FC or "
                 "MODEL.ROI_BOX_HEAD.NUM_CONV above 0"
             )
-        shape = (input_shape.channels, input_shape.height or 1, input_shape.width or 1)
+        shape = region_shape(input_shape, "FastRCNNConvFCHead")
         self.conv_names, self.fc_names = [], []
         for k, dim in enumerate(conv_dims, start=1):
             conv = Conv2d(
@@ -79,7 +80,7 @@ class FastRCNNConvFCHead(nn.Module):
             msra_fill(conv)
             self.add_module(f"conv{k}", conv)
             self.conv_names.append(f"conv{k}")
-            shape = (dim, *shape[1:])
+            shape = (dim, shape[1], shape[2])
         for k, dim in enumerate(fc_dims, start=1):
             fc = nn.Linear(math.prod(shape), dim)
             xavier_fill(fc)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec, cat
+from d2kit.modeling._shapes import region_shape
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.roi_heads._classification import (
     _log_classification_stats,
@@ -62,6 +63,8 @@ class FastRCNNOutputLayers(nn.Module):
     (Zhou et al. 2021), section 5, "LVIS".
     """
 
+    fed_loss_cls_weights: Tensor
+
     @configurable
     def __init__(
         self,
@@ -98,7 +101,7 @@ class FastRCNNOutputLayers(nn.Module):
         self.use_sigmoid_ce = use_sigmoid_ce
         self.fed_loss_num_classes = fed_loss_num_classes
 
-        size = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
+        size = math.prod(region_shape(input_shape, "FastRCNNOutputLayers"))
         box_dim = len(box2box_transform.weights)
         boxes = 1 if cls_agnostic_bbox_reg else num_classes
         self.cls_score = nn.Linear(size, num_classes + 1)
@@ -274,9 +277,8 @@ class FastRCNNOutputLayers(nn.Module):
         probs = self.predict_probs(predictions, proposals)
         shapes = [p.image_size for p in proposals]
         if type(self).predict_boxes is not FastRCNNOutputLayers.predict_boxes:
-            boxes = self.predict_boxes(predictions, proposals)
             return fast_rcnn_inference(
-                boxes,
+                self.predict_boxes(predictions, proposals),
                 probs,
                 shapes,
                 self.test_score_thresh,

@@ -4,7 +4,7 @@ Source: Mask R-CNN (He et al. 2017), section 3 and figure 4.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat, get_norm
 from d2kit.modeling._metrics import picture_due, put_image, put_scalars
+from d2kit.modeling._shapes import region_shape
 from d2kit.modeling.backbone._weight_init import msra_fill
 from d2kit.structures import Instances
 from d2kit.utils import comm
@@ -196,7 +197,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
         super().__init__(**kwargs)
         if not conv_dims:
             raise ValueError("MaskRCNNConvUpsampleHead: conv_dims needs at least one entry")
-        channels = input_shape.channels
+        channels = region_shape(input_shape, "MaskRCNNConvUpsampleHead")[0]
         self.conv_norm_relus = []
         for k, dim in enumerate(conv_dims[:-1], start=1):
             conv = Conv2d(
@@ -216,7 +217,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
         for module in (*(getattr(self, n) for n in self.conv_norm_relus), self.deconv):
             msra_fill(module)
         nn.init.normal_(self.predictor.weight, std=0.001)
-        nn.init.zeros_(self.predictor.bias)
+        nn.init.zeros_(cast(Tensor, self.predictor.bias))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -254,7 +255,8 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
         middle = self.deconv.out_channels
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
         weight = self.deconv.weight.permute(2, 3, 1, 0).reshape(4 * middle, channels)
-        hidden = F.linear(pixels, weight, self.deconv.bias.repeat(4)).relu_()
+        bias = cast(Tensor, self.deconv.bias).repeat(4)
+        hidden = F.linear(pixels, weight, bias).relu_()
         hidden = hidden.view(regions, height * width * 4, middle)
         if self.predictor.out_channels == 1:
             classes = torch.zeros(regions, dtype=torch.int64, device=x.device)
@@ -262,5 +264,5 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
             classes = torch.cat([i.get(field) for i in instances])
         rows = self.predictor.weight[classes].flatten(1).unsqueeze(2)
         logits = torch.bmm(hidden, rows.to(hidden.dtype)).view(regions, height, width, 2, 2)
-        logits = logits + self.predictor.bias[classes].view(-1, 1, 1, 1, 1)
+        logits = logits + cast(Tensor, self.predictor.bias)[classes].view(-1, 1, 1, 1, 1)
         return logits.permute(0, 1, 3, 2, 4).reshape(regions, 1, 2 * height, 2 * width)

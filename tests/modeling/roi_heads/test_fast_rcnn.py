@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from d2kit.layers import ShapeSpec
+from d2kit.layers import ShapeSpec, batched_nms
 from d2kit.modeling.box_regression import Box2BoxTransform
+from d2kit.modeling.roi_heads._detections import suppress
 from d2kit.modeling.roi_heads.fast_rcnn import (
     FastRCNNOutputLayers,
     _log_classification_stats,
@@ -95,6 +96,23 @@ def test_a_subclass_that_redefines_predict_boxes_is_obeyed():
     )
     instances, _ = head.inference(predictions(head, 3), proposals(1, 2))
     assert (instances[0].pred_boxes.tensor == 7).all()
+
+
+@pytest.mark.parametrize("topk", [-1, 0, 1, 3, 50])
+@pytest.mark.parametrize("overlap", [0.1, 1.0])
+def test_looking_at_the_best_candidates_first_changes_nothing(topk, overlap):
+    rng = torch.Generator().manual_seed(0)
+    corner = torch.rand(300, 2, generator=rng) * 100 * (1.1 - overlap)
+    boxes = torch.cat([corner, corner + 20], dim=1)
+    scores = torch.randint(0, 50, (300,), generator=rng) / 50  # with ties
+    classes = torch.randint(0, 2, (300,), generator=rng)
+    expected = batched_nms(boxes, scores, classes, 0.5)
+    expected = expected if topk < 0 else expected[:topk]
+    got, rows = suppress(
+        boxes, scores, classes, torch.arange(300), (200, 200), nms_thresh=0.5, topk=topk
+    )
+    assert rows.tolist() == expected.tolist()
+    assert torch.equal(got.scores, scores[expected])
 
 
 def test_non_finite_boxes_are_dropped():
