@@ -1,4 +1,4 @@
-"""The one function that unpacks archives of others: every member is checked before it is written."""
+"""Unpacks archives of others: members are checked before they are written."""
 
 from __future__ import annotations
 
