@@ -78,7 +78,7 @@ def _greedy(pairs: Tensor, count: int) -> Tensor:
     keep = np.ones(count, dtype=bool)
     better, worse = pairs.numpy().T
     starts = np.flatnonzero(np.diff(better, prepend=-1))
-    for first, last in zip(starts, [*starts[1:], len(better)], strict=True):
+    for first, last in zip(starts, [*starts, len(better)][1:], strict=True):
         if keep[better[first]]:
             keep[worse[first:last]] = False
     return torch.from_numpy(keep)

@@ -100,8 +100,9 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
         rois: (R, 4) XYXY, absolute pixels.
 
     Returns:
-        (R, K, 4) float32: x, y in pixels (the centre of the best one), its logit, and its
-        probability by the softmax over the cells of the heat map.
+        (R, K, 4) float32: x, y in pixels (the centre of the best one), its logit, and a score: the
+        exponential of the logit over the sum of those of the cells of the heat map. It may exceed 1
+        where the interpolation overshoots.
     """
     maps = maps.float()
     keypoints = maps.new_zeros((*maps.shape[:2], 4))
