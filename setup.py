@@ -24,7 +24,7 @@ setup(
         "opencv-python>=4.9",
         "pillow>=10.3",
         "pycocotools>=2.0.8",
-        "hotcoco>=0.5",
+        "hotcoco>=1.3",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.10",
         "yacs>=0.1.8",
