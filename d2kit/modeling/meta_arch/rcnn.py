@@ -170,7 +170,9 @@ class GeneralizedRCNN(ImageNormalizer):
             results = self.roi_heads.forward_with_given_boxes(features, detected)
         if not do_postprocess:
             return results
-        return to_input_size(results, batched_inputs, images.image_sizes)
+        return self._postprocess(results, batched_inputs, images.image_sizes)
+
+    _postprocess = staticmethod(to_input_size)  # under this name user classes call it
 
 
 @META_ARCH_REGISTRY.register()
