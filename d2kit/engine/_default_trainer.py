@@ -249,7 +249,6 @@ class DefaultTrainer(TrainerBase):
             total / 1e6,
             trained / 1e6,
         )
-        logger.debug("Model:\n%s", model)
         return model
 
     @classmethod
