@@ -170,10 +170,10 @@ class BitMasks:
         """Return the smallest boxes that cover the masks; 0, 0, 0, 0 for an empty mask."""
         sides = []
         for axis in (1, 2):  # over rows: columns in use, and the other way round
-            used = self.tensor.any(dim=axis)
-            first = used.int().argmax(dim=1)
-            last = used.shape[1] - used.flip(1).int().argmax(dim=1)
-            sides.append((first, torch.where(used.any(dim=1), last, 0)))
+            used = self.tensor.view(torch.uint8).amax(dim=axis)
+            first = used.argmax(dim=1)
+            last = used.shape[1] - used.flip(1).argmax(dim=1)
+            sides.append((first, torch.where(used.amax(dim=1) > 0, last, 0)))
         (x0, x1), (y0, y1) = sides
         return Boxes(torch.stack([x0, y0, x1, y1], dim=1).float())
 
