@@ -18,7 +18,6 @@ from d2kit.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from d2kit.config import CfgNode, get_cfg
 from d2kit.data import build_detection_test_loader, build_detection_train_loader
 from d2kit.engine import (
-    DefaultTrainer,
     create_ddp_model,
     default_argument_parser,
     default_setup,
@@ -109,7 +108,6 @@ def main(args: argparse.Namespace) -> OrderedDict:
         cfg.merge_from_list(args.opts)
         cfg.freeze()
         default_setup(cfg, args)
-        DefaultTrainer.check_config(cfg)
         model = build_model(cfg)
         if args.eval_only:
             checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)

@@ -84,6 +84,7 @@ class DefaultTrainer(TrainerBase):
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        self._last_eval_results: dict[str, Any] = {}
         self.start_iter = 0
         self.max_iter = self.cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -117,7 +118,8 @@ class DefaultTrainer(TrainerBase):
         """Train from `start_iter` to `max_iter`.
 
         Returns:
-            The results of the last evaluation, where TEST.EXPECTED_RESULTS are given; on rank 0.
+            The results of the last evaluation, as `test` returns them; empty on other processes
+            than rank 0, and where there is no test set.
 
         Raises:
             SystemExit: if the results are not the expected ones.
@@ -130,8 +132,7 @@ class DefaultTrainer(TrainerBase):
             from d2kit.evaluation import verify_results
 
             verify_results(self.cfg, self._last_eval_results)
-            return self._last_eval_results
-        return None
+        return self._last_eval_results
 
     def run_step(self) -> None:
         """Do one iteration."""

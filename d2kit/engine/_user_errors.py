@@ -13,7 +13,7 @@ __all__ = ["user_errors"]
 DEBUG_VARIABLE = "D2KIT_DEBUG"
 MISTAKES = (ValueError, KeyError, OSError)
 # Where the messages that we write come from; elsewhere such an exception is a bug.
-PACKAGES = ("d2kit", "project", "tools")
+PACKAGES = ("d2kit", "project", "__main__")
 
 
 class user_errors(ContextDecorator):  # noqa: N801 - used like a function
@@ -51,7 +51,7 @@ class user_errors(ContextDecorator):  # noqa: N801 - used like a function
 
 
 def _is_ours(trace: TracebackType | None) -> bool:
-    """Tell whether the innermost frame is of our code and not of a library or a user's script."""
+    """Tell whether the innermost frame is our code or the script itself, not another library."""
     frames = list(traceback.walk_tb(trace))
     if not frames:
         return False
