@@ -19,5 +19,5 @@ KEYS: dict[str, Key] = {
 }
 """All keys, in the order of the documentation; `defaults._C` and docs/config.md come from it."""
 
-OWN_KEYS = frozenset({"SOLVER.OPTIMIZER"})
+OWN_KEYS = frozenset({"SOLVER.AMP.PRECISION", "SOLVER.OPTIMIZER"})
 """Keys that Detectron2 does not have."""

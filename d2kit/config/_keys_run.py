@@ -85,6 +85,10 @@ _SOLVER: dict[str, tuple[Any, str]] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (1.0, "Largest absolute value or norm."),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": (2.0, "p of the p-norm; inf is allowed."),
     "SOLVER.AMP.ENABLED": (False, "Train with automatic mixed precision."),
+    "SOLVER.AMP.PRECISION": (
+        "float16",
+        "float16 (GPU) or bfloat16 (GPU; CPU with AVX512-BF16 or AMX, slow on others).",
+    ),
 }
 
 _TEST: dict[str, tuple[Any, str]] = {

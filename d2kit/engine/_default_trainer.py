@@ -23,7 +23,7 @@ from d2kit.engine._scaling import build_scaled_cfg, start_loader_at
 from d2kit.engine._setup import create_ddp_model, default_writers
 from d2kit.engine._tables import table_of_results
 from d2kit.engine._trainer_base import HookBase, TrainerBase
-from d2kit.engine._trainers import AMPTrainer, SimpleTrainer
+from d2kit.engine._trainers import AMPTrainer, SimpleTrainer, amp_precision
 from d2kit.solver import build_lr_scheduler, build_optimizer
 from d2kit.utils import comm
 from d2kit.utils.events import EventWriter
@@ -78,8 +78,12 @@ class DefaultTrainer(TrainerBase):
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
-        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer: SimpleTrainer = kind(model, data_loader, optimizer)
+        self._trainer: SimpleTrainer
+        if cfg.SOLVER.AMP.ENABLED:
+            precision = amp_precision(cfg.SOLVER.AMP.PRECISION)
+            self._trainer = AMPTrainer(model, data_loader, optimizer, precision=precision)
+        else:
+            self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)

@@ -207,6 +207,18 @@ def _check_names(loss_dict: Mapping[str, Any]) -> None:
         raise ValueError(f"the processes must return the same losses, got {table}")
 
 
+def amp_precision(name: str) -> torch.dtype:
+    """Return the type that SOLVER.AMP.PRECISION names.
+
+    Raises:
+        ValueError: if it is neither float16 nor bfloat16.
+    """
+    precisions = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in precisions:
+        raise ValueError(f"SOLVER.AMP.PRECISION: expected {' or '.join(precisions)}, got '{name}'")
+    return precisions[name]
+
+
 class AMPTrainer(SimpleTrainer):
     """`SimpleTrainer` with automatic mixed precision.
 

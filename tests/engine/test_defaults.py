@@ -218,6 +218,14 @@ def test_mixed_precision_and_precise_bn_by_config(tmp_path, images):
     assert "grad_scaler" in saved["trainer"]["_trainer"]
 
 
+def test_precision_of_mixed_precision_by_config(tmp_path, images):
+    options = ["SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1, "SOLVER.AMP.PRECISION"]
+    inner = tiny.TinyTrainer(tiny.tiny_cfg(tmp_path, *options, "bfloat16"))._trainer
+    assert (inner.precision, inner.grad_scaler.is_enabled()) == (torch.bfloat16, False)
+    with pytest.raises(ValueError, match=r"SOLVER\.AMP\.PRECISION.*'half'"):
+        tiny.TinyTrainer(tiny.tiny_cfg(tmp_path, *options, "half"))
+
+
 def test_a_loader_that_cannot_jump_is_named(tmp_path, images, caplog):
     class Other(tiny.TinyTrainer):
         @classmethod
