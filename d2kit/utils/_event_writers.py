@@ -3,6 +3,7 @@
 import datetime
 import json
 import logging
+import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -42,6 +43,7 @@ class JSONWriter(EventWriter):
     """Appends one JSON object per line: ``{"iteration": 19, "total_loss": 1.2, ...}``.
 
     A value stands in the line of the iteration that it was put at, whenever `write` is called.
+    NaN and infinity, which JSON does not know, are written as null.
 
     Args:
         json_file: path of the file; an existing one is continued.
@@ -56,13 +58,13 @@ class JSONWriter(EventWriter):
     def write(self) -> None:
         """Append the values that came since the last call."""
         values = get_event_storage().latest_with_smoothing_hint(self._window_size)
-        lines: dict[int, dict[str, float]] = defaultdict(dict)
+        lines: dict[int, dict[str, float | None]] = defaultdict(dict)
         for name, (value, iteration) in values.items():
             if iteration > self._last_write:
-                lines[iteration][name] = value
+                lines[iteration][name] = value if math.isfinite(value) else None
         for iteration in sorted(lines):
             record = {"iteration": iteration, **lines[iteration]}
-            self._file.write(json.dumps(record, sort_keys=True) + "\n")
+            self._file.write(json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
         if lines:
             self._last_write = max(lines)
         self._file.flush()

@@ -23,7 +23,8 @@ def read_metrics(metrics_json: str | Path) -> list[dict[str, Any]]:
             and so are earlier values of iterations that a resumed run did again.
 
     Returns:
-        The objects in rising ``iteration``, each iteration's values merged.
+        The objects in rising ``iteration``, each iteration's values merged; values that were not
+        finite are None.
 
     Raises:
         FileNotFoundError: there is no such file.
