@@ -106,7 +106,9 @@ class ASPP(nn.Module):
         branches = [conv(x) for conv in self.convs]
         branches[-1] = F.interpolate(branches[-1], size=size, mode="bilinear", align_corners=False)
         out = self.project(torch.cat(branches, dim=1))
-        return F.dropout(out, self.dropout, training=self.training) if self.dropout > 0 else out
+        if self.dropout == 0 or not self.training:
+            return out
+        return F.dropout(out, self.dropout)
 
 
 def _xavier(conv: Conv2d) -> None:

@@ -155,8 +155,9 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
 
     Args:
         *args: as of torch.nn.BatchNorm2d.
-        stats_mode: ``""`` gives every process the same weight; ``"N"`` gives every sample the same
-            weight, right also where batch sizes differ or are 0 on some processes.
+        stats_mode: ``""`` gives every process the same weight; ``"N"`` gives every pixel the same
+            weight, as if all were on one process: right also where batch sizes differ or are 0 on
+            some processes.
         **kwargs: as of torch.nn.BatchNorm2d.
     """
 
@@ -219,28 +220,30 @@ class CycleBatchNormList(nn.ModuleList):
         **kwargs: arguments of `bn_class`; `num_features` is required, `affine` is the shared map's.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
     def __init__(
         self, length: int, bn_class: type[nn.Module] = nn.BatchNorm2d, **kwargs: Any
     ) -> None:
-        self._affine = kwargs.pop("affine", True)
-        super().__init__([bn_class(**kwargs, affine=False) for _ in range(length)])
-        if self._affine:
-            channels: int = kwargs["num_features"]
-            self.weight = nn.Parameter(torch.ones(channels))
-            self.bias = nn.Parameter(torch.zeros(channels))
-        self._pos = 0
+        shared = bool(kwargs.pop("affine", True))
+        super().__init__(bn_class(affine=False, **kwargs) for _ in range(length))
+        for name, value in (("weight", 1.0), ("bias", 0.0)):
+            initial = torch.full((kwargs["num_features"],), value) if shared else None
+            self.register_parameter(name, None if initial is None else nn.Parameter(initial))
+        self._turn = 0  # index of the norm that comes next
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the next norm of the cycle to `x` (N, C, H, W)."""
-        out = self[self._pos](x)
-        self._pos = (self._pos + 1) % len(self)
-        if self._affine:
-            out = out * self.weight[:, None, None] + self.bias[:, None, None]
-        return out
+        norm, self._turn = self[self._turn], (self._turn + 1) % len(self)
+        normalised: Tensor = norm(x)
+        if self.weight is None or self.bias is None:
+            return normalised
+        return normalised * self.weight[:, None, None] + self.bias[:, None, None]
 
     def extra_repr(self) -> str:
         """Say whether there is a shared affine map."""
-        return f"affine={self._affine}"
+        return f"affine={self.weight is not None}"
 
 
 class LayerNorm(nn.Module):
@@ -268,7 +271,8 @@ class LayerNorm(nn.Module):
 
 
 def _sync_batch_norm(channels: int) -> nn.Module:
-    # torch's own runs on accelerators only; the replacement has the same state and the same numbers
+    # torch's own runs on accelerators only; the replacement has the same state and output (between
+    # processes it keeps the biased variance as running variance, torch's the unbiased one)
     if torch.cuda.is_available():
         return nn.SyncBatchNorm(channels)
     return NaiveSyncBatchNorm(channels, stats_mode="N")

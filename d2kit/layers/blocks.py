@@ -27,9 +27,7 @@ class CNNBlockBase(nn.Module):
 
     def freeze(self) -> "CNNBlockBase":
         """Stop training of all parameters and make batch norms frozen; return the block."""
-        for parameter in self.parameters():
-            parameter.requires_grad = False
-        FrozenBatchNorm2d.convert_frozen_batchnorm(self)
+        FrozenBatchNorm2d.convert_frozen_batchnorm(self.requires_grad_(False))
         return self
 
 

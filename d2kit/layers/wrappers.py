@@ -47,12 +47,15 @@ def empty_input_loss_func_wrapper(loss_func: Callable[..., Tensor]) -> Callable[
     """Wrap `loss_func(input, target, *, reduction, **kwargs)` so that no input gives 0, not NaN."""
 
     @functools.wraps(loss_func)
-    def wrapped(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any) -> Tensor:
-        if target.numel() == 0 and reduction == "mean":
-            return input.sum() * 0.0  # 0, and still part of the graph for DDP
-        return loss_func(input, target, reduction=reduction, **kwargs)
+    def mean_or_zero(
+        input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any
+    ) -> Tensor:
+        if reduction != "mean" or target.numel() > 0:
+            return loss_func(input, target, reduction=reduction, **kwargs)
+        nothing = input.sum()  # of no element: 0, but with a gradient, which DDP waits for
+        return nothing * 0.0
 
-    return wrapped
+    return mean_or_zero
 
 
 cross_entropy = empty_input_loss_func_wrapper(F.cross_entropy)
@@ -73,12 +76,12 @@ class _NewEmptyTensorOp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, new_shape: Sequence[int]) -> Tensor:  # type: ignore[override]
-        ctx.shape = x.shape
-        return x.new_empty(new_shape)
+        ctx.input_size = x.size()
+        return torch.empty(tuple(new_shape), dtype=x.dtype, device=x.device)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad.new_zeros(ctx.shape), None
+        return torch.zeros(ctx.input_size, dtype=grad.dtype, device=grad.device), None
 
 
 class Conv2d(nn.Conv2d):

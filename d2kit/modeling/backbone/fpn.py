@@ -68,11 +68,11 @@ class FPN(Backbone):
             self.add_module(f"fpn_lateral{stage}", lateral)
             self.add_module(f"fpn_output{stage}", _conv(out_channels, out_channels, 3, norm))
         self.top_block = top_block
-        if top_block is not None:
-            last = self._stages[-1]
-            strides += [2 ** (last + 1 + i) for i in range(int(top_block.num_levels))]  # type: ignore[arg-type]
         self.bottom_up = bottom_up
-        self._out_feature_strides = {f"p{int(math.log2(s))}": s for s in strides}
+        coarser = 0 if top_block is None else int(top_block.num_levels)  # type: ignore[arg-type]
+        top = self._stages[-1] + 1
+        levels = [*self._stages, *range(top, top + coarser)]
+        self._out_feature_strides = {f"p{level}": 2**level for level in levels}
         self._out_features = list(self._out_feature_strides)
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
 
@@ -109,20 +109,24 @@ class FPN(Backbone):
             ValueError: H or W is no such multiple.
         """
         features = self.bottom_up(x)
-        levels: list[Tensor] = []
+        pyramid: dict[str, Tensor] = {}
         merged: Tensor | None = None
-        convs = zip(self.lateral_convs, self.output_convs, strict=True)
-        for name, (lateral_conv, output_conv) in zip(self.in_features[::-1], convs, strict=True):
+        coarse_to_fine = zip(
+            self.in_features[::-1],
+            self._stages[::-1],
+            self.lateral_convs,
+            self.output_convs,
+            strict=True,
+        )
+        for name, stage, lateral_conv, output_conv in coarse_to_fine:
             lateral = lateral_conv(features[name])
             merged = lateral if merged is None else self._fuse(lateral, merged)
-            levels.insert(0, output_conv(merged))
+            pyramid[f"p{stage}"] = output_conv(merged)
         if self.top_block is not None:
             source = str(self.top_block.in_feature)
-            top = features.get(source)
-            if top is None:
-                top = levels[self._out_features.index(source)]
-            levels.extend(self.top_block(top))
-        return dict(zip(self._out_features, levels, strict=True))
+            extra = self.top_block(features[source] if source in features else pyramid[source])
+            pyramid.update(zip(self._out_features[len(pyramid) :], extra, strict=True))
+        return {name: pyramid[name] for name in self._out_features}
 
     def _fuse(self, lateral: Tensor, coarse: Tensor) -> Tensor:
         """Join a lateral map (overwritten) with the coarser map, upsampled to its size."""
@@ -143,11 +147,12 @@ class FPN(Backbone):
         return lateral if self._fuse_type == "sum" else lateral.div_(2)
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, norm: str) -> Conv2d:
+def _conv(in_channels: int, out_channels: int, kernel: int, norm: str, stride: int = 1) -> Conv2d:
     conv = Conv2d(
         in_channels,
         out_channels,
         kernel_size=kernel,
+        stride=stride,
         padding=kernel // 2,
         bias=norm == "",
         norm=get_norm(norm, out_channels),
@@ -209,12 +214,9 @@ class LastLevelP6P7(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5") -> None:
         super().__init__()
-        self.num_levels = 2
-        self.in_feature = in_feature
-        self.p6 = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
-        self.p7 = nn.Conv2d(out_channels, out_channels, 3, 2, 1)
-        for conv in (self.p6, self.p7):
-            xavier_fill(conv)
+        self.in_feature, self.num_levels = in_feature, 2
+        self.p6 = _conv(in_channels, out_channels, 3, norm="", stride=2)
+        self.p7 = _conv(out_channels, out_channels, 3, norm="", stride=2)
 
     def forward(self, c5: Tensor) -> list[Tensor]:
         """Return `p6` and `p7`.
@@ -225,8 +227,8 @@ class LastLevelP6P7(nn.Module):
         Returns:
             (N, out_channels, H / 2, W / 2) and (N, out_channels, H / 4, W / 4), rounded up.
         """
-        p6 = self.p6(c5)
-        return [p6, self.p7(F.relu(p6))]
+        finer = self.p6(c5)
+        return [finer, self.p7(finer.relu())]
 
 
 def _assemble(node: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:

@@ -8,7 +8,6 @@ deformable stages.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode
@@ -121,18 +120,15 @@ class ResNet(Backbone):
             ValueError: `x` has not four dimensions.
         """
         if x.dim() != 4:
-            raise ValueError(f"ResNet takes an image batch (N, C, H, W), got {tuple(x.shape)}.")
-        outputs = {}
-        x = self.stem(x)
-        if "stem" in self._out_features:
-            outputs["stem"] = x
-        for name in self.stage_names:
+            raise ValueError(f"ResNet: expected images (N, C, H, W), got shape {tuple(x.shape)}.")
+        wanted: dict[str, Tensor] = {}
+        for name in ("stem", *self.stage_names):
             x = getattr(self, name)(x)
             if name in self._out_features:
-                outputs[name] = x
-        if self.num_classes is not None and "linear" in self._out_features:
-            outputs["linear"] = self.linear(torch.flatten(self.avgpool(x), 1))
-        return outputs
+                wanted[name] = x
+        if "linear" in self._out_features:
+            wanted["linear"] = self.linear(self.avgpool(x).flatten(1))
+        return wanted
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of every output feature, by name."""
