@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from d2kit.utils.registry import nearest_names
@@ -97,10 +97,13 @@ def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         ``{"bbox/AP": 1.0}``.
     """
-    flat: dict[str, Any] = {}
-    for key, value in results.items():
+    return dict(_leaves(results, ""))
+
+
+def _leaves(results: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Yield what is no mapping, with its path from the top."""
+    for name, value in results.items():
         if isinstance(value, Mapping):
-            flat.update({f"{key}/{k}": v for k, v in flatten_results_dict(value).items()})
+            yield from _leaves(value, f"{path}{name}/")
         else:
-            flat[key] = value
-    return flat
+            yield f"{path}{name}", value

@@ -38,7 +38,9 @@ def assign_boxes_to_levels(
     """
     sizes = cat([boxes.area() for boxes in box_lists]).sqrt()
     levels = torch.floor(canonical_level + torch.log2(sizes / canonical_box_size + 1e-8))
-    return levels.clamp(min=min_level, max=max_level).to(torch.int64) - min_level
+    # a box that is NaN or inverted along one axis has no size; any level pools something
+    levels = levels.nan_to_num(nan=float(min_level)).clamp(min=min_level, max=max_level)
+    return levels.to(torch.int64) - min_level
 
 
 def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes] | Sequence[RotatedBoxes]) -> Tensor:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 __all__ = ["ImageList"]
 
@@ -72,12 +71,11 @@ class ImageList:
                 )
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in tensors]
         height, width = _padded_size(sizes, size_divisibility, padding_constraints or {})
-        if len(tensors) == 1:
-            pad = (0, width - sizes[0][1], 0, height - sizes[0][0])
-            return ImageList(F.pad(tensors[0], pad, value=pad_value).unsqueeze(0), sizes)
-        batch = tensors[0].new_full((len(tensors), *leading, height, width), pad_value)
-        for target, image, (h, w) in zip(batch, tensors, sizes, strict=True):
-            target[..., :h, :w].copy_(image)
+        batch = tensors[0].new_empty((len(tensors), *leading, height, width))
+        for index, (image, (h, w)) in enumerate(zip(tensors, sizes, strict=True)):
+            batch[index, ..., :h, :w] = image
+            batch[index, ..., h:, :] = pad_value
+            batch[index, ..., :h, w:] = pad_value
         return ImageList(batch, sizes)
 
 

@@ -22,7 +22,8 @@ __all__ = [
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
     """Return the area of the polygon with corners (x[i], y[i]), in square pixels."""
-    return 0.5 * float(np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+    next_x, next_y = np.roll(x, -1), np.roll(y, -1)
+    return abs(float(np.sum(x * next_y - next_x * y))) / 2
 
 
 def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:

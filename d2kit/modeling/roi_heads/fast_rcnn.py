@@ -161,8 +161,7 @@ class FastRCNNOutputLayers(nn.Module):
         Source: Fast R-CNN, equation 1.
         """
         scores, deltas = predictions
-        classes = [p.gt_classes for p in proposals]
-        gt_classes = cat(classes) if classes else torch.empty(0, dtype=torch.int64)
+        gt_classes = cat([p.gt_classes for p in proposals])
         _log_classification_stats(scores, gt_classes)
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         gt_boxes = torch.cat(
