@@ -154,15 +154,17 @@ class ResizeShortestEdge(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw a length for the shorter side."""
-        height, width = image.shape[:2]
-        if self.is_range:
-            size = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
-        else:
-            size = np.random.choice(self.short_edge_length)
-        if size == 0:
+        lengths = self.short_edge_length
+        length = int(
+            np.random.randint(lengths[0], lengths[1] + 1)
+            if self.is_range
+            else np.random.choice(lengths)
+        )
+        if length == 0:
             return NoOpTransform()
-        new_h, new_w = self.get_output_shape(height, width, int(size), self.max_size)
-        return ResizeTransform(height, width, new_h, new_w, self.interp)
+        old_h, old_w = image.shape[:2]
+        new_h, new_w = self.get_output_shape(old_h, old_w, length, self.max_size)
+        return ResizeTransform(old_h, old_w, new_h, new_w, self.interp)
 
     @staticmethod
     def get_output_shape(
@@ -297,23 +299,22 @@ class RandomRotation(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw angle and centre."""
         height, width = image.shape[:2]
-        center = None
-        if self.is_range:
-            angle = np.random.uniform(self.angle[0], self.angle[1])
-            if self.center is not None:
-                (x0, y0), (x1, y1) = self.center
-                center = (np.random.uniform(x0, x1), np.random.uniform(y0, y1))
-        else:
-            angle = np.random.choice(self.angle)
-            if self.center is not None:
-                center = self.center[np.random.choice(len(self.center))]
+        angle, center = float(self._draw(self.angle)), None
+        if self.center is not None:
+            share_x, share_y = self._draw(self.center)
+            center = (width * float(share_x), height * float(share_y))
         if angle % 360 == 0:
             return NoOpTransform()
-        if center is not None:
-            center = (width * center[0], height * center[1])
         return RotationTransform(
-            height, width, float(angle), expand=self.expand, center=center, interp=self.interp
+            height, width, angle, expand=self.expand, center=center, interp=self.interp
         )
+
+    def _draw(self, options: Sequence[Any]) -> Any:
+        """Draw between the two `options`, each coordinate by itself, or one of them."""
+        if not self.is_range:
+            return options[np.random.choice(len(options))]
+        low, high = np.asarray(options, dtype=np.float64)
+        return np.random.uniform(low, high)
 
 
 class RandomExtent(Augmentation):

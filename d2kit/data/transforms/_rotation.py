@@ -30,17 +30,14 @@ class RotationTransform(Transform):
         interp: int | None = None,
     ) -> None:
         super().__init__()
-        image_center = np.array((w / 2, h / 2))
-        if center is None:
-            center = (w / 2, h / 2)
-        theta = np.deg2rad(angle)
-        abs_cos, abs_sin = abs(np.cos(theta)), abs(np.sin(theta))
+        self.h, self.w, self.angle, self.expand, self.interp = h, w, angle, expand, interp
+        self.image_center = np.array((w / 2, h / 2))
+        self.center = (w / 2, h / 2) if center is None else center
+        self.bound_w, self.bound_h = w, h
         if expand:
-            bound_w = int(np.rint(h * abs_sin + w * abs_cos))
-            bound_h = int(np.rint(h * abs_cos + w * abs_sin))
-        else:
-            bound_w, bound_h = w, h
-        self._set_attributes(locals())
+            cos, sin = np.abs((np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))))
+            bounds = np.rint((w * cos + h * sin, w * sin + h * cos))
+            self.bound_w, self.bound_h = (int(side) for side in bounds)
         self.rm_coords = self.create_rotation_matrix()
         # OpenCV counts from the middle of the first pixel, coordinates from its corner
         self.rm_image = self.create_rotation_matrix(offset=-0.5)
@@ -80,10 +77,10 @@ class RotationTransform(Transform):
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Rotate (P, 2) points (x, y)."""
-        coords = np.asarray(coords, dtype=np.float64)
-        if len(coords) == 0 or self.angle % 360 == 0:
-            return coords
-        return coords @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
+        points = np.asarray(coords, dtype=np.float64)
+        if self.angle % 360 == 0 or points.size == 0:
+            return points
+        return points @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Rotate a label map or mask (H, W) by nearest neighbour."""
@@ -101,8 +98,6 @@ class RotationTransform(Transform):
             raise NotImplementedError("a rotation with expand=False cuts corners off: no inverse")
         if self.angle % 360 == 0:
             return NoOpTransform()
-        back = RotationTransform(self.bound_h, self.bound_w, -self.angle, True, None, self.interp)
-        crop = CropTransform(
-            (back.bound_w - self.w) // 2, (back.bound_h - self.h) // 2, self.w, self.h
-        )
-        return TransformList([back, crop])
+        back = RotationTransform(self.bound_h, self.bound_w, -self.angle, interp=self.interp)
+        x0, y0 = (back.bound_w - self.w) // 2, (back.bound_h - self.h) // 2
+        return TransformList([back, CropTransform(x0, y0, self.w, self.h)])

@@ -28,16 +28,18 @@ class Augmentation:
 
     A subclass defines ``get_transform``. The names of its arguments say what it needs of the
     input: ``get_transform(self, image, boxes)`` is called with ``aug_input.image`` and
-    ``aug_input.boxes``. A subclass whose signature cannot tell sets `input_args`.
+    ``aug_input.boxes``; an only argument of another name is the image. A subclass whose signature
+    cannot tell sets `input_args`.
     """
 
     input_args: tuple[str, ...] | None = None
 
     def _init(self, params: dict[str, Any] | None = None) -> None:
         """Store constructor arguments, usually ``locals()``, as attributes."""
-        for name, value in (params or {}).items():
-            if name != "self" and not name.startswith("_"):
-                setattr(self, name, value)
+        given = dict(params or {})
+        given.pop("self", None)
+        for public in [name for name in given if not name.startswith("_")]:
+            setattr(self, public, given[public])
 
     def get_transform(self, *args: Any) -> Transform:
         """Return the transform to use for the given input; subclasses define this."""
@@ -61,27 +63,27 @@ class Augmentation:
 
     def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
         """Draw uniformly from [low, high), or from [0, low) where `high` is not given."""
-        if high is None:
-            low, high = 0.0, low
-        return np.random.uniform(low, high, size)
+        start, stop = (0.0, low) if high is None else (low, high)
+        return np.random.uniform(start, stop, size)
 
     def __repr__(self) -> str:
-        parts = []
-        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
-            if name == "self":
-                continue
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            if not hasattr(self, name):
-                return object.__repr__(self)
-            value = getattr(self, name)
-            if value is parameter.default:
-                continue
-            text = repr(value)
-            parts.append(f"{name}={text if len(text) <= 80 and chr(10) not in text else '...'}")
-        return f"{type(self).__name__}({', '.join(parts)})"
+        """Write the call that makes this object, without arguments that have their defaults."""
+        arguments = inspect.signature(type(self)).parameters.values()
+        named = [a for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
+        if not all(hasattr(self, a.name) for a in named):
+            return object.__repr__(self)
+        changed = {a.name: getattr(self, a.name) for a in named}
+        changed = {a.name: changed[a.name] for a in named if changed[a.name] is not a.default}
+        shown = ", ".join(f"{name}={_short_text(value)}" for name, value in changed.items())
+        return f"{type(self).__name__}({shown})"
 
     __str__ = __repr__
+
+
+def _short_text(value: Any) -> str:
+    """Return `repr(value)`, or dots where it is long."""
+    text = repr(value)
+    return "..." if "\n" in text or len(text) > 80 else text
 
 
 class _TransformToAug(Augmentation):
@@ -121,7 +123,10 @@ def _get_aug_input_args(aug: Augmentation, aug_input: Any) -> list[Any]:
                 f"{type(aug).__name__}.get_transform takes *args or **kwargs, so that the inputs "
                 "it needs are unknown; set the class attribute input_args, e.g. ('image', 'boxes')"
             )
-        aug.input_args = tuple(p.name for p in parameters if p.default is p.empty)
+        names = tuple(p.name for p in parameters if p.default is p.empty)
+        if len(names) == 1 and not hasattr(aug_input, names[0]):
+            names = ("image",)  # user code calls its only argument img, im, ...
+        aug.input_args = names
     missing = [name for name in aug.input_args if not hasattr(aug_input, name)]
     if missing:
         have = sorted(n for n in getattr(aug_input, "__dict__", {}) if not n.startswith("_"))
