@@ -83,24 +83,30 @@ class TrainerBase:
             start_iter: index of the first one.
             max_iter: number of iterations from 0.
         """
-        logger.info("Starting training from iteration %d", start_iter)
-        self.iter = self.start_iter = start_iter
-        self.max_iter = max_iter
-        with EventStorage(start_iter) as self.storage:
+        logger.info("Training from iteration %d to %d", start_iter, max_iter)
+        self.start_iter, self.max_iter = start_iter, max_iter
+        self.iter = start_iter
+        self.storage = EventStorage(start_iter)
+        with self.storage:
             try:
                 self.before_train()
-                for self.iter in range(start_iter, max_iter):
-                    if self.seed is not None:
-                        seed_all_rng(derive_seed(self.seed, self.iter, comm.get_rank()))
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
+                for iteration in range(start_iter, max_iter):
+                    self._iterate(iteration)
                 self.iter = max(max_iter, start_iter)
             except Exception:
                 logger.exception("Training stopped in iteration %d:", self.iter)
                 raise
             finally:
                 self.after_train()
+
+    def _iterate(self, iteration: int) -> None:
+        """Do one iteration, with the hooks around it."""
+        self.iter = iteration
+        if self.seed is not None:
+            seed_all_rng(derive_seed(self.seed, iteration, comm.get_rank()))
+        self.before_step()
+        self.run_step()
+        self.after_step()
 
     def before_train(self) -> None:
         """Call the hooks."""
