@@ -5,13 +5,15 @@ do not depend on the number of processes, and no image is opened to find the pla
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data.sampler import Sampler
 
-__all__ = ["GlobalBatches", "has_global_stream", "index_chunks"]
+__all__ = ["GlobalBatches", "batches_by_group", "has_global_stream", "index_chunks"]
+
+_Item = TypeVar("_Item")
 
 CHUNK = 4096
 """Indices handled at once: small epochs are joined, which keeps a jump over many of them fast."""
@@ -53,6 +55,8 @@ def index_chunks(sampler: Any, read_ahead: int) -> Iterator[np.ndarray]:
             if size >= CHUNK:
                 yield np.concatenate(parts)
                 parts, size = [], 0
+        if parts:  # a sampler of the user may end
+            yield np.concatenate(parts)
         return
     indices = iter(sampler.stream() if has_global_stream(sampler) else sampler)
     while True:
@@ -60,6 +64,26 @@ def index_chunks(sampler: Any, read_ahead: int) -> Iterator[np.ndarray]:
         if len(chunk) == 0:
             return
         yield chunk
+
+
+def batches_by_group(
+    items: Iterable[_Item], group_of: Callable[[_Item], Hashable], size: int
+) -> Iterator[list[_Item]]:
+    """Yield lists of `size` items of one group each, in the order in which they become full.
+
+    Args:
+        items: what is batched; items of a group that never fills a batch are not yielded.
+        group_of: item -> its group.
+        size: items per batch, at least 1.
+    """
+    unfinished: dict[Hashable, list[_Item]] = {}
+    for item in items:
+        group = group_of(item)
+        batch = [*unfinished.pop(group, ()), item]
+        if len(batch) == size:
+            yield batch
+        else:
+            unfinished[group] = batch
 
 
 class GlobalBatches(Sampler[list[Pair]]):

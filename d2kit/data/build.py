@@ -7,6 +7,7 @@ processes nor on the number of training processes, and a loader starts at any ba
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch.utils import data as torchdata
@@ -143,12 +144,7 @@ def build_detection_train_loader(
         ValueError: see `build_batch_data_loader`; the dataset is empty.
     """
     seed = comm.shared_random_seed() if seed is None else int(seed)
-    if isinstance(dataset, (list, tuple)):
-        dataset = DatasetFromList(dataset, copy=False)
-    if not isinstance(dataset, torchdata.IterableDataset) and sampler is None:
-        sampler = TrainingSampler(len(dataset), seed=seed)
-    if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
+    dataset, sampler = _mapped(dataset, mapper, sampler, partial(TrainingSampler, seed=seed))
     return build_batch_data_loader(
         dataset,
         sampler,
@@ -160,6 +156,30 @@ def build_detection_train_loader(
         start_batch=start_batch,
         **kwargs,
     )
+
+
+def _mapped(
+    dataset: Any,
+    mapper: Callable[[Any], Any] | None,
+    sampler: Any,
+    default_sampler: Callable[[int], Any],
+) -> tuple[Any, Any]:
+    """Return a dataset of samples and what samples its indices (None for an iterable one).
+
+    Args:
+        dataset: list of records or dataset.
+        mapper: record -> sample, or None.
+        sampler: of the user, or None.
+        default_sampler: number of records -> sampler.
+    """
+    if isinstance(dataset, (list, tuple)):
+        dataset = DatasetFromList(dataset, copy=False)
+    iterable = isinstance(dataset, torchdata.IterableDataset)
+    if iterable and sampler is not None:
+        raise ValueError("an iterable dataset has its own order: expected sampler=None")
+    if not iterable and sampler is None:
+        sampler = default_sampler(len(dataset))
+    return dataset if mapper is None else MapDataset(dataset, mapper), sampler
 
 
 def _test_loader_from_config(
@@ -206,15 +226,7 @@ def build_detection_test_loader(
     Raises:
         ValueError: the dataset is empty, or an iterable one has a sampler.
     """
-    if isinstance(dataset, (list, tuple)):
-        dataset = DatasetFromList(dataset, copy=False)
-    if isinstance(dataset, torchdata.IterableDataset):
-        if sampler is not None:
-            raise ValueError("an iterable dataset has its own order: expected sampler=None")
-    elif sampler is None:
-        sampler = InferenceSampler(len(dataset))
-    if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
+    dataset, sampler = _mapped(dataset, mapper, sampler, InferenceSampler)
     return torchdata.DataLoader(
         dataset,
         batch_size=batch_size,

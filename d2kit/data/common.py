@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch.utils import data as torchdata
 
+from d2kit.data._batches import batches_by_group
 from d2kit.utils.env import derive_seed
 
 __all__ = [
@@ -274,10 +275,6 @@ class AspectRatioGroupedDataset(torchdata.IterableDataset[Any]):
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        buckets: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-        for sample in self.dataset:
-            bucket = buckets[sample["width"] > sample["height"]]
-            bucket.append(sample)
-            if len(bucket) == self.batch_size:
-                yield bucket[:]
-                bucket.clear()
+        return batches_by_group(
+            self.dataset, lambda sample: sample["width"] > sample["height"], self.batch_size
+        )

@@ -11,6 +11,7 @@ import numpy as np
 
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
 from d2kit.structures import BoxMode
+from d2kit.structures.masks import polygon_area
 from d2kit.utils.file_io import atomic_write
 
 __all__ = ["convert_to_coco_dict", "convert_to_coco_json"]
@@ -116,17 +117,11 @@ def _mask_entry(mask: Any, where: str) -> tuple[Any, float]:
         return {"size": size, "counts": text}, float(mask_util.area(mask))
     if isinstance(mask, (list, tuple)):
         polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in mask]
-        return [p.tolist() for p in polygons], sum(map(_polygon_area, polygons))
+        return [p.tolist() for p in polygons], sum(polygon_area(p[0::2], p[1::2]) for p in polygons)
     raise ValueError(
         f"{where}: a segmentation is a list of polygons, a run-length mask or an array (H, W), "
         f"got {type(mask).__name__}"
     )
-
-
-def _polygon_area(polygon: np.ndarray) -> float:
-    """Return the area of x0, y0, x1, y1, ... (shoelace formula)."""
-    x, y = polygon[0::2], polygon[1::2]
-    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 
 
 def convert_to_coco_json(

@@ -1,9 +1,10 @@
 """A batch sampler that keeps records of different groups apart."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from torch.utils.data.sampler import BatchSampler, Sampler
+
+from d2kit.data._batches import batches_by_group
 
 __all__ = ["GroupedBatchSampler"]
 
@@ -33,13 +34,7 @@ class GroupedBatchSampler(BatchSampler):
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        waiting: dict[int, list[int]] = defaultdict(list)
-        for index in self.sampler:
-            bucket = waiting[self.group_ids[index]]
-            bucket.append(index)
-            if len(bucket) == self.batch_size:
-                yield bucket[:]
-                bucket.clear()
+        return batches_by_group(self.sampler, self.group_ids.__getitem__, self.batch_size)
 
     def __len__(self) -> int:
         raise NotImplementedError(
