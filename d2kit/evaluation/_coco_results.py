@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from d2kit.utils.logger import create_small_table
+
 METRICS: dict[str, tuple[str, ...]] = {
     "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
     "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -68,16 +70,7 @@ def derive_results(
 
 def summary_table(results: Mapping[str, float]) -> str:
     """Lay the figures that are not per class out as one row."""
-    from tabulate import tabulate
-
-    shown = {name: value for name, value in results.items() if not name.startswith("AP-")}
-    return tabulate(
-        [list(shown.values())],
-        headers=list(shown),
-        tablefmt="pipe",
-        floatfmt=".3f",
-        numalign="center",
-    )
+    return create_small_table({k: v for k, v in results.items() if not k.startswith("AP-")})
 
 
 def per_class_table(results: Mapping[str, float]) -> str:

@@ -1,6 +1,7 @@
 """Loggers: one line per record on the terminal of rank 0 and in a file of every rank."""
 
 import logging
+import math
 import sys
 import time
 from collections import Counter
@@ -164,7 +165,7 @@ def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> N
     module, place = _caller()
     identity = ("every", place)
     _COUNTS[identity] += 1
-    if n == 1 or _COUNTS[identity] % n == 1:
+    if (_COUNTS[identity] - 1) % n == 0:
         logging.getLogger(name or module).log(lvl, msg)
 
 
@@ -179,8 +180,7 @@ def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = 
     """
     module, place = _caller()
     now = time.monotonic()
-    last = _LAST_TIMES.get(place)
-    if last is None or now - last >= n:
+    if now - _LAST_TIMES.get(place, -math.inf) >= n:
         _LAST_TIMES[place] = now
         logging.getLogger(name or module).log(lvl, msg)
 

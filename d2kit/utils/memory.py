@@ -18,10 +18,9 @@ def _ignore_torch_cuda_oom() -> Iterator[None]:
     """Swallow the error of a GPU out of memory; pass all others on."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
-        pass
     except RuntimeError as error:
-        if "CUDA out of memory" not in str(error):
+        by_type = isinstance(error, torch.cuda.OutOfMemoryError)
+        if not by_type and "CUDA out of memory" not in str(error):
             raise
 
 
@@ -47,11 +46,11 @@ def retry_if_cuda_oom(func: Callable[..., _Result]) -> Callable[..., _Result]:
 
     @functools.wraps(func)
     def wrapper(*args: Any, **kwargs: Any) -> _Result:
-        with _ignore_torch_cuda_oom():
-            return func(*args, **kwargs)
-        torch.cuda.empty_cache()
-        with _ignore_torch_cuda_oom():
-            return func(*args, **kwargs)
+        for attempt in (1, 2):
+            if attempt == 2:
+                torch.cuda.empty_cache()
+            with _ignore_torch_cuda_oom():
+                return func(*args, **kwargs)
         logging.getLogger(__name__).info("Out of GPU memory: running %s on the CPU", func)
         return func(
             *(_on_cpu(value) for value in args),

@@ -42,16 +42,7 @@ class Visualizer(InstanceDrawing):
         font_size_scale: factor on the size of the text.
     """
 
-    def __init__(
-        self,
-        img_rgb: Any,
-        metadata: Any = None,
-        scale: float = 1.0,
-        instance_mode: ColorMode = ColorMode.IMAGE,
-        font_size_scale: float = 1.0,
-    ) -> None:
-        super().__init__(img_rgb, metadata, scale, instance_mode, font_size_scale)
-        self.cpu_device = torch.device("cpu")
+    cpu_device = torch.device("cpu")
 
     # ------------------------------------------------------ what a model gives
     def draw_instance_predictions(self, predictions: Instances, jittering: bool = True) -> VisImage:
