@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 from tabulate import tabulate
@@ -55,6 +56,17 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def annotation(found: dict[str, Any], annotation_id: int) -> dict[str, Any]:
+    """Complete a result of COCO's result format to an annotation; category ids count from 1."""
+    from pycocotools import mask as mask_util
+
+    area = found["bbox"][2] * found["bbox"][3]
+    if "segmentation" in found:
+        area = int(mask_util.area(found["segmentation"]))
+    ids = {"id": annotation_id, "category_id": found["category_id"] + 1}
+    return {**found, **ids, "area": area, "iscrowd": 0}
+
+
 def main(args: argparse.Namespace) -> None:
     """Predict every image; write ``overlays/*.jpg`` and ``predictions.json``."""
     project.register_all()
@@ -80,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
         size = {"height": bgr.shape[0], "width": bgr.shape[1]}
         images.append({"id": image_id, "file_name": str(file), **size})
         found = instances_to_coco_json(instances, image_id)
-        annotations += [{**a, "category_id": a["category_id"] + 1} for a in found]
+        annotations += [annotation(a, len(annotations) + i) for i, a in enumerate(found, start=1)]
         counts = [names[a["category_id"]] for a in found]
         summary = ", ".join(f"{counts.count(n)} {n}" for n in dict.fromkeys(counts))
         rows.append([file.name, summary or "nothing", max((a["score"] for a in found), default=0)])

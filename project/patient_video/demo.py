@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -87,8 +88,12 @@ def report(cfg: CfgNode, results: OrderedDict, seconds: dict[str, float]) -> str
     table = tabulate(rows, ["held-out", *columns], floatfmt=".1f", tablefmt="github")
     times = ", ".join(f"{step} {value:.0f} s" for step, value in seconds.items())
     out = Path(cfg.OUTPUT_DIR)
+    plain = {  # JSON knows no NaN, which is the AP of a size or class without ground truth
+        task: {name: value if math.isfinite(value) else None for name, value in values.items()}
+        for task, values in results.items()
+    }
     with atomic_write(out / "results.json", "w") as f:
-        json.dump({"results": results, "seconds": seconds}, f, indent=1)
+        json.dump({"results": plain, "seconds": seconds}, f, indent=1, allow_nan=False)
     text = f"{table}\n\nTime: {times}.\n"
     with atomic_write(out / "results.md", "w") as f:
         f.write(text)
