@@ -13,6 +13,8 @@ __all__ = ["DeformConv", "ModulatedDeformConv"]
 class _DeformableConv(nn.Module):
     """What both versions share."""
 
+    _with_bias = True  # whether a learnt bias is supported
+
     def __init__(
         self,
         in_channels: int,
@@ -29,6 +31,8 @@ class _DeformableConv(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        if bias and not self._with_bias:
+            raise ValueError(f"{name}: bias=True is not supported; use a norm with a bias")
         if in_channels % groups or out_channels % groups or in_channels % deformable_groups:
             raise ValueError(
                 f"{name}: groups={groups} must divide in_channels={in_channels} and "
@@ -90,35 +94,7 @@ class DeformConv(_DeformableConv):
     Source: Dai et al., Deformable Convolutional Networks (2017).
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        deformable_groups: int = 1,
-        bias: bool = False,
-        norm: nn.Module | None = None,
-        activation: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        if bias:
-            raise ValueError("DeformConv: bias=True is not supported; use a norm with a bias")
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            deformable_groups,
-            bias,
-            norm,
-            activation,
-        )
+    _with_bias = False
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """Convolve.

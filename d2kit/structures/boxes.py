@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 __all__ = [
     "BoxMode",
@@ -117,23 +118,28 @@ class Boxes:
         ValueError: if the shape is not (R, 4).
     """
 
+    _numbers = 4  # per box
+
     def __init__(self, tensor: Tensor | np.ndarray | Sequence[Any]) -> None:
         if not isinstance(tensor, Tensor):
             tensor = torch.as_tensor(np.asarray(tensor))
         tensor = tensor.to(torch.float32)
         if tensor.numel() == 0:
-            tensor = tensor.reshape(-1, 4)
-        if tensor.dim() != 2 or tensor.shape[1] != 4:
-            raise ValueError(f"Boxes: expected shape (R, 4), got {tuple(tensor.shape)}")
+            tensor = tensor.reshape(-1, self._numbers)
+        if tensor.dim() != 2 or tensor.shape[1] != self._numbers:
+            raise ValueError(
+                f"{type(self).__name__}: expected shape (R, {self._numbers}), "
+                f"got {tuple(tensor.shape)}"
+            )
         self.tensor = tensor
 
-    def clone(self) -> "Boxes":
+    def clone(self) -> Self:
         """Return a copy with its own memory."""
-        return Boxes(self.tensor.clone())
+        return type(self)(self.tensor.clone())
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Boxes":
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the boxes on `device`."""
-        return Boxes(self.tensor.to(device=device, non_blocking=non_blocking))
+        return type(self)(self.tensor.to(device=device, non_blocking=non_blocking))
 
     def area(self) -> Tensor:
         """Return the areas in square pixels, (R,) float32."""
@@ -155,20 +161,23 @@ class Boxes:
         """Tell which boxes have both sides longer than `threshold` pixels, (R,) bool."""
         return ((self.tensor[:, 2:] - self.tensor[:, :2]) > threshold).all(dim=1)
 
-    def __getitem__(self, item: Any) -> "Boxes":
+    def __getitem__(self, item: Any) -> Self:
         """Select boxes by an integer (gives one box), a slice, a bool mask or indices."""
         if isinstance(item, int):
-            return Boxes(self.tensor[item].view(1, -1))
+            return type(self)(self.tensor[item].view(1, -1))
         chosen = self.tensor[item]
         if chosen.dim() != 2:
-            raise ValueError(f"Boxes: index {item!r} gives shape {tuple(chosen.shape)}, not (R, 4)")
-        return Boxes(chosen)
+            raise ValueError(
+                f"{type(self).__name__}: index {item!r} gives shape {tuple(chosen.shape)}, "
+                f"not (R, {self._numbers})"
+            )
+        return type(self)(chosen)
 
     def __len__(self) -> int:
         return self.tensor.shape[0]
 
     def __repr__(self) -> str:
-        return f"Boxes({self.tensor})"
+        return f"{type(self).__name__}({self.tensor})"
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
         """Tell which boxes lie inside the reference box, (R,) bool.
@@ -192,12 +201,15 @@ class Boxes:
         self.tensor[:, 1::2] *= scale_y
 
     @classmethod
-    def cat(cls, boxes_list: Sequence["Boxes"]) -> "Boxes":
+    def cat(cls, boxes_list: Sequence[Self]) -> Self:
         """Concatenate; an empty list gives no boxes on the CPU."""
         if not isinstance(boxes_list, list | tuple):
-            raise TypeError(f"Boxes.cat: expected a list of Boxes, got {type(boxes_list).__name__}")
+            raise TypeError(
+                f"{cls.__name__}.cat: expected a list of {cls.__name__}, "
+                f"got {type(boxes_list).__name__}"
+            )
         if not boxes_list:
-            return cls(torch.empty(0, 4))
+            return cls(torch.empty(0, cls._numbers))
         return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
 
     @property

@@ -1,10 +1,7 @@
 """Boxes at any angle."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,23 +24,7 @@ class RotatedBoxes(Boxes):
         ValueError: if the shape is not (R, 5).
     """
 
-    def __init__(self, tensor: Tensor | np.ndarray | Sequence[Any]) -> None:
-        if not isinstance(tensor, Tensor):
-            tensor = torch.as_tensor(np.asarray(tensor))
-        tensor = tensor.to(torch.float32)
-        if tensor.numel() == 0:
-            tensor = tensor.reshape(-1, 5)
-        if tensor.dim() != 2 or tensor.shape[1] != 5:
-            raise ValueError(f"RotatedBoxes: expected shape (R, 5), got {tuple(tensor.shape)}")
-        self.tensor = tensor
-
-    def clone(self) -> "RotatedBoxes":
-        """Return a copy with its own memory."""
-        return RotatedBoxes(self.tensor.clone())
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RotatedBoxes":
-        """Return the boxes on `device`."""
-        return RotatedBoxes(self.tensor.to(device=device, non_blocking=non_blocking))
+    _numbers = 5
 
     def area(self) -> Tensor:
         """Return the areas in square pixels, (R,) float32."""
@@ -75,20 +56,6 @@ class RotatedBoxes(Boxes):
         """Tell which boxes have both sides longer than `threshold` pixels, (R,) bool."""
         return (self.tensor[:, 2:4] > threshold).all(dim=1)
 
-    def __getitem__(self, item: Any) -> "RotatedBoxes":
-        """Select boxes by an integer (gives one box), a slice, a bool mask or indices."""
-        if isinstance(item, int):
-            return RotatedBoxes(self.tensor[item].view(1, -1))
-        chosen = self.tensor[item]
-        if chosen.dim() != 2:
-            raise ValueError(
-                f"RotatedBoxes: index {item!r} gives shape {tuple(chosen.shape)}, not (R, 5)"
-            )
-        return RotatedBoxes(chosen)
-
-    def __repr__(self) -> str:
-        return f"RotatedBoxes({self.tensor})"
-
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
         """Tell which boxes lie inside the reference box with all corners, (R,) bool.
 
@@ -117,23 +84,6 @@ class RotatedBoxes(Boxes):
         self.tensor[:, 2] *= torch.hypot(scale_x * cos, scale_y * sin)
         self.tensor[:, 3] *= torch.hypot(scale_x * sin, scale_y * cos)
         self.tensor[:, 4] = torch.atan2(scale_x * sin, scale_y * cos) / _RADIANS
-
-    @classmethod
-    def cat(cls, boxes_list: Sequence["RotatedBoxes"]) -> "RotatedBoxes":  # type: ignore[override]
-        """Concatenate; an empty list gives no boxes on the CPU."""
-        if not isinstance(boxes_list, list | tuple):
-            raise TypeError(f"RotatedBoxes.cat: expected a list, got {type(boxes_list).__name__}")
-        if not boxes_list:
-            return cls(torch.empty(0, 5))
-        return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the boxes."""
-        return self.tensor.device
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield from self.tensor
 
 
 def pairwise_iou(boxes1: RotatedBoxes, boxes2: RotatedBoxes) -> Tensor:
