@@ -23,6 +23,15 @@ def boxes_of_sides(*sides: float) -> Boxes:
     return Boxes(torch.tensor([[1.0, 2.0, 1.0 + s, 2.0 + s] for s in sides]).view(-1, 4))
 
 
+def test_boxes_without_a_size_are_pooled_too():
+    boxes = Boxes(torch.tensor([[float("nan"), 0, 9, 9], [9.0, 0, 0, 9], [0.0, 0, 64, 64]]))
+    levels = assign_boxes_to_levels([boxes], 2, 5, 224, 4)
+    assert levels.tolist() == [0, 0, 0]
+    pooled = ROIPooler(3, SCALES, 0, "ROIAlignV2")(pyramid(), [boxes])
+    assert (pooled[:2] == 0).all()
+    assert pooled[2].abs().sum() > 0
+
+
 def pyramid(num_images: int = 1, channels: int = 3, requires_grad: bool = False):
     generator = torch.Generator().manual_seed(0)
     return [

@@ -140,6 +140,16 @@ def test_json_lines_carry_the_iteration_of_the_value(tmp_path):
     ]
 
 
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    file = tmp_path / "metrics.json"
+    with EventStorage(3) as storage:
+        writer = JSONWriter(str(file))
+        storage.put_scalars(AP=float("nan"), loss=float("inf"), lr=0.5, smoothing_hint=False)
+        writer.write()
+        writer.close()
+    assert lines(file) == [{"iteration": 3, "AP": None, "loss": None, "lr": 0.5}]
+
+
 def test_json_is_continued_and_a_torn_line_is_cut_off(tmp_path):
     file = tmp_path / "metrics.json"
     file.write_text('{"iteration": 0, "loss": 1.0}\n{"iteration": 1, "lo')

@@ -253,6 +253,14 @@ def test_users_augmentations_and_inputs():
     with pytest.raises(AttributeError, match="extra.*image"):
         _UserAug()(T.AugInput(IMAGE))
 
+    class Old(T.Augmentation):
+        def get_transform(self, img):
+            return T.HFlipTransform(img.shape[1])
+
+    flipped = T.AugInput(IMAGE)
+    Old()(flipped)
+    np.testing.assert_array_equal(flipped.image, IMAGE[:, ::-1])
+
     class Vague(T.Augmentation):
         def get_transform(self, *args):
             return T.NoOpTransform()

@@ -219,6 +219,8 @@ def test_rotated_boxes():
     np.testing.assert_allclose(
         T.CropTransform(3, 4, 9, 9).apply_rotated_box(box), [[7, 16, 8, 4, 30]]
     )
+    for colours in (T.ColorTransform(np.abs), T.BlendTransform(np.zeros(1), 0.5, 0.5)):
+        np.testing.assert_array_equal(colours.apply_rotated_box(box), box)
     double = T.TransformList([T.NoOpTransform(), T.ResizeTransform(40, 50, 80, 100)])
     np.testing.assert_allclose(double.apply_rotated_box(box), [[20, 40, 16, 8, 30]])
     wide = T.ResizeTransform(40, 50, 40, 100).apply_rotated_box(np.array([[0.0, 0, 8, 4, 90]]))
