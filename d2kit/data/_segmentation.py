@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from d2kit.data._image_io import MAX_IMAGE_PIXELS
+from d2kit.data.datasets._rle import decode_counts
 
-_LONGEST_NUMBER = 10  # characters of 5 bits; more than any count of a 64-bit mask size needs
 _LARGEST_COORDINATE = 1e6  # pixels; pycocotools reserves memory for every pixel of an outline
 
 
@@ -59,7 +59,10 @@ def paint_rle(rle: dict[str, Any], canvas: np.ndarray) -> None:
     height, width = rle_size(rle)
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
-        counts = _decode_counts(counts.encode("latin-1") if isinstance(counts, str) else counts)
+        try:
+            counts = decode_counts(counts)
+        except ValueError as error:
+            raise ValueError(f"RLE counts are damaged: {error}") from error
     else:
         counts = np.asarray(counts, dtype=np.int64)
     if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
@@ -75,31 +78,6 @@ def paint_rle(rle: dict[str, Any], canvas: np.ndarray) -> None:
     lengths = np.diff(ends.clip(first * height, last * height), prepend=first * height)
     values = (np.arange(len(lengths)) & 1).astype(canvas.dtype)
     canvas[:, first:last] = np.repeat(values, lengths).reshape(last - first, height).T
-
-
-def _decode_counts(text: bytes) -> np.ndarray:
-    """Decode COCO's compressed counts.
-
-    Each number is a sequence of characters c with 5 bits of it in c - 48, the lowest first; bit 5
-    says that more follow, bit 4 of the last one is the sign. From the fourth number on, what is
-    written is the difference to the number two places before.
-    """
-    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    if len(codes) == 0:
-        return codes
-    last = np.flatnonzero((codes & 0x20) == 0)
-    if (codes < 0).any() or (codes > 63).any() or len(last) == 0 or last[-1] != len(codes) - 1:
-        raise ValueError("RLE counts are not COCO's compressed format")
-    first = np.concatenate([[0], last[:-1] + 1])
-    lengths = last - first + 1
-    if lengths.max() > _LONGEST_NUMBER:
-        raise ValueError("RLE counts hold a number that is too large")
-    place = np.arange(len(codes)) - np.repeat(first, lengths)
-    numbers = np.add.reduceat((codes & 0x1F) << (5 * place), first)
-    numbers -= np.where(codes[last] & 0x10, 1 << (5 * lengths), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
 
 
 def name_of(annotation: dict[str, Any]) -> str:
