@@ -29,7 +29,8 @@ def check_output_dir(path: str) -> None:
     Raises:
         OSError: if it cannot.
     """
-    trial = Path(path) / f".write-test-{os.getpid()}"
+    # random, because processes on several machines may share the folder and have the same pid
+    trial = Path(path) / f".write-test-{os.urandom(8).hex()}"
     try:
         trial.parent.mkdir(parents=True, exist_ok=True)
         trial.write_bytes(b"")

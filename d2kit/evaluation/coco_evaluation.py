@@ -7,7 +7,9 @@ import itertools
 import json
 import logging
 import pickle
+import shutil
 import tempfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -123,7 +125,10 @@ class COCOEvaluator(DatasetEvaluator):
             return PathManager.get_local_path(json_file)
         from d2kit.data.datasets.coco import convert_to_coco_json
 
-        folder = self._output_dir or tempfile.mkdtemp(prefix="d2kit_coco_")
+        folder = self._output_dir
+        if not folder:  # the file is read at once, and goes with the evaluator
+            folder = tempfile.mkdtemp(prefix="d2kit_coco_")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         PathManager.mkdirs(folder)
         path = str(Path(folder) / f"{dataset_name}_coco_format.json")
         self._logger.info("Dataset %r has no json_file: converting it to %s", dataset_name, path)

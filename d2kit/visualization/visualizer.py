@@ -187,10 +187,10 @@ class Visualizer(InstanceDrawing):
     def _draw_annotations(self, annotations: Sequence[dict[str, Any]]) -> None:
         """Draw the instances of a dataset dict."""
         masks = None
-        if all(a.get("segmentation") for a in annotations):
+        if all(_is_given(a.get("segmentation")) for a in annotations):
             masks = [a["segmentation"] for a in annotations]
         keypoints = None
-        if all(a.get("keypoints") for a in annotations):
+        if all(_is_given(a.get("keypoints")) for a in annotations):
             keypoints = np.array([a["keypoints"] for a in annotations], dtype=np.float64)
             keypoints = keypoints.reshape(len(annotations), -1, 3)
         boxes: Any = [
@@ -222,3 +222,8 @@ class Visualizer(InstanceDrawing):
 
         with PathManager.open(path, "rb") as file:
             return np.array(Image.open(file))
+
+
+def _is_given(value: Any) -> bool:
+    """Tell whether a list, dict or array is there and not empty."""
+    return value is not None and len(value) > 0
