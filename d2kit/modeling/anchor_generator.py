@@ -40,17 +40,21 @@ class BufferList(nn.Module):
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
         super().__init__()
-        for i, buffer in enumerate(buffers):
-            self.register_buffer(str(i), buffer, persistent=False)
+        self._length = 0
+        for tensor in buffers:
+            self.register_buffer(str(self._length), tensor, persistent=False)
+            self._length += 1
 
     def __len__(self) -> int:
-        return len(self._buffers)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._buffers.values())  # type: ignore[arg-type]
+        return self._length
 
     def __getitem__(self, index: int) -> Tensor:
-        return list(self)[index]
+        place = range(self._length)[index]  # negative ones count from the end
+        tensor: Tensor = getattr(self, str(place))
+        return tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(self._length))
 
 
 def _per_level(name: str, values: Sequence[Any], num_levels: int) -> list[tuple[float, ...]]:

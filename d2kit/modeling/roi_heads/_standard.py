@@ -156,11 +156,15 @@ class StandardROIHeads(ROIHeads):
             return self.box_predictor.inference(predictions, proposals)[0]
         losses = self.box_predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
-            with torch.no_grad():
-                boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
-                for proposal, predicted in zip(proposals, boxes, strict=True):
-                    proposal.proposal_boxes = Boxes(predicted)
+            self._use_predicted_boxes(predictions, proposals)
         return losses
+
+    @torch.no_grad()
+    def _use_predicted_boxes(self, predictions: Any, proposals: list[Instances]) -> None:
+        """Replace the boxes of the proposals, in place, by those predicted for their classes."""
+        predicted = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
+        for proposal, boxes in zip(proposals, predicted, strict=True):
+            proposal.proposal_boxes = Boxes(boxes)
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         """Return the mask loss in training, else `instances` with masks."""
