@@ -36,6 +36,8 @@ setup(
         "tqdm>=4.66",
         "av>=13",
         "safetensors>=0.4.5",
+        "portalocker>=2.8",
+        "typing-extensions>=4.10",
         "supervision>=0.25",
         "trackers>=2.0",
     ],
