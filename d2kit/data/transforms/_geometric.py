@@ -299,7 +299,8 @@ class RandomRotation(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw angle and centre."""
         height, width = image.shape[:2]
-        angle, center = float(self._draw(self.angle)), None
+        angle = float(self._draw(self.angle))
+        center: tuple[float, float] | None = None
         if self.center is not None:
             share_x, share_y = self._draw(self.center)
             center = (width * float(share_x), height * float(share_y))
