@@ -1,6 +1,29 @@
 """Reading of shapes that the config decides."""
 
+from collections.abc import Mapping, Sequence
+
 from d2kit.layers import ShapeSpec
+from d2kit.utils.registry import nearest_names
+
+
+def shapes_of(names: Sequence[str], shapes: Mapping[str, ShapeSpec], key: str) -> list[ShapeSpec]:
+    """Return the shapes of some of the backbone's levels.
+
+    Args:
+        names: of the levels.
+        shapes: feature name -> its shape, as the backbone gives it.
+        key: the config key that holds `names`, for the message.
+
+    Raises:
+        ValueError: if there is no such level.
+    """
+    unknown = [name for name in names if name not in shapes]
+    if unknown:
+        raise ValueError(
+            f"{key} names {unknown}, which the backbone does not give; it "
+            f"gives {sorted(shapes)} (nearest: {nearest_names(unknown[0], shapes)})"
+        )
+    return [shapes[name] for name in names]
 
 
 def region_shape(shape: ShapeSpec, what: str) -> tuple[int, int, int]:

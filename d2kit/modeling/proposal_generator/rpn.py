@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat
 from d2kit.modeling._metrics import put_scalars
-from d2kit.modeling._shapes import region_shape
+from d2kit.modeling._shapes import region_shape, shapes_of
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.matcher import Matcher
@@ -196,7 +196,7 @@ class RPN(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Return the constructor's arguments for `cfg` and the backbone's output shapes."""
         rpn = cfg.MODEL.RPN
-        shapes = [input_shape[name] for name in rpn.IN_FEATURES]
+        shapes = shapes_of(rpn.IN_FEATURES, input_shape, "MODEL.RPN.IN_FEATURES")
         return {
             "in_features": rpn.IN_FEATURES,
             "head": build_rpn_head(cfg, shapes),

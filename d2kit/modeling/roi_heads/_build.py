@@ -6,12 +6,14 @@ from torch import nn
 
 from d2kit.config import CfgNode
 from d2kit.layers import ShapeSpec
+from d2kit.modeling._shapes import shapes_of
 from d2kit.modeling.backbone.resnet import BottleneckBlock, ResNet
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.roi_heads.box_head import build_box_head
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.modeling.roi_heads.mask_head import build_mask_head
-from d2kit.utils.registry import nearest_names
+
+_KEY = "MODEL.ROI_HEADS.IN_FEATURES"
 
 
 def build_pooler(
@@ -31,22 +33,17 @@ def build_pooler(
         ValueError: if a level does not exist or the levels differ in channels.
     """
     names = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-    unknown = [name for name in names if name not in input_shape]
-    if unknown:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.IN_FEATURES names {unknown}, which the backbone does not give; it "
-            f"gives {sorted(input_shape)} (nearest: {nearest_names(unknown[0], input_shape)})"
-        )
-    channels = {input_shape[name].channels for name in names}
+    shapes = shapes_of(names, input_shape, _KEY)
+    channels = {shape.channels for shape in shapes}
     if len(channels) != 1:
         raise ValueError(
-            f"the levels of MODEL.ROI_HEADS.IN_FEATURES {names} must have the same channels, "
-            f"got {[input_shape[name].channels for name in names]}"
+            f"the levels of {_KEY} {names} must have the same channels, "
+            f"got {[shape.channels for shape in shapes]}"
         )
     side = node.POOLER_RESOLUTION
     pooler = ROIPooler(
         output_size=side,
-        scales=tuple(1.0 / _stride(name, input_shape[name]) for name in names),
+        scales=tuple(1.0 / _stride(*level) for level in zip(names, shapes, strict=True)),
         sampling_ratio=node.POOLER_SAMPLING_RATIO,
         pooler_type=node.POOLER_TYPE,
     )
@@ -78,7 +75,7 @@ def build_mask_branch(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[s
     node = cfg.MODEL.ROI_MASK_HEAD
     if not node.POOLER_TYPE:  # the head pools by itself
         names = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-        shapes = {name: input_shape[name] for name in names}
+        shapes = dict(zip(names, shapes_of(names, input_shape, _KEY), strict=True))
         return {
             "mask_in_features": names,
             "mask_pooler": None,
