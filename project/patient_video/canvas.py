@@ -21,21 +21,24 @@ class Canvas:
         width: frame width in pixels.
         height: frame height in pixels.
         unit: pixels per scene unit (the scene is 320 x 240 units).
+        origin: point of the scene, in its units, at the frame's upper left corner.
 
     Attributes:
         rgb: (2H, 2W, 3) uint8.
         label: (2H, 2W) uint8; 0 is background, other values name an object.
     """
 
-    def __init__(self, width: int, height: int, unit: float) -> None:
+    def __init__(self, width: int, height: int, unit: float, origin: Point = (0.0, 0.0)) -> None:
         self.size = (width, height)
+        self.origin = origin
         self.unit = unit * SUPERSAMPLE
         self.rgb = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE, 3), np.uint8)
         self.label = np.zeros(self.rgb.shape[:2], np.uint8)
 
     def polygon(self, points: Sequence[Point], colour: Colour, label: int = 0) -> None:
         """Fill a polygon given in scene units."""
-        fixed = np.round(np.asarray(points) * self.unit * (1 << SHIFT)).astype(np.int32)
+        placed = (np.asarray(points) - self.origin) * self.unit
+        fixed = np.round(placed * (1 << SHIFT)).astype(np.int32)
         for target, value in ((self.rgb, _byte(colour)), (self.label, label)):
             cv2.fillPoly(target, [fixed], value, lineType=cv2.LINE_8, shift=SHIFT)
 
@@ -47,7 +50,8 @@ class Canvas:
         self, centre: Point, axes: Point, angle: float, colour: Colour, label: int = 0
     ) -> None:
         """Fill an ellipse with half-axes `axes`, turned by `angle` degrees."""
-        centre_px = tuple(int(round(c * self.unit * (1 << SHIFT))) for c in centre)
+        placed = [c - o for c, o in zip(centre, self.origin, strict=True)]
+        centre_px = tuple(int(round(c * self.unit * (1 << SHIFT))) for c in placed)
         axes_px = tuple(int(round(a * self.unit * (1 << SHIFT))) for a in axes)
         for target, value in ((self.rgb, _byte(colour)), (self.label, label)):
             cv2.ellipse(target, centre_px, axes_px, angle, 0, 360, value, -1, cv2.LINE_8, SHIFT)

@@ -61,6 +61,7 @@ class Room:
     blanket_from: float  # along the legs, 0 = hip, 1 = knee; above 2: no blanket
     rail: bool
     mirrored: bool
+    zoom: float  # of the camera, which looks at the middle of the bed
     light: np.ndarray  # (3, 3): amplitude, frequency (Hz), phase of slow changes
     lamp_times: tuple[float, ...]
     noise: float
@@ -87,12 +88,19 @@ class Room:
             blanket_from=float(rng.choice([0.35, 0.8, 1.2, 9.0])),
             rail=bool(rng.random() < 0.5),
             mirrored=bool(rng.random() < 0.5),
+            zoom=float(rng.uniform(1.15, 1.35)),
             light=np.stack(
                 [rng.uniform(0.02, 0.06, 3), rng.uniform(0.03, 0.15, 3), rng.uniform(0, 6.3, 3)]
             ),
             lamp_times=tuple(np.sort(rng.uniform(0, duration, rng.integers(1, 4))).tolist()),
             noise=float(rng.uniform(2.0, 5.0)),
         )
+
+    def corner(self) -> tuple[float, float]:
+        """Return the scene point at the upper left corner of the picture."""
+        width, height = SCENE[0] / self.zoom, SCENE[1] / self.zoom
+        middle = (self.bed[0] + self.bed[1]) / 2
+        return min(max(middle - width / 2, 0.0), SCENE[0] - width), SCENE[1] - height - 3
 
 
 def _scaled(colour: Colour, factor: float) -> Colour:
@@ -150,7 +158,8 @@ class WardVideo:
     def render(self, index: int) -> tuple[np.ndarray, list[Person]]:
         """Return frame `index` as (H, W, 3) uint8 RGB, and the people visible in it."""
         time = index / self.fps
-        canvas = Canvas(*self.size, self.size[0] / SCENE[0])
+        unit = self.size[0] / SCENE[0] * self.room.zoom
+        canvas = Canvas(*self.size, unit, self.room.corner())
         _background(canvas, self.room)
         staff = [(i + 2, v, v.pose(time)) for i, v in enumerate(self.visits)]
         present = [(i, v, pose) for i, v, pose in staff if pose is not None]
@@ -236,15 +245,23 @@ def _bed(canvas: Canvas, room: Room) -> None:
     canvas.polygon([(left, y), (right, y), (right - 6, y - lift), (left + 6, y - lift)], far)
     canvas.rectangle(left, y, right, y + 16, near)
     canvas.rectangle(left, y + 16, right, y + 24, _scaled(room.frame, 0.9))
+    canvas.rectangle(left + 14, y + 24, right - 14, y + 50, _scaled(room.frame, 0.75))
     pillow = (left + 24, y - 8)
     canvas.ellipse(pillow, (24, 9), 4, (246, 247, 250))
+    if room.rail:  # the far one: it stands behind the patient
+        rail = _scaled(room.frame, 1.15)
+        x0, x1 = left + 0.34 * (right - left), left + 0.74 * (right - left)
+        canvas.rectangle(x0, y - lift - 13, x1, y - lift - 10.5, rail)
+        for i in range(5):
+            x = x0 + i * (x1 - x0) / 4
+            canvas.rectangle(x - 1, y - lift - 13, x + 1, y - lift, rail)
     x = left + room.drip * (right - left)
     canvas.rectangle(x, y - 86, x + 1.6, y - lift, (120, 124, 130))
     canvas.ellipse((x + 6, y - 78), (4.5, 8), 0, (220, 232, 236))
 
 
 def _cover(canvas: Canvas, room: Room, look: Look, body: Pose) -> None:
-    """Draw what lies over the patient: the blanket over the legs and the near rail."""
+    """Draw the blanket over the patient's legs."""
     left, right = room.bed
     y = room.top
     if room.blanket_from < 2:
@@ -256,20 +273,13 @@ def _cover(canvas: Canvas, room: Room, look: Look, body: Pose) -> None:
         ridge = [
             (start_x, start_y - 10 * look.size),
             (max(start_x + 2, knee[0]), knee[1] - 9 * look.size),
-            (max(start_x + 4, ankle[0]), ankle[1] - 8 * look.size),
+            (max(start_x + 4, ankle[0]), ankle[1] - 14 * look.size),
             (right - 2, y - 7),
         ]
         outline = [(start_x - 3, y + 13), *ridge, (right - 1, y + 18), (start_x + 4, y + 18)]
         canvas.polygon(outline, room.blanket)
         fold = _scaled(room.blanket, 0.86)
         canvas.polygon([(start_x - 3, y + 8), (right - 1, y + 9), *outline[-2:]], fold)
-    if room.rail:
-        rail = _scaled(room.frame, 1.15)
-        x0, x1 = left + 0.34 * (right - left), left + 0.74 * (right - left)
-        canvas.rectangle(x0, y - 11, x1, y - 8.5, rail)
-        for i in range(5):
-            x = x0 + i * (x1 - x0) / 4
-            canvas.rectangle(x - 1, y - 11, x + 1, y + 14, rail)
 
 
 def _joint(start: tuple[float, float], angle: float, length: float) -> tuple[float, float]:

@@ -11,14 +11,15 @@ import pytest
 import torch
 import yaml
 
+from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.engine import default_argument_parser
+from d2kit.modeling import build_model
 from project import patient_video
 from project.patient_video.dataset import WardSpec
 
 REPO = Path(__file__).parents[2]
 TINY = {
-    "_BASE_": str(REPO / "configs/PatientVideo/mask_rcnn_R_18_FPN_demo.yaml"),
     "MODEL": {
         "DEVICE": "cpu",
         "FPN": {"OUT_CHANNELS": 32},
@@ -48,8 +49,11 @@ def workplace(tmp_path_factory):
     os.environ["D2KIT_DATASETS"] = str(root / "data")
     spec = WardSpec(train_videos=1, test_videos=1, seconds=1.0, stride=5)
     patient_video.generate(root / "data/patient_video", spec, workers=1)
-    config = {**TINY, "OUTPUT_DIR": str(root / "run")}
-    (root / "tiny.yaml").write_text(yaml.safe_dump(config))
+    (root / "override.yaml").write_text(yaml.safe_dump({**TINY, "OUTPUT_DIR": str(root / "run")}))
+    cfg = get_cfg()
+    cfg.merge_from_file(str(REPO / "configs/PatientVideo/mask_rcnn_R_18_FPN_demo.yaml"))
+    cfg.merge_from_file(str(root / "override.yaml"))
+    (root / "tiny.yaml").write_text(cfg.dump())
     _forget()
     yield root
     _forget()
@@ -97,9 +101,6 @@ def test_plain_loop_trains_the_same_model(workplace):
 
 def test_predict_and_visualize(workplace, monkeypatch, capsys):
     weights = workplace / "random.pth"
-    from d2kit.config import get_cfg
-    from d2kit.modeling import build_model
-
     cfg = get_cfg()
     cfg.merge_from_file(str(workplace / "tiny.yaml"))
     torch.save({"model": build_model(cfg).state_dict()}, weights)
