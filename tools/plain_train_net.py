@@ -2,6 +2,8 @@
 """Train and evaluate without the trainer: the whole loop on one page, to read and to change.
 
 plain_train_net.py --config-file configs/X.yaml [--resume] [--eval-only] [KEY VALUE ...]
+
+Mixed precision (SOLVER.AMP) and periodic evaluation are left to the trainer.
 """
 
 from __future__ import annotations

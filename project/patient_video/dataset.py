@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,16 @@ def _coco(parts: list[dict], stride: int) -> dict:
     }
 
 
+def _pool(workers: int) -> Executor:
+    """Return processes that render in parallel, or one thread of this process.
+
+    Processes are spawned: a fork of a process in which OpenCV has threads hangs in OpenCV.
+    """
+    if workers == 1:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
 def generate(root: Path, spec: WardSpec | None = None, workers: int | None = None) -> bool:
     """Generate the dataset under `root`; nothing is done where it is already complete.
 
@@ -160,7 +171,7 @@ def generate(root: Path, spec: WardSpec | None = None, workers: int | None = Non
     root.mkdir(parents=True, exist_ok=True)
     (root / "tracks").mkdir(exist_ok=True)
     total = spec.train_videos + spec.test_videos
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+    with _pool(workers or os.cpu_count() or 1) as pool:
         jobs = [pool.submit(write_video, spec, i, root) for i in range(total)]
         parts = [job.result() for job in tqdm(jobs, desc="rendering ward videos", unit="video")]
     train, test = parts[: spec.train_videos], parts[spec.train_videos :]
