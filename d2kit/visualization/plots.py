@@ -112,12 +112,14 @@ def _plot_ap(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     if not keys:
         return
     right = axes.twinx()
+    order = sorted(keys, key=lambda key: -_series(rows, key)[1][-1])
     for key, color, marker in zip(keys, ("#e07a00", "#5b2a86", "#00796b"), "osD", strict=False):
         x, y = _series(rows, key)
         right.plot(x, y, marker + "--", color=color, markersize=6, linewidth=1)
         axes.plot([], [], marker + "--", color=color, label=f"{key} (right)")
+        above = 6 if key == order[0] else -2 - 12 * order.index(key)  # one below the other
         right.annotate(
-            f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(-4, 6), textcoords="offset points",
+            f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(-4, above), textcoords="offset points",
             ha="right", color=color, fontsize=9,
         )  # fmt: skip
     right.set_ylim(0, 100)
