@@ -37,6 +37,12 @@ def test_config(file):
         assert ours, "a config that changes nothing"
 
 
+def test_every_zoo_config_is_there():
+    zoo = json.loads(reference_path("zoo_configs.json").read_text())
+    assert len(zoo) == 86
+    assert not set(zoo) - set(FILES)
+
+
 @pytest.mark.parametrize("file", [f for f in FILES if "/" in f])
 def test_no_config_repeats_its_base(file):
     """A value that the base already has is noise to the reader."""
