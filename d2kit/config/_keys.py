@@ -19,5 +19,12 @@ KEYS: dict[str, Key] = {
 }
 """All keys, in the order of the documentation; `defaults._C` and docs/config.md come from it."""
 
-OWN_KEYS = frozenset({"SOLVER.AMP.PRECISION", "SOLVER.OPTIMIZER"})
+OWN_KEYS = frozenset(
+    {
+        "SOLVER.AMP.PRECISION",
+        "SOLVER.LR_FACTORS",
+        "SOLVER.OPTIMIZER",
+        *(name for name in KEYS if name.startswith("TRACKER_HEADS.")),
+    }
+)
 """Keys that Detectron2 does not have."""

@@ -76,6 +76,10 @@ _SOLVER: dict[str, tuple[Any, str]] = {
         "Number of processes that batch and schedule were written for; 0: do not auto-scale.",
     ),
     "SOLVER.BIAS_LR_FACTOR": (1.0, "Factor of the learning rate of biases."),
+    "SOLVER.LR_FACTORS": (
+        [],
+        "Pairs [module name, factor]: they learn at factor x BASE_LR; the longest name wins.",
+    ),
     "SOLVER.WEIGHT_DECAY_BIAS": (None, "Weight decay of biases; None: WEIGHT_DECAY."),
     "SOLVER.CLIP_GRADIENTS.ENABLED": (False, "Clip gradients before each step."),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": (
@@ -110,6 +114,48 @@ _TEST: dict[str, tuple[Any, str]] = {
     "TEST.PRECISE_BN.NUM_ITER": (200, "Batches to compute them from."),
 }
 
+_TRACKER: dict[str, tuple[Any, str]] = {
+    "TRACKER_HEADS.TRACKER_NAME": (
+        "ByteTrack",
+        "ByteTrack, OCSORT, BoTSORT, BBoxIOUTracker, VanillaHungarianBBoxIOUTracker or "
+        "IOUWeightedHungarianBBoxIOUTracker.",
+    ),
+    "TRACKER_HEADS.VIDEO_HEIGHT": (0, "Height of the video, pixels; 0: that of its first frame."),
+    "TRACKER_HEADS.VIDEO_WIDTH": (0, "Width of the video, pixels; 0: that of its first frame."),
+    "TRACKER_HEADS.MAX_NUM_INSTANCES": (200, "Most objects in memory (IoU trackers)."),
+    "TRACKER_HEADS.MAX_LOST_FRAME_COUNT": (30, "Frames for which a lost object is remembered."),
+    "TRACKER_HEADS.MIN_BOX_REL_DIM": (
+        0.02,
+        "Least width and height of a lost object that is remembered, share of the video's "
+        "(IoU trackers).",
+    ),
+    "TRACKER_HEADS.MIN_INSTANCE_PERIOD": (
+        1,
+        "IoU trackers: a lost object is remembered if it was seen in more frames; others: an "
+        "object gets its identity when it was found again so often.",
+    ),
+    "TRACKER_HEADS.TRACK_IOU_THRESHOLD": (
+        0.3,
+        "Least overlap of a good pair of detections of two frames, in [0, 1] (IoU trackers).",
+    ),
+    "TRACKER_HEADS.MIN_MATCH_IOU": (
+        0.1,
+        "Least overlap of a pair that the Hungarian trackers take for want of a good one; 0: any.",
+    ),
+    "TRACKER_HEADS.ASSOCIATION": ("box", "What overlaps in the IoU trackers: box or mask."),
+    "TRACKER_HEADS.PARAMS": (
+        [],
+        "ByteTrack, OCSORT, BoTSORT: other arguments of the class in the package trackers, "
+        "[name, value, name, value, ...].",
+    ),
+    "TRACKER_HEADS.SCORE_THRESH": (0.3, "Detections below this score are not tracked."),
+    "TRACKER_HEADS.FILL_GAP": (
+        5,
+        "Longest gap of a track, in frames, that is filled with interpolated boxes; 0: none.",
+    ),
+    "TRACKER_HEADS.MIN_TRACK_LENGTH": (3, "Number of detections that make a track."),
+}
+
 _GLOBAL: dict[str, tuple[Any, str]] = {
     "OUTPUT_DIR": ("./output", "Folder for everything that a run writes."),
     "SEED": (-1, "Seed of sample order, augmentation, initial weights; negative: a random one."),
@@ -119,4 +165,11 @@ _GLOBAL: dict[str, tuple[Any, str]] = {
     "GLOBAL.HACK": (1.0, "For quick experiments of users; the library does not read it."),
 }
 
-RUN_KEYS: dict[str, tuple[Any, str]] = {**_INPUT, **_DATA, **_SOLVER, **_TEST, **_GLOBAL}
+RUN_KEYS: dict[str, tuple[Any, str]] = {
+    **_INPUT,
+    **_DATA,
+    **_SOLVER,
+    **_TEST,
+    **_TRACKER,
+    **_GLOBAL,
+}

@@ -140,6 +140,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=_lr_factors(model, solver.LR_FACTORS),
     )
     if not params:
         raise ValueError("the model has no trainable parameter; is all of it frozen?")
@@ -156,6 +157,27 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         )
     kind = maybe_add_gradient_clipping(cfg, getattr(torch.optim, solver.OPTIMIZER))
     return kind(params, **options)  # type: ignore[operator]
+
+
+def _lr_factors(model: nn.Module, rules: list[tuple[str, float]]) -> Callable[[str], float] | None:
+    """Return parameter name -> factor by ``SOLVER.LR_FACTORS``; None where there is no rule."""
+    if not rules:
+        return None
+    modules = [name for name, _ in model.named_modules() if name]
+    for rule in rules:
+        if not (isinstance(rule, (list, tuple)) and len(rule) == 2 and float(rule[1]) >= 0):
+            raise ValueError(
+                f"SOLVER.LR_FACTORS: expected pairs [module name, factor >= 0], got {rule!r}"
+            )
+        if rule[0] not in modules:
+            near = ", ".join(nearest_names(rule[0], modules))
+            raise ValueError(
+                f"SOLVER.LR_FACTORS names the module '{rule[0]}', which the model does not have"
+                + (f"; near: {near}" if near else "")
+            )
+    factors = [(f"{name}.", float(factor)) for name, factor in rules]
+    factors.sort(key=lambda rule: -len(rule[0]))  # the longest name is the most special rule
+    return lambda full_name: next((f for name, f in factors if full_name.startswith(name)), 1.0)
 
 
 def get_default_optimizer_params(

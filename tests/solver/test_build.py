@@ -159,3 +159,33 @@ def test_gradients_are_clipped(kind, expected, as_object):
 
 def test_clipping_is_off_by_default():
     assert maybe_add_gradient_clipping(get_cfg(), torch.optim.SGD) is torch.optim.SGD
+
+
+def test_lr_factors_of_the_config_reach_their_modules():
+    cfg = get_cfg()
+    model = nn.ModuleDict(
+        {"head": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "headless": Net()}
+    )
+    cfg.SOLVER.BASE_LR = 2.0
+    cfg.SOLVER.LR_FACTORS = [["head", 0.5], ["head.1", 0.25]]
+    groups = build_optimizer(cfg, model).param_groups
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    found = {name: rate[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    assert {v for k, v in found.items() if k.startswith("head.0")} == {1.0}
+    assert {v for k, v in found.items() if k.startswith("head.1")} == {0.5}
+    assert {v for k, v in found.items() if k.startswith("headless")} == {2.0}
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([["haed", 0.5]], "names the module 'haed'.*near: head"),
+        ([["head", -1.0]], "expected pairs"),
+        (["head"], "expected pairs"),
+    ],
+)
+def test_wrong_lr_factors_are_errors(rules, message):
+    cfg = get_cfg()
+    cfg.SOLVER.LR_FACTORS = rules
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(cfg, nn.ModuleDict({"head": nn.Linear(2, 2)}))
