@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from project.patient_video.ward import CLASS_NAMES, WardVideo
+from project.patient_video.ward import CLASS_NAMES, GENERATOR, Person, WardVideo
 
 TRAIN, TEST = "patient_video_train", "patient_video_test"
 
@@ -27,16 +27,18 @@ class WardSpec:
         seconds: length of a video.
         fps: frames per second of the MP4 files.
         width: frame width in pixels; the height is 3/4 of it.
-        stride: every `stride`-th frame becomes an annotated image.
+        stride: every `stride`-th frame of a held-out video becomes an annotated image.
+        train_stride: the same for the training videos: many rooms teach more than many frames.
     """
 
     seed: int = 0
-    train_videos: int = 14
+    train_videos: int = 120
     test_videos: int = 4
     seconds: float = 20.0
     fps: float = 15.0
     width: int = 320
     stride: int = 6
+    train_stride: int = 24
 
     def video(self, index: int) -> WardVideo:
         """Return video `index` of the dataset."""
@@ -50,8 +52,27 @@ class WardSpec:
         )
 
 
+def write_training_frames(spec: WardSpec, index: int, root: Path) -> dict:
+    """Render every `train_stride`-th frame of one video to ``frames/videoNN/*.jpg``.
+
+    Args:
+        spec: the dataset.
+        index: video index.
+        root: output folder.
+
+    Returns:
+        ``{"video": dict, "images": list, "annotations": list}``, annotations of those frames.
+    """
+    video = spec.video(index)
+    part = _start(spec, video, index, root)
+    for k in range(0, len(video), spec.train_stride):
+        rgb, people = video.render(k)
+        _write_frame(root / _describe(part, people, k, spec)["file_name"], rgb)
+    return part
+
+
 def write_video(spec: WardSpec, index: int, root: Path) -> dict:
-    """Render one video to ``frames/videoNN/*.jpg``, ``videos/videoNN.mp4`` and its ground truth.
+    """Render one video to ``videos/videoNN.mp4`` and its ground truth, and every `stride`-th frame.
 
     Args:
         spec: the dataset.
@@ -62,16 +83,11 @@ def write_video(spec: WardSpec, index: int, root: Path) -> dict:
         ``{"video": dict, "images": list, "annotations": list}``, annotations of every frame.
     """
     import av
-    import cv2
 
-    cv2.setNumThreads(1)  # the videos are rendered in parallel, one per process
     video = spec.video(index)
-    name = f"video{index:02d}"
-    frames = root / "frames" / name
-    frames.mkdir(parents=True, exist_ok=True)
+    part = _start(spec, video, index, root)
     (root / "videos").mkdir(exist_ok=True)
-    images, annotations = [], []
-    with av.open(str(root / "videos" / f"{name}.mp4"), "w") as container:
+    with av.open(str(root / part["video"]["file_name"]), "w") as container:
         stream = container.add_stream("libx264", rate=round(spec.fps))
         stream.width, stream.height = video.size
         stream.pix_fmt = "yuv420p"
@@ -81,31 +97,51 @@ def write_video(spec: WardSpec, index: int, root: Path) -> dict:
             rgb, people = video.render(k)
             for packet in stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")):
                 container.mux(packet)
-            file_name = f"frames/{name}/{k:06d}.jpg"
-            images.append(
-                {
-                    "id": index * 100_000 + k,
-                    "file_name": file_name,
-                    "width": video.size[0],
-                    "height": video.size[1],
-                    "video_id": index,
-                    "frame_id": k,
-                    "time": k / spec.fps,
-                }
-            )
-            annotations += [_annotation(images[-1]["id"], person) for person in people]
+            image = _describe(part, people, k, spec)
             if k % spec.stride == 0:
-                quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
-                if not cv2.imwrite(str(root / file_name), rgb[..., ::-1], quality):
-                    raise OSError(f"could not write {root / file_name}: is the disk full?")
+                _write_frame(root / image["file_name"], rgb)
         for packet in stream.encode():
             container.mux(packet)
+    return part
+
+
+def _start(spec: WardSpec, video: WardVideo, index: int, root: Path) -> dict:
+    """Return the ground truth of a video of which no frame is rendered yet; make its folder."""
+    import cv2
+
+    cv2.setNumThreads(1)  # the videos are rendered in parallel, one per process
+    name = f"video{index:02d}"
+    (root / "frames" / name).mkdir(parents=True, exist_ok=True)
     info = {"id": index, "name": name, "fps": spec.fps, "frames": len(video)}
     info |= {"file_name": f"videos/{name}.mp4", "shaking": video.shaking()}
-    return {"video": info, "images": images, "annotations": annotations}
+    return {"video": info, "images": [], "annotations": []}
 
 
-def _annotation(image_id: int, person) -> dict:  # noqa: ANN001 - ward.Person
+def _describe(part: dict, people: list[Person], k: int, spec: WardSpec) -> dict:
+    """Append frame `k` and its people to the ground truth of a video; return its image entry."""
+    info = part["video"]
+    image = {
+        "id": info["id"] * 100_000 + k,
+        "file_name": f"frames/{info['name']}/{k:06d}.jpg",
+        "width": spec.width,
+        "height": spec.width * 3 // 4,
+        "video_id": info["id"],
+        "frame_id": k,
+        "time": k / spec.fps,
+    }
+    part["images"].append(image)
+    part["annotations"] += [_annotation(image["id"], person) for person in people]
+    return image
+
+
+def _write_frame(path: Path, rgb: np.ndarray) -> None:
+    import cv2
+
+    if not cv2.imwrite(str(path), rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]):
+        raise OSError(f"could not write {path}: is the disk full?")
+
+
+def _annotation(image_id: int, person: Person) -> dict:
     from pycocotools import mask as mask_util
 
     rle = mask_util.encode(np.asfortranarray(person.mask.astype(np.uint8)))
@@ -148,8 +184,8 @@ def _pool(workers: int) -> Executor:
 def generate(root: Path, spec: WardSpec | None = None, workers: int | None = None) -> bool:
     """Generate the dataset under `root`; nothing is done where it is already complete.
 
-    Writes ``train.json`` and ``test.json`` (every ``stride``-th frame), ``tracks/videoNN.json``
-    (every frame of each test video), frames and MP4 files. Train and test never share a video.
+    Writes ``train.json`` and ``test.json`` with their frames, and of each held-out video the MP4
+    file and ``tracks/videoNN.json`` (every frame). Train and test never share a video.
 
     Args:
         root: output folder.
@@ -165,17 +201,22 @@ def generate(root: Path, spec: WardSpec | None = None, workers: int | None = Non
 
     spec = spec or WardSpec()
     done = root / "spec.json"
-    wanted = json.dumps(dataclasses.asdict(spec), sort_keys=True)
+    wanted = json.dumps(dataclasses.asdict(spec) | {"generator": GENERATOR}, sort_keys=True)
     if done.is_file() and done.read_text() == wanted:
         return False
     root.mkdir(parents=True, exist_ok=True)
     (root / "tracks").mkdir(exist_ok=True)
     total = spec.train_videos + spec.test_videos
     with _pool(workers or os.cpu_count() or 1) as pool:
-        jobs = [pool.submit(write_video, spec, i, root) for i in range(total)]
+        jobs = [
+            pool.submit(
+                write_training_frames if i < spec.train_videos else write_video, spec, i, root
+            )
+            for i in range(total)
+        ]
         parts = [job.result() for job in tqdm(jobs, desc="rendering ward videos", unit="video")]
     train, test = parts[: spec.train_videos], parts[spec.train_videos :]
-    files = {"train.json": _coco(train, spec.stride), "test.json": _coco(test, spec.stride)}
+    files = {"train.json": _coco(train, spec.train_stride), "test.json": _coco(test, spec.stride)}
     files |= {f"tracks/{part['video']['name']}.json": _coco([part], 1) for part in test}
     for file_name, content in files.items():
         with atomic_write(root / file_name, "w") as f:

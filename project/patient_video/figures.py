@@ -21,14 +21,14 @@ HAIR: tuple[Colour, ...] = (
     (88, 58, 36),
     (150, 110, 60),
     (120, 120, 122),
-    (214, 208, 200),
+    (172, 166, 160),
 )
 GOWN: tuple[Colour, ...] = (
-    (178, 206, 224),
-    (196, 222, 204),
-    (226, 222, 206),
-    (206, 190, 222),
-    (232, 204, 204),
+    (120, 166, 204),
+    (136, 188, 156),
+    (206, 184, 122),
+    (166, 140, 196),
+    (208, 142, 142),
 )
 SCRUBS: tuple[Colour, ...] = (
     (38, 92, 128),
@@ -52,7 +52,7 @@ class Look:
 
     @classmethod
     def patient(cls, rng: np.random.Generator) -> Look:
-        """Draw the look of a patient: a pale gown, bare arms and legs."""
+        """Draw the look of a patient: a light gown, bare arms and legs."""
         gown = _vary(GOWN[rng.integers(len(GOWN))], rng)
         skin = _vary(SKIN[rng.integers(len(SKIN))], rng, 6)
         return cls(skin, HAIR[rng.integers(len(HAIR))], gown, skin, float(rng.uniform(0.9, 1.1)))

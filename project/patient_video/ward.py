@@ -23,6 +23,7 @@ from project.patient_video.motion import (
 
 PATIENT, STAFF = 0, 1
 CLASS_NAMES = ("patient", "staff")
+GENERATOR = 2  # raise it with every change of what is drawn: data of an older one is made anew
 SCENE = (320.0, 240.0)  # scene units, width and height
 MIN_AREA = 24  # visible pixels at 320 x 240 below which a person is not annotated
 
