@@ -2,7 +2,7 @@
 
 _LATER_MODULES = {
     "Python configs": "config.lazy config.instantiate",
-    "the model zoo, export, trackers and projects": "model_zoo export tracking projects",
+    "the model zoo, export and projects": "model_zoo export projects",
     "measuring of loaders": "data.benchmark",
     "datasets other than COCO's instances": """
         data.datasets.cityscapes data.datasets.lvis data.datasets.lvis_v0_5_categories
@@ -12,8 +12,7 @@ _LATER_MODULES = {
         evaluation.lvis_evaluation evaluation.cityscapes_evaluation
         evaluation.pascal_voc_evaluation evaluation.rotated_coco_evaluation
         evaluation.panoptic_evaluation evaluation.sem_seg_evaluation""",
-    "keypoint, cascade, rotated, semantic, panoptic and one-stage models": """
-        modeling.roi_heads.keypoint_head modeling.roi_heads.cascade_rcnn
+    "rotated, semantic, panoptic and one-stage models": """
         modeling.meta_arch.semantic_seg modeling.meta_arch.panoptic_fpn
         modeling.meta_arch.retinanet modeling.meta_arch.fcos
         modeling.meta_arch.dense_detector""",
@@ -32,9 +31,8 @@ _LATER_NAMES = {
     "evaluators other than COCO's instances": """
         LVISEvaluator CityscapesEvaluator CityscapesInstanceEvaluator CityscapesSemSegEvaluator
         PascalVOCDetectionEvaluator RotatedCOCOEvaluator COCOPanopticEvaluator SemSegEvaluator""",
-    "keypoint, cascade, rotated, semantic, panoptic and one-stage models": """
-        BaseKeypointRCNNHead KRCNNConvDeconvUpsampleHead ROI_KEYPOINT_HEAD_REGISTRY
-        build_keypoint_head CascadeROIHeads RROIHeads SEM_SEG_HEADS_REGISTRY build_sem_seg_head
+    "rotated, semantic, panoptic and one-stage models": """
+        RROIHeads SEM_SEG_HEADS_REGISTRY build_sem_seg_head
         SemSegFPNHead SemanticSegmentor PanopticFPN RetinaNet FCOS DenseDetector""",
     "transformers, Swin, RegNet, MMDetection's models": """
         ViT SimpleFeaturePyramid get_vit_lr_decay_rate MViT SwinTransformer RegNet MMDetBackbone

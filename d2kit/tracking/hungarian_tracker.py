@@ -1,0 +1,82 @@
+"""Trackers that choose all pairs of a frame at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from d2kit.config import CfgNode, configurable
+from d2kit.structures import Instances
+from d2kit.tracking._memory import OverlapTracker, build_overlap_arguments
+from d2kit.tracking._overlap import overlap
+
+__all__ = ["BaseHungarianTracker"]
+
+
+class BaseHungarianTracker(OverlapTracker):
+    """Chooses the pairs of detections and objects with the least sum of costs.
+
+    A subclass says what a pair costs (`build_cost_matrix`). Every detection is paired while there
+    are objects, however bad the pair: `min_match_iou` forbids pairs that hardly overlap.
+
+    Args:
+        video_height, video_width, max_num_instances, max_lost_frame_count, min_box_rel_dim,
+            min_instance_period: see `OverlapTracker`.
+        **kwargs: `track_iou_threshold`, `association` and `min_match_iou`, see `OverlapTracker`;
+            others are ignored.
+
+    Source: Kuhn 1955, "The Hungarian method for the assignment problem".
+    """
+
+    @configurable
+    def __init__(  # noqa: D417 - listed together
+        self,
+        video_height: int,
+        video_width: int,
+        max_num_instances: int = 200,
+        max_lost_frame_count: int = 0,
+        min_box_rel_dim: float = 0.02,
+        min_instance_period: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            video_height=video_height,
+            video_width=video_width,
+            max_num_instances=max_num_instances,
+            max_lost_frame_count=max_lost_frame_count,
+            min_box_rel_dim=min_box_rel_dim,
+            min_instance_period=min_instance_period,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Return the constructor's arguments, from ``cfg.TRACKER_HEADS``."""
+        return build_overlap_arguments(cfg)
+
+    def build_cost_matrix(self, instances: Instances, prev_instances: Instances) -> np.ndarray:
+        """Return the cost of every pair.
+
+        Args:
+            instances: R detections of this frame, best score first.
+            prev_instances: P objects of the previous frame, with `ID`, `ID_period` and
+                `lost_frame_count`.
+
+        Returns:
+            (R, P) float; lower is better.
+
+        Raises:
+            NotImplementedError: unless a subclass says it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement build_cost_matrix")
+
+    def _pairs(self, instances: Instances, previous: Instances) -> list[tuple[int, int]]:
+        from scipy.optimize import linear_sum_assignment
+
+        rows, columns = linear_sum_assignment(self.build_cost_matrix(instances, previous))
+        if self._min_match_iou > 0:
+            near = overlap(instances, previous, self._association)[rows, columns]
+            enough = near >= self._min_match_iou
+            rows, columns = rows[enough], columns[enough]
+        return list(zip(rows.tolist(), columns.tolist(), strict=True))
