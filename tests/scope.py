@@ -16,9 +16,7 @@ _LATER_MODULES = {
         modeling.meta_arch.semantic_seg modeling.meta_arch.panoptic_fpn
         modeling.meta_arch.retinanet modeling.meta_arch.fcos
         modeling.meta_arch.dense_detector""",
-    "transformers, Swin, RegNet, MMDetection's models": """
-        modeling.backbone.swin modeling.backbone.vit modeling.backbone.mvit modeling.backbone.regnet
-        modeling.mmdet_wrapper""",
+    "MMDetection's models": "modeling.mmdet_wrapper",
     "test-time augmentation": "modeling.test_time_augmentation",
 }
 _LATER_NAMES = {
@@ -34,9 +32,7 @@ _LATER_NAMES = {
     "rotated, semantic, panoptic and one-stage models": """
         RROIHeads SEM_SEG_HEADS_REGISTRY build_sem_seg_head
         SemSegFPNHead SemanticSegmentor PanopticFPN RetinaNet FCOS DenseDetector""",
-    "transformers, Swin, RegNet, MMDetection's models": """
-        ViT SimpleFeaturePyramid get_vit_lr_decay_rate MViT SwinTransformer RegNet MMDetBackbone
-        MMDetDetector""",
+    "MMDetection's models": "MMDetBackbone MMDetDetector",
     "test-time augmentation": "GeneralizedRCNNWithTTA DatasetMapperTTA",
 }
 LATER_MODULES = {f"d2kit.{m}": why for why, text in _LATER_MODULES.items() for m in text.split()}

@@ -8,7 +8,7 @@ import torch
 
 from d2kit.config import CfgNode, get_cfg
 from d2kit.modeling import build_model
-from d2kit.structures import Boxes, Instances, PolygonMasks
+from d2kit.structures import Boxes, Instances, Keypoints, PolygonMasks
 from tests.reference import reference_path
 
 IMAGE_SIZES = ((128, 160), (96, 144))
@@ -20,6 +20,8 @@ SETTINGS = [
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000,
     "MODEL.RPN.POST_NMS_TOPK_TEST", 200,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", 200,
+    "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0,
+    "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.0,
     "TEST.DETECTIONS_PER_IMAGE", 20,
 ]  # fmt: skip
 
@@ -54,7 +56,9 @@ def reference_model(name: str) -> torch.nn.Module:
     return model
 
 
-def reference_inputs(num_classes: int = 80) -> list[dict]:
+def reference_inputs(
+    num_classes: int = 80, keypoints: bool = False, semantic: bool = False
+) -> list[dict]:
     """The two images with their ground truths."""
     image = fill_module().image
     inputs = []
@@ -69,6 +73,13 @@ def reference_inputs(num_classes: int = 80) -> list[dict]:
         instances.gt_classes = torch.as_tensor(rng.integers(0, num_classes, n))
         polygons = np.stack([x0, y0, x1, y0 + 5, x1 - 3, y1, x0 + 4, y1 - 6], axis=1)
         instances.gt_masks = PolygonMasks([[p] for p in polygons])
+        if keypoints:
+            points = np.full((n, 17, 3), 2.0)
+            points[..., 0] = rng.uniform(x0[:, None], x1[:, None], (n, 17))
+            points[..., 1] = rng.uniform(y0[:, None], y1[:, None], (n, 17))
+            instances.gt_keypoints = Keypoints(points)
         pixels = torch.as_tensor(image(i, h, w), dtype=torch.float32)
         inputs.append({"image": pixels, "height": h, "width": w, "instances": instances})
+        if semantic:
+            inputs[-1]["sem_seg"] = torch.as_tensor(rng.integers(0, 54, (h, w)))
     return inputs

@@ -14,18 +14,26 @@ from tests.modeling.reference_model import reference_inputs, reference_model, zo
 from tests.reference import reference_path
 
 MASK_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"
+KEYPOINT = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x"
+CASCADE = "Misc/cascade_mask_rcnn_R_50_FPN_3x"
 RPN_ONLY = "COCO-Detection/rpn_R_50_FPN_1x"
 OTHERS = [
     "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x",
     "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_3x",
     "COCO-Detection/faster_rcnn_R_50_FPN_3x",
     RPN_ONLY,
+    KEYPOINT,
+    CASCADE,
 ]
 ALL = [MASK_FPN, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 
 
 def vectors(name):
     return np.load(reference_path(f"models/{name.replace('/', '__')}.npz"))
+
+
+def inputs_of(name):
+    return reference_inputs(1, keypoints=True) if name == KEYPOINT else reference_inputs()
 
 
 @functools.lru_cache(maxsize=1)
@@ -58,7 +66,7 @@ def matched(boxes, scores, classes, expected, i, score_tolerance=1e-4):
 @torch.no_grad()
 def test_features_and_proposals(name):
     model, expected = shared_model(name).eval(), vectors(name)
-    images = model.preprocess_image(reference_inputs())
+    images = model.preprocess_image(inputs_of(name))
     features = model.backbone(images.tensor)
     for level in sorted(k.split(".")[1] for k in expected if k.endswith(".mean")):
         x = features[level]
@@ -93,19 +101,23 @@ def check_detections(results, expected):
             for row, reference_row in pairs:
                 area = expected[f"out{i}.mask_areas"][reference_row]
                 assert abs(int(areas[row]) - int(area)) <= 0.005 * area
+        if f"out{i}.keypoints" in expected:
+            rows, reference_rows = map(list, zip(*pairs, strict=True))
+            reference = torch.as_tensor(expected[f"out{i}.keypoints"])[reference_rows]
+            assert (out.pred_keypoints[rows] - reference).abs().max() < 1e-2  # pixels, score
 
 
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_detections(name):
-    check_detections(shared_model(name).eval()(reference_inputs()), vectors(name))
+    check_detections(shared_model(name).eval()(inputs_of(name)), vectors(name))
 
 
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_detections_of_the_optimized_model(name):
     fast = optimize_for_inference(shared_model(name))
-    check_detections(fast(reference_inputs()), vectors(name))
+    check_detections(fast(inputs_of(name)), vectors(name))
 
 
 @pytest.mark.slow
@@ -113,7 +125,7 @@ def test_detections_of_the_optimized_model(name):
 def test_losses_and_gradients(name):
     model, expected = shared_model(name).train(), vectors(name)
     model.zero_grad()
-    losses = model(reference_inputs())
+    losses = model(inputs_of(name))
     wanted = {k.removeprefix("loss.") for k in expected if k.startswith("loss.")}
     assert set(losses) == wanted
     for key, value in losses.items():
@@ -135,6 +147,8 @@ STATE_DICTS = [
     "Misc/mask_rcnn_R_50_FPN_3x_gn",
     "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
     "Misc/mask_rcnn_R_50_FPN_1x_cls_agnostic",
+    "COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x",
+    "Misc/cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv",
 ]
 
 

@@ -70,16 +70,7 @@ class ROIHeads(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Return the constructor's arguments for `cfg`.
-
-        Raises:
-            ValueError: if the config asks for keypoints.
-        """
-        if cfg.MODEL.KEYPOINT_ON:
-            raise ValueError(
-                "MODEL.KEYPOINT_ON True: keypoint heads are not in this version of d2kit; set it "
-                "to False, or give StandardROIHeads a keypoint_head of your own"
-            )
+        """Return the constructor's arguments for `cfg`."""
         heads = cfg.MODEL.ROI_HEADS
         return {
             "num_classes": heads.NUM_CLASSES,

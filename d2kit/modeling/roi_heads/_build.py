@@ -1,5 +1,6 @@
 """Assembles the branches of the per-region heads from the config."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -8,9 +9,12 @@ from d2kit.config import CfgNode
 from d2kit.layers import ShapeSpec
 from d2kit.modeling._shapes import shapes_of
 from d2kit.modeling.backbone.resnet import BottleneckBlock, ResNet
+from d2kit.modeling.box_regression import Box2BoxTransform
+from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.roi_heads.box_head import build_box_head
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from d2kit.modeling.roi_heads.keypoint_head import build_keypoint_head
 from d2kit.modeling.roi_heads.mask_head import build_mask_head
 
 _KEY = "MODEL.ROI_HEADS.IN_FEATURES"
@@ -68,25 +72,77 @@ def build_box_branch(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[st
     }
 
 
+def build_cascade_branch(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """Build what `CascadeROIHeads` needs for boxes: its `box_*` arguments and the matchers.
+
+    Raises:
+        ValueError: if the config describes no cascade.
+    """
+    node = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+    weights, ious = list(node.BBOX_REG_WEIGHTS), list(node.IOUS)
+    if len(weights) != len(ious):
+        raise ValueError(
+            "MODEL.ROI_BOX_CASCADE_HEAD needs one entry per stage in BBOX_REG_WEIGHTS and in IOUS, "
+            f"got {len(weights)} and {len(ious)}"
+        )
+    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        raise ValueError(
+            "CascadeROIHeads refines one box per region: set "
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True"
+        )
+    first = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
+    if list(first) != ious[:1]:
+        raise ValueError(
+            "the first of MODEL.ROI_BOX_CASCADE_HEAD.IOUS must be MODEL.ROI_HEADS.IOU_THRESHOLDS, "
+            f"got {ious} and {list(first)}"
+        )
+    names, pooler, shape = build_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+    heads = [build_box_head(cfg, shape) for _ in ious]
+    return {
+        "box_in_features": names,
+        "box_pooler": pooler,
+        "box_heads": heads,
+        "box_predictors": [
+            FastRCNNOutputLayers(
+                cfg, head.output_shape, box2box_transform=Box2BoxTransform(weights=weight)
+            )
+            for head, weight in zip(heads, weights, strict=True)
+        ],
+        "proposal_matchers": [Matcher([iou], [0, 1]) for iou in ious],
+    }
+
+
 def build_mask_branch(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
     """Build what `StandardROIHeads` needs for masks: its `mask_*` arguments, or none."""
     if not cfg.MODEL.MASK_ON:
         return {}
-    node = cfg.MODEL.ROI_MASK_HEAD
-    if not node.POOLER_TYPE:  # the head pools by itself
-        names = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    return _build_branch("mask", build_mask_head, cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
+
+
+def build_keypoint_branch(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """Build what `StandardROIHeads` needs for keypoints: its `keypoint_*` arguments, or none."""
+    if not cfg.MODEL.KEYPOINT_ON:
+        return {}
+    node = cfg.MODEL.ROI_KEYPOINT_HEAD
+    return _build_branch("keypoint", build_keypoint_head, cfg, node, input_shape)
+
+
+def _build_branch(
+    task: str,
+    build_head: Callable[[CfgNode, Any], nn.Module],
+    cfg: CfgNode,
+    node: CfgNode,
+    input_shape: dict[str, ShapeSpec],
+) -> dict[str, Any]:
+    """Build the pooler (none for an empty `POOLER_TYPE`: the head pools by itself) and the head."""
+    if node.POOLER_TYPE:
+        names, pooler, shape = build_pooler(cfg, node, input_shape)
+        head = build_head(cfg, shape)
+    else:
+        names, pooler = list(cfg.MODEL.ROI_HEADS.IN_FEATURES), None
         shapes = dict(zip(names, shapes_of(names, input_shape, _KEY), strict=True))
-        return {
-            "mask_in_features": names,
-            "mask_pooler": None,
-            "mask_head": build_mask_head(cfg, shapes),  # type: ignore[arg-type]
-        }
-    names, pooler, shape = build_pooler(cfg, node, input_shape)
-    return {
-        "mask_in_features": names,
-        "mask_pooler": pooler,
-        "mask_head": build_mask_head(cfg, shape),
-    }
+        head = build_head(cfg, shapes)
+    return {f"{task}_in_features": names, f"{task}_pooler": pooler, f"{task}_head": head}
 
 
 def build_res5_stage(cfg: CfgNode) -> tuple[nn.Sequential, int]:

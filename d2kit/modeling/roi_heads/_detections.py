@@ -86,6 +86,7 @@ def suppress(
     *,
     nms_thresh: float,
     topk: int,
+    min_size: float = 0.0,
 ) -> tuple[Instances, Tensor]:
     """Clip the candidates of one image, suppress overlaps within each class, and keep the best.
 
@@ -97,12 +98,18 @@ def suppress(
         image_shape: (height, width).
         nms_thresh: IoU.
         topk: detections kept; negative: all.
+        min_size: candidates with a shorter side inside the image go, pixels.
 
     Returns:
         Detections, best first; and their `rows`.
     """
     clipped = Boxes(boxes)
     clipped.clip(image_shape)
+    if min_size > 0:
+        corners = clipped.tensor
+        large = (corners[:, 2:] - corners[:, :2] >= min_size).all(dim=1).nonzero().squeeze(1)
+        clipped, scores = clipped[large], scores[large]
+        classes, rows = classes[large], rows[large]
     keep = _best_survivors(clipped.tensor, scores, classes, nms_thresh, topk)
     result = Instances(image_shape)
     result.pred_boxes = Boxes(clipped.tensor[keep])

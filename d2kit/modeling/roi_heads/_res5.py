@@ -61,8 +61,13 @@ class Res5ROIHeads(ROIHeads):
         """Return the constructor's arguments for `cfg` and the backbone's output shapes.
 
         Raises:
-            ValueError: if more than one level is named.
+            ValueError: if more than one level is named, or keypoints are wanted.
         """
+        if cfg.MODEL.KEYPOINT_ON:
+            raise ValueError(
+                "MODEL.KEYPOINT_ON True: Res5ROIHeads has no keypoint head; set "
+                "MODEL.ROI_HEADS.NAME StandardROIHeads"
+            )
         names, pooler, shape = build_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
         if len(names) != 1:
             raise ValueError(

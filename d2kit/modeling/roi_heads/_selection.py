@@ -33,13 +33,22 @@ def select_proposals_with_visible_keypoints(proposals: list[Instances]) -> list[
     Returns:
         Per image, the kept ones.
 
+    Raises:
+        ValueError: if an image has objects but no keypoints.
+
     Source: Mask R-CNN (He et al. 2017), section 5.
     """
     kept = []
-    for p in proposals:
-        if len(p) == 0 or not p.has("gt_keypoints"):
-            kept.append(p[:0])
+    for i, p in enumerate(proposals):
+        if len(p) == 0:
+            kept.append(p)
             continue
+        if not p.has("gt_keypoints"):
+            raise ValueError(
+                f"image {i} of the batch has objects without gt_keypoints, it has "
+                f"{sorted(p.get_fields())}: a keypoint head (MODEL.KEYPOINT_ON) needs 'keypoints' "
+                "in every annotation"
+            )
         points = p.gt_keypoints.tensor
         boxes = p.proposal_boxes.tensor.unsqueeze(1)
         inside = ((points[..., :2] >= boxes[..., :2]) & (points[..., :2] <= boxes[..., 2:])).all(-1)

@@ -9,7 +9,11 @@ from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.roi_heads._base import ROI_HEADS_REGISTRY, ROIHeads
-from d2kit.modeling.roi_heads._build import build_box_branch, build_mask_branch
+from d2kit.modeling.roi_heads._build import (
+    build_box_branch,
+    build_keypoint_branch,
+    build_mask_branch,
+)
 from d2kit.modeling.roi_heads._selection import (
     check_targets,
     select_foreground_proposals,
@@ -32,7 +36,7 @@ class StandardROIHeads(ROIHeads):
         mask_head: see `BaseMaskRCNNHead`.
         keypoint_in_features: levels of the keypoint head; None: no keypoints.
         keypoint_pooler: its pooler, or None as above.
-        keypoint_head: called with pooled features and `Instances`, as a mask head is.
+        keypoint_head: see `BaseKeypointRCNNHead`.
         train_on_pred_boxes: train the mask and keypoint heads on the box head's output instead of
             the proposals.
         **kwargs: see `ROIHeads`.
@@ -88,6 +92,7 @@ class StandardROIHeads(ROIHeads):
             "train_on_pred_boxes": cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES,
             **cls._init_box_head(cfg, input_shape),
             **cls._init_mask_head(cfg, input_shape),
+            **cls._init_keypoint_head(cfg, input_shape),
         }
 
     @classmethod
@@ -99,6 +104,11 @@ class StandardROIHeads(ROIHeads):
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Return the mask branch's arguments, if any; user classes override it."""
         return build_mask_branch(cfg, input_shape)
+
+    @classmethod
+    def _init_keypoint_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the keypoint branch's arguments, if any; user classes override it."""
+        return build_keypoint_branch(cfg, input_shape)
 
     def forward(
         self,
@@ -131,7 +141,7 @@ class StandardROIHeads(ROIHeads):
             instances: per image, with `pred_boxes` and `pred_classes`.
 
         Returns:
-            The same objects, with `pred_masks` (R, 1, M, M) and whatever the keypoint head sets.
+            The same objects, with `pred_masks` (R, 1, M, M) and `pred_keypoints` (R, K, 3).
 
         Raises:
             ValueError: in training mode, or where a field is missing.

@@ -55,6 +55,8 @@ class FastRCNNOutputLayers(nn.Module):
         use_sigmoid_ce: independent sigmoids instead of a softmax.
         get_fed_loss_cls_weights: returns the drawing weight of each class (K,).
         fed_loss_num_classes: classes scored by the federated loss.
+        test_min_size: detections with a shorter side, clipped to the image, go before suppression;
+            pixels.
 
     Raises:
         ValueError: if `use_fed_loss` comes without `use_sigmoid_ce` or the weights.
@@ -83,6 +85,7 @@ class FastRCNNOutputLayers(nn.Module):
         use_sigmoid_ce: bool = False,
         get_fed_loss_cls_weights: Callable[[], Tensor] | None = None,
         fed_loss_num_classes: int = 50,
+        test_min_size: float = 0.0,
     ) -> None:
         super().__init__()
         if isinstance(input_shape, int):
@@ -93,6 +96,7 @@ class FastRCNNOutputLayers(nn.Module):
         self.test_score_thresh = test_score_thresh
         self.test_nms_thresh = test_nms_thresh
         self.test_topk_per_image = test_topk_per_image
+        self.test_min_size = test_min_size
         self.box_reg_loss_type = box_reg_loss_type
         if not isinstance(loss_weight, dict):
             loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
@@ -140,6 +144,7 @@ class FastRCNNOutputLayers(nn.Module):
             "use_fed_loss": head.USE_FED_LOSS,
             "use_sigmoid_ce": head.USE_SIGMOID_CE,
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
+            "test_min_size": roi_heads.MIN_SIZE_TEST,
         }
 
     def forward(self, x: Tensor) -> Predictions:
@@ -303,6 +308,7 @@ class FastRCNNOutputLayers(nn.Module):
                 p.image_size,
                 nms_thresh=self.test_nms_thresh,
                 topk=self.test_topk_per_image,
+                min_size=self.test_min_size,
             )
             instances.append(result)
             kept.append(index)

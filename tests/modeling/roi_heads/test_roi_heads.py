@@ -8,30 +8,14 @@ from d2kit.modeling.roi_heads.roi_heads import select_proposals_with_visible_key
 from d2kit.modeling.sampling import per_image_seeds
 from d2kit.structures import BitMasks, Boxes, ImageList, Instances, Keypoints
 from d2kit.utils.events import EventStorage
-from tests.modeling.tiny import CHANNELS, TinyBackbone, tiny_config, tiny_input
-
-SIZE = (64, 80)
+from tests.modeling.tiny import TinyBackbone, tiny_config, tiny_input
+from tests.modeling.tiny_heads import SIZE, features, random_proposals
 
 
 def heads(*options):
     torch.manual_seed(0)
     cfg = tiny_config(*options)
     return build_roi_heads(cfg, TinyBackbone(cfg, None).output_shape())
-
-
-def features(images):
-    rng = torch.Generator().manual_seed(1)
-    return {
-        "p2": torch.randn(images, CHANNELS, 16, 20, generator=rng),
-        "p3": torch.randn(images, CHANNELS, 8, 10, generator=rng),
-    }
-
-
-def random_proposals(count, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=rng) * 40
-    boxes = torch.cat([corner, corner + 4 + torch.rand(count, 2, generator=rng) * 20], 1)
-    return Instances(SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(count))
 
 
 def run(module, objects, proposals):
@@ -202,7 +186,11 @@ def test_a_keypoint_head_of_the_user_is_run():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        (["MODEL.KEYPOINT_ON", True], ValueError, "KEYPOINT_ON"),
+        (
+            ["MODEL.KEYPOINT_ON", True, "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"],
+            ValueError,
+            "KEYPOINT_ON",
+        ),
         (["MODEL.ROI_HEADS.NAME", "StandardRoiHeads"], KeyError, "StandardROIHeads"),
         (["MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p4"]], ValueError, "p4"),
         (["MODEL.ROI_HEADS.NAME", "Res5ROIHeads"], ValueError, "one level"),
