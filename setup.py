@@ -42,12 +42,14 @@ setup(
         "trackers>=2.0",
     ],
     extras_require={
+        "timm": ["timm>=1.0.9"],
         "dev": [
             "hypothesis>=6.100",
             "mypy>=1.11",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "timm>=1.0.9",
             "types-PyYAML",
             "types-tabulate",
             "types-tqdm",

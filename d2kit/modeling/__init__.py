@@ -61,6 +61,7 @@ __all__ = [
     "FCOS",
     "FPN",
     "META_ARCH_REGISTRY",
+    "MViT",
     "PROPOSAL_GENERATOR_REGISTRY",
     "ROI_BOX_HEAD_REGISTRY",
     "ROI_HEADS_REGISTRY",

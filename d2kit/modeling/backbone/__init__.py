@@ -9,6 +9,8 @@ from d2kit.modeling.backbone.fpn import (
     build_resnet_fpn_backbone,
     build_retinanet_resnet_fpn_backbone,
 )
+from d2kit.modeling.backbone.mvit import MViT
+from d2kit.modeling.backbone.regnet import RegNet
 from d2kit.modeling.backbone.resnet import (
     BasicBlock,
     BasicStem,
@@ -19,6 +21,8 @@ from d2kit.modeling.backbone.resnet import (
     build_resnet_backbone,
     make_stage,
 )
+from d2kit.modeling.backbone.swin import SwinTransformer
+from d2kit.modeling.backbone.vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -30,11 +34,17 @@ __all__ = [
     "DeformBottleneckBlock",
     "LastLevelMaxPool",
     "LastLevelP6P7",
+    "MViT",
+    "RegNet",
     "ResNet",
     "ResNetBlockBase",
+    "SimpleFeaturePyramid",
+    "SwinTransformer",
+    "ViT",
     "build_backbone",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
+    "get_vit_lr_decay_rate",
     "make_stage",
 ]

@@ -1,0 +1,224 @@
+"""Swin transformer.
+
+Parameter names are those of the published checkpoints
+(`layers.0.blocks.0.attn.relative_position_bias_table`, ...).
+
+Source: Liu et al., Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (2021).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2kit.modeling.backbone._swin_blocks import (
+    PatchMerging,
+    SwinTransformerBlock,
+    WindowAttention,
+)
+from d2kit.modeling.backbone._transformer import (
+    Norm,
+    drop_path_rates,
+    freeze_module,
+    init_transformer_weights,
+    positions_for,
+    run_block,
+)
+from d2kit.modeling.backbone._transformer import PatchEmbed as _Patches
+from d2kit.modeling.backbone.backbone import Backbone
+
+__all__ = [
+    "PatchEmbed",
+    "PatchMerging",
+    "SwinTransformer",
+    "SwinTransformerBlock",
+    "WindowAttention",
+]
+
+
+class _Stage(nn.Module):
+    """Blocks of one resolution, every second one shifted; `downsample` leads to the next stage."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+
+class PatchEmbed(_Patches):
+    """Cuts an image into patches, padded to whole ones, maps them to tokens and normalises them.
+
+    Args:
+        patch_size: side of a patch, in pixels.
+        in_chans: channels of the image.
+        embed_dim: channels of a token.
+        norm_layer: makes a norm over channels; None for none.
+
+    Source: Liu et al. (2021), section 3.1.
+    """
+
+    def __init__(
+        self,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        norm_layer: Norm | None = None,
+    ) -> None:
+        patch = (patch_size, patch_size)
+        super().__init__(patch, patch, in_chans=in_chans, embed_dim=embed_dim)
+        self.patch_size = patch_size
+        self.norm = None if norm_layer is None else norm_layer(embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (N, H', W', embed_dim) of images (N, in_chans, H, W)."""
+        size = self.patch_size
+        tokens = super().forward(F.pad(x, (0, -x.shape[3] % size, 0, -x.shape[2] % size)))
+        return tokens if self.norm is None else self.norm(tokens)
+
+
+class SwinTransformer(Backbone):
+    """Four stages of shifted-window transformers: `p0` to `p3`, of strides 4 to 32.
+
+    Args:
+        pretrain_img_size: side of the images of the pretraining, in pixels, for `ape`.
+        patch_size: side of a patch, in pixels.
+        in_chans: channels of the images.
+        embed_dim: channels of the first stage; doubled from one to the next.
+        depths: blocks of each stage.
+        num_heads: heads of each stage.
+        window_size: side of a window, in tokens.
+        mlp_ratio: hidden over outer channels of the MLPs.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_scale: factor of the products of queries and keys; None for 1 / sqrt(dim / heads).
+        drop_rate: probability that a channel is dropped after each linear layer, in training.
+        attn_drop_rate: probability that an attention weight is.
+        drop_path_rate: probability that a branch of the last block is; it grows linearly from 0.
+        norm_layer: makes a norm over channels.
+        ape: add a learnt position to each token.
+        patch_norm: put a norm behind the patches.
+        out_indices: stages to return.
+        frozen_stages: leading parts that are not trained: 0 or 1 the patches (1: and the
+            positions), 2 also the first stage, 3 the second, ...; -1 none.
+        use_checkpoint: compute activations again in the backward pass, to save memory.
+
+    Raises:
+        ValueError: stages that do not exist, or other numbers of heads than of stages.
+
+    Source: Liu et al. (2021), section 3; as a backbone of detectors: section 4.2.
+    """
+
+    def __init__(
+        self,
+        pretrain_img_size: int = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        norm_layer: Norm = nn.LayerNorm,
+        ape: bool = False,
+        patch_norm: bool = True,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        stages = len(depths)
+        if len(num_heads) != stages or not set(out_indices) <= set(range(stages)):
+            raise ValueError(
+                "SwinTransformer: num_heads needs one entry for each stage, and out_indices must "
+                f"be in [0, {stages}), got depths {list(depths)}, num_heads {list(num_heads)}, "
+                f"out_indices {list(out_indices)}."
+            )
+        self.use_checkpoint = use_checkpoint
+        self.out_indices = tuple(out_indices)
+        patch_norm_layer = norm_layer if patch_norm else None
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_norm_layer)
+        self.absolute_pos_embed: nn.Parameter | None = None
+        if ape:
+            side = pretrain_img_size // patch_size
+            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, side, side))
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+        self.pos_drop = nn.Dropout(drop_rate)
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        widths = [embed_dim * 2**i for i in range(stages)]
+        self.layers = nn.ModuleList()
+        for i, (depth, heads, width) in enumerate(zip(depths, num_heads, widths, strict=True)):
+            blocks = [
+                SwinTransformerBlock(
+                    width,
+                    heads,
+                    window_size,
+                    window_size // 2 if j % 2 else 0,
+                    mlp_ratio,
+                    qkv_bias,
+                    qk_scale,
+                    drop_rate,
+                    attn_drop_rate,
+                    next(rates),
+                    norm_layer,
+                )
+                for j in range(depth)
+            ]
+            last = i == stages - 1
+            self.layers.append(_Stage(blocks, None if last else PatchMerging(width, norm_layer)))
+        for i in self.out_indices:
+            self.add_module(f"norm{i}", norm_layer(widths[i]))
+        self._out_features = [f"p{i}" for i in self.out_indices]
+        self._out_feature_channels = {f"p{i}": widths[i] for i in self.out_indices}
+        self._out_feature_strides = {f"p{i}": patch_size * 2**i for i in self.out_indices}
+        self._size_divisibility = patch_size * 2 ** (stages - 1)
+        self.apply(init_transformer_weights)
+        self._freeze(frozen_stages)
+
+    def _freeze(self, frozen_stages: int) -> None:
+        if frozen_stages >= 0:
+            freeze_module(self.patch_embed)
+        if frozen_stages >= 1 and self.absolute_pos_embed is not None:
+            freeze_module(self.absolute_pos_embed)
+        if frozen_stages >= 2:
+            freeze_module(self.pos_drop)
+        for stage in self.layers[: max(frozen_stages - 1, 0)]:
+            freeze_module(stage)
+
+    @property
+    def size_divisibility(self) -> int:
+        """What H and W should be multiples of, in pixels, for maps that double in size."""
+        return self._size_divisibility
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the maps of an image batch.
+
+        Args:
+            x: float (N, in_chans, H, W), of any size.
+
+        Returns:
+            `p0`, `p1`, ... to (N, embed_dim * 2**i, H / stride, W / stride), rounded up.
+
+        Raises:
+            ValueError: `x` has not four dimensions.
+        """
+        if x.dim() != 4:
+            raise ValueError(f"SwinTransformer: expected (N, C, H, W), got {tuple(x.shape)}.")
+        x = self.patch_embed(x)
+        if self.absolute_pos_embed is not None:
+            positions = self.absolute_pos_embed.flatten(2).transpose(1, 2)
+            x = x + positions_for(positions, (x.shape[1], x.shape[2]), with_cls_token=False)
+        x = self.pos_drop(x)
+        maps = {}
+        for i, stage in enumerate(self.layers):
+            for block in stage.blocks:  # type: ignore[union-attr]
+                x = run_block(block, x, self.use_checkpoint)
+            if i in self.out_indices:
+                maps[f"p{i}"] = getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2).contiguous()
+            if stage.downsample is not None:
+                x = stage.downsample(x)  # type: ignore[operator]
+        return {name: maps[name] for name in self._out_features}
