@@ -29,6 +29,7 @@ setup(
         "iopath>=0.1.10",
         "yacs>=0.1.8",
         "pyyaml>=6.0",
+        "defusedxml>=0.7.1",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
         "scipy>=1.11",

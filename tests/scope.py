@@ -5,13 +5,9 @@ _LATER_MODULES = {
     "the model zoo, export and projects": "model_zoo export projects",
     "measuring of loaders": "data.benchmark",
     "datasets other than COCO's instances": """
-        data.datasets.cityscapes data.datasets.lvis data.datasets.lvis_v0_5_categories
-        data.datasets.lvis_v1_categories data.datasets.lvis_v1_category_image_count
-        data.datasets.pascal_voc""",
-    "evaluators other than COCO's instances": """
-        evaluation.lvis_evaluation evaluation.cityscapes_evaluation
-        evaluation.pascal_voc_evaluation evaluation.rotated_coco_evaluation
-        evaluation.panoptic_evaluation evaluation.sem_seg_evaluation""",
+        data.datasets.lvis data.datasets.lvis_v0_5_categories
+        data.datasets.lvis_v1_categories data.datasets.lvis_v1_category_image_count""",
+    "evaluation of rotated boxes": "evaluation.rotated_coco_evaluation",
     "rotated, semantic, panoptic and one-stage models": """
         modeling.meta_arch.semantic_seg modeling.meta_arch.panoptic_fpn
         modeling.meta_arch.retinanet modeling.meta_arch.fcos
@@ -23,12 +19,10 @@ _LATER_NAMES = {
     "Python configs": "LazyConfig LazyCall",
     "export": "TracingAdapter",
     "datasets other than COCO's instances": """
-        register_lvis_instances get_lvis_instances_meta load_lvis_json load_voc_instances
-        register_pascal_voc register_coco_panoptic register_coco_panoptic_separated
+        register_lvis_instances get_lvis_instances_meta load_lvis_json
+        register_coco_panoptic register_coco_panoptic_separated
         _build_weighted_sampler""",
-    "evaluators other than COCO's instances": """
-        LVISEvaluator CityscapesEvaluator CityscapesInstanceEvaluator CityscapesSemSegEvaluator
-        PascalVOCDetectionEvaluator RotatedCOCOEvaluator COCOPanopticEvaluator SemSegEvaluator""",
+    "evaluation of rotated boxes": "RotatedCOCOEvaluator",
     "rotated, semantic, panoptic and one-stage models": """
         RROIHeads SEM_SEG_HEADS_REGISTRY build_sem_seg_head
         SemSegFPNHead SemanticSegmentor PanopticFPN RetinaNet FCOS DenseDetector""",

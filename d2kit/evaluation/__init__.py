@@ -1,5 +1,9 @@
 """Evaluators: from a model's outputs to an ``OrderedDict`` of metrics."""
 
+from d2kit.evaluation.cityscapes_evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+)
 from d2kit.evaluation.coco_evaluation import COCOEvaluator
 from d2kit.evaluation.evaluator import (
     DatasetEvaluator,
@@ -7,12 +11,22 @@ from d2kit.evaluation.evaluator import (
     inference_context,
     inference_on_dataset,
 )
+from d2kit.evaluation.lvis_evaluation import LVISEvaluator
+from d2kit.evaluation.panoptic_evaluation import COCOPanopticEvaluator
+from d2kit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from d2kit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from d2kit.evaluation.testing import print_csv_format, verify_results
 
 __all__ = [
     "COCOEvaluator",
+    "COCOPanopticEvaluator",
+    "CityscapesInstanceEvaluator",
+    "CityscapesSemSegEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "LVISEvaluator",
+    "PascalVOCDetectionEvaluator",
+    "SemSegEvaluator",
     "inference_context",
     "inference_on_dataset",
     "print_csv_format",

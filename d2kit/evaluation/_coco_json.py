@@ -69,6 +69,8 @@ def _encode_masks(instances: Instances) -> list[dict[str, Any]]:
         if probabilities.dim() == 4:
             probabilities = probabilities[:, 0]
         boxes = _tensor(instances.pred_boxes)
+        if isinstance(masks, ROIMasks):
+            boxes = masks.places(boxes)
         return [_text_rle(r) for r in masks_to_rle(probabilities, boxes, instances.image_size)]
     return encode_bitmasks(masks)
 

@@ -23,9 +23,9 @@ from d2kit.evaluation._box_proposals import _evaluate_box_proposals
 from d2kit.evaluation._coco_backend import _evaluate_predictions_on_coco, load_ground_truth
 from d2kit.evaluation._coco_json import instances_to_coco_json
 from d2kit.evaluation._coco_results import derive_results, per_class_table, summary_table
+from d2kit.evaluation._gather import gather_on_main, once_per_image
 from d2kit.evaluation.evaluator import DatasetEvaluator
 from d2kit.structures import BoxMode
-from d2kit.utils import comm
 from d2kit.utils.file_io import PathManager, atomic_write
 
 __all__ = [
@@ -177,7 +177,7 @@ class COCOEvaluator(DatasetEvaluator):
             processed.
         """
         predictions = self._gather()
-        if not comm.is_main_process() and self._distributed:
+        if predictions is None:
             return {}
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
         if not predictions:
@@ -193,22 +193,13 @@ class COCOEvaluator(DatasetEvaluator):
             self._eval_predictions(predictions, img_ids=img_ids)
         return copy.deepcopy(self._results)
 
-    def _gather(self) -> list[dict[str, Any]]:
-        """Return the predictions of all processes, each image once, on the main process."""
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            self._seen_tasks = set().union(*comm.gather(self._seen_tasks, dst=0))
-            predictions = list(itertools.chain(*comm.gather(self._predictions, dst=0)))
-        by_image: dict[Any, dict[str, Any]] = {}
-        for prediction in predictions:
-            by_image.setdefault(prediction["image_id"], prediction)
-        if len(by_image) < len(predictions):
-            self._logger.warning(
-                "%d image(s) were processed more than once; their first predictions count",
-                len(predictions) - len(by_image),
-            )
-        return list(by_image.values())
+    def _gather(self) -> list[dict[str, Any]] | None:
+        """Return the predictions of all processes, each image once; None but on the main one."""
+        parts = gather_on_main([(self._seen_tasks, self._predictions)], self._distributed)
+        if parts is None:
+            return None
+        self._seen_tasks = set().union(*(tasks for tasks, _ in parts))
+        return once_per_image(list(itertools.chain(*(found for _, found in parts))))
 
     def _tasks_from_predictions(self, predictions: Sequence[Mapping[str, Any]]) -> list[str]:
         """Find the tasks in the result dicts and in the fields that `process` has seen."""

@@ -9,6 +9,7 @@ from d2kit.data.datasets.coco import (
     register_coco_instances,
     register_dataset,
 )
+from d2kit.data.datasets.pascal_voc import load_voc_instances, register_pascal_voc
 
 __all__ = [
     "convert_to_coco_dict",
@@ -16,6 +17,8 @@ __all__ = [
     "dataset_root",
     "load_coco_json",
     "load_sem_seg",
+    "load_voc_instances",
     "register_coco_instances",
     "register_dataset",
+    "register_pascal_voc",
 ]

@@ -1,0 +1,230 @@
+"""IoU and accuracy of semantic segmentation.
+
+Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", 2015, section 5
+(pixel accuracy, mean accuracy, mean IoU, frequency weighted IoU).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
+from d2kit.data.detection_utils import read_label_map
+from d2kit.evaluation._coco_json import encode_bitmasks
+from d2kit.evaluation._confusion import boundary_iou_counts, confusion, mean_of_defined, ratio
+from d2kit.evaluation._gather import gather_on_main
+from d2kit.evaluation.evaluator import DatasetEvaluator
+from d2kit.utils.file_io import PathManager, atomic_write
+from d2kit.utils.logger import create_small_table
+
+__all__ = ["SemSegEvaluator", "load_image_into_numpy_array"]
+
+
+def load_image_into_numpy_array(
+    filename: str, copy: bool = False, dtype: npt.DTypeLike | None = None
+) -> np.ndarray:
+    """Read a label image.
+
+    Args:
+        filename: path, or any URI that `PathManager` knows.
+        copy: whether the array may be written to.
+        dtype: of the result; None: as `read_label_map` returns it.
+
+    Returns:
+        (H, W) labels.
+    """
+    labels = read_label_map(filename)
+    if copy:
+        return np.array(labels, dtype=dtype)
+    return np.asarray(labels, dtype=dtype)
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """Computes mean IoU, frequency-weighted IoU, accuracies and Boundary IoU of label images.
+
+    Args:
+        dataset_name: a dataset whose records have `sem_seg_file_name` and whose metadata has
+            `stuff_classes`.
+        distributed: add up the counts of all processes on the main one; if False, every process
+            evaluates what it has seen.
+        output_dir: folder for ``sem_seg_predictions.json`` (run-length masks per class, in COCO's
+            stuff format) and ``sem_seg_evaluation.pth``; None: nothing is written.
+        sem_seg_loading_fn: file name -> (H, W) labels; called with ``dtype=int``.
+        num_classes: outdated; the number of classes is that of `stuff_classes`.
+        ignore_label: outdated; pixels with the metadata's `ignore_label` are left out.
+
+    Raises:
+        KeyError: the dataset is not registered.
+        ValueError: it has no semantic labels, or no `stuff_classes`.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        sem_seg_loading_fn: Callable[..., np.ndarray] = load_image_into_numpy_array,
+        num_classes: int | None = None,
+        ignore_label: int | None = None,
+    ) -> None:
+        self._logger = logging.getLogger(__name__)
+        self._dataset_name = dataset_name
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._cpu_device = torch.device("cpu")
+        self.sem_seg_loading_fn = sem_seg_loading_fn
+        self.input_file_to_gt_file = self._label_files(dataset_name)
+        metadata = MetadataCatalog.get(dataset_name)
+        self._class_names: list[str] = list(metadata.get("stuff_classes") or ())
+        self._num_classes = len(self._class_names)
+        if not self._class_names or num_classes not in (None, self._num_classes):
+            raise ValueError(
+                f"dataset '{dataset_name}' has {self._num_classes} stuff_classes in its metadata, "
+                f"expected {num_classes or 'at least one'}; set them by MetadataCatalog.get"
+                f"('{dataset_name}').set(stuff_classes=[...])"
+            )
+        self._ignore_label = metadata.get("ignore_label") if ignore_label is None else ignore_label
+        to_index = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+        self._contiguous_id_to_dataset_id = {index: label for label, index in to_index.items()}
+        self.reset()
+
+    @staticmethod
+    def _label_files(dataset_name: str) -> dict[str, str]:
+        records = DatasetCatalog.get(dataset_name)
+        missing = next((r for r in records if not r.get("sem_seg_file_name")), None)
+        if missing is not None:
+            raise ValueError(
+                f"dataset '{dataset_name}' has no semantic labels: the record of "
+                f"{missing['file_name']} lacks 'sem_seg_file_name'"
+            )
+        return {record["file_name"]: record["sem_seg_file_name"] for record in records}
+
+    def reset(self) -> None:
+        """Forget all counts and predictions."""
+        classes = self._num_classes
+        self._conf_matrix = np.zeros((classes, classes + 1), dtype=np.int64)
+        self._boundary_counts = np.zeros((2, classes), dtype=np.int64)
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
+        """Take in one batch.
+
+        Args:
+            inputs: per image a dict with ``file_name``.
+            outputs: per image a dict with ``sem_seg``: (K, H, W) scores, or (H, W) labels.
+
+        Raises:
+            ValueError: an output is not of its label image's size.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            scores = output["sem_seg"]
+            labels = scores.argmax(dim=0) if scores.dim() == 3 else scores
+            predicted = labels.to(self._cpu_device).numpy().astype(np.int32)
+            file = self.input_file_to_gt_file[image["file_name"]]
+            truth = np.asarray(self.sem_seg_loading_fn(file, dtype=np.int32))
+            if truth.shape != predicted.shape:
+                raise ValueError(
+                    f"{file}: labels are {truth.shape} (h, w), the prediction {predicted.shape}"
+                )
+            if self._ignore_label is not None:
+                truth = np.where(truth == self._ignore_label, self._num_classes, truth)
+            self._conf_matrix += confusion(truth, predicted, self._num_classes)
+            self._boundary_counts += boundary_iou_counts(truth, predicted, self._num_classes)
+            if self._output_dir:
+                self._predictions += self.encode_json_sem_seg(predicted, image["file_name"])
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Compute the figures.
+
+        Returns:
+            ``{"sem_seg": {...}}`` in percent: ``mIoU``, ``fwIoU``, ``mACC``, ``pACC``, and per
+            class ``IoU-``, ``BoundaryIoU-``, ``min(IoU, B-Iou)-`` and ``ACC-<class>``; nan for
+            classes that are not in the ground truth, which the means leave out. None on other
+            processes than the main one.
+        """
+        part = (self._conf_matrix, self._boundary_counts, self._predictions)
+        parts = gather_on_main([part], self._distributed)
+        if parts is None:
+            return None
+        self._conf_matrix = np.sum([p[0] for p in parts], axis=0)
+        self._boundary_counts = np.sum([p[1] for p in parts], axis=0)
+        self._predictions = [entry for p in parts for entry in p[2]]
+        results = self._figures()
+        if self._output_dir:
+            PathManager.mkdirs(self._output_dir)
+            with atomic_write(Path(self._output_dir) / "sem_seg_predictions.json", "w") as file:
+                file.write(json.dumps(self._predictions))
+            with atomic_write(Path(self._output_dir) / "sem_seg_evaluation.pth") as file:
+                torch.save(results, file)
+        summary = {key: results[key] for key in ("mIoU", "fwIoU", "mACC", "pACC")}
+        self._logger.info("Semantic segmentation:\n%s", create_small_table(summary))
+        return OrderedDict(sem_seg=results)
+
+    def _figures(self) -> dict[str, float]:
+        matrix = self._conf_matrix
+        hits = np.diagonal(matrix)
+        of_truth, of_predicted = matrix.sum(axis=1), matrix[:, :-1].sum(axis=0)
+        present = of_truth > 0
+        accuracy = ratio(hits, of_truth)
+        iou = np.where(present, ratio(hits, of_truth + of_predicted - hits), np.nan)
+        boundary = np.where(present, ratio(*self._boundary_counts), np.nan)
+        total = float(of_truth.sum())
+        weights = of_truth / total if total else np.zeros(len(of_truth))
+        figures = {
+            "mIoU": mean_of_defined(iou),
+            "fwIoU": float(np.sum(np.nan_to_num(iou) * weights)) if total else float("nan"),
+        }
+        for index, name in enumerate(self._class_names):
+            figures[f"IoU-{name}"] = iou[index]
+            figures[f"BoundaryIoU-{name}"] = boundary[index]
+            figures[f"min(IoU, B-Iou)-{name}"] = np.minimum(iou[index], boundary[index])
+        figures["mACC"] = mean_of_defined(accuracy)
+        figures["pACC"] = float(hits.sum() / total) if total else float("nan")
+        for index, name in enumerate(self._class_names):
+            figures[f"ACC-{name}"] = accuracy[index]
+        return {key: float(value) * 100 for key, value in figures.items()}
+
+    def encode_json_sem_seg(
+        self, sem_seg: np.ndarray, input_file_name: str | os.PathLike[str]
+    ) -> list[dict[str, Any]]:
+        """Turn a label image into COCO's stuff format.
+
+        Args:
+            sem_seg: (H, W) class indices.
+            input_file_name: goes into every dict.
+
+        Returns:
+            One dict for each class that occurs: ``file_name``, ``category_id`` (of the dataset)
+            and ``segmentation`` (run-length mask).
+
+        Raises:
+            ValueError: a class that the dataset does not have.
+        """
+        labels = np.unique(sem_seg)
+        if len(labels) and not 0 <= labels[0] <= labels[-1] < self._num_classes:
+            raise ValueError(
+                f"{input_file_name}: predicted classes {labels[0]} to {labels[-1]}, but dataset "
+                f"'{self._dataset_name}' has {self._num_classes}; set "
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES to this"
+            )
+        masks = encode_bitmasks(sem_seg[None] == labels[:, None, None])
+        to_label = self._contiguous_id_to_dataset_id
+        return [
+            {
+                "file_name": str(input_file_name),
+                "category_id": to_label.get(int(label), int(label)),
+                "segmentation": mask,
+            }
+            for label, mask in zip(labels, masks, strict=True)
+        ]
