@@ -1,5 +1,7 @@
 """Reads weight files of every supported kind; makes states of training plain data."""
 
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2kit.checkpoint._verify import read_torch
+from d2kit.checkpoint._verify import read_torch, read_torch_of_mmengine
 from d2kit.utils.safe_pickle import load_pickle
 
 __all__ = ["plain_state", "read_checkpoint", "write_safetensors"]
@@ -36,14 +38,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return {"model": _read_safetensors(path)}
     if path.suffix == ".pkl":
         return _from_pickle(load_pickle(path), path)
-    try:
-        data = read_torch(path)
-    except Exception as error:  # damaged files raise nearly anything
-        reason = str(error).strip().partition("\n")[0][:300]
-        raise ValueError(
-            f"{path} is not a readable file of torch.save with tensors and plain values only "
-            f"({reason})"
-        ) from error
+    data = _from_torch(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(data).__name__}")
     for key in WEIGHT_KEYS:
@@ -51,6 +46,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             data["model"] = data.pop(key)
             return data
     return {"model": data}
+
+
+def _from_torch(path: Path) -> Any:
+    """Read a file of `torch.save`, or say why it cannot be read."""
+    try:
+        try:
+            return read_torch(path)
+        except pickle.UnpicklingError as error:
+            if "mmengine." not in str(error):
+                raise
+            return read_torch_of_mmengine(path)
+    except Exception as error:  # damaged files raise nearly anything
+        raise ValueError(
+            f"{path} is not a readable file of torch.save with tensors and plain values only "
+            f"({_reason(error)})"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what torch says in one line, the refused global included."""
+    text = str(error).strip()
+    refused = re.search(r"Unsupported global: GLOBAL (\S+)|unsupported GLOBAL (\S+)", text)
+    if refused:
+        name = refused.group(1) or refused.group(2)
+        return f"it names '{name}', which would run code or is no tensor; nothing was executed"
+    return text.partition("\n")[0][:300]
 
 
 def _from_pickle(data: Any, path: Path) -> dict[str, Any]:

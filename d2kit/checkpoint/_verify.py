@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["damage", "newest_checkpoint", "read_torch"]
+__all__ = ["damage", "newest_checkpoint", "read_torch", "read_torch_of_mmengine"]
 
 logger = logging.getLogger(__name__)
+
+_NUMPY_MAKERS = ("_reconstruct", "scalar")
 
 
 @dataclass(frozen=True, order=True)
@@ -28,6 +30,35 @@ class _Candidate:
 def read_torch(path: Path, *, mmap: bool = False) -> Any:
     """Load a file of `torch.save` onto the CPU, admitting tensors and plain values only."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or None)
+
+
+class _Inert:
+    """Takes the place of an object of another library: does nothing, whatever is done with it."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Inert":
+        """Make one, from any arguments."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+# MMEngine keeps the history of its log in a checkpoint, under "message_hub".
+_MMENGINE_LOG = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in _NUMPY_MAKERS),
+    *("numpy.ndarray", "numpy.dtype", "builtins.getattr", "__builtin__.getattr"),
+)
+
+
+def read_torch_of_mmengine(path: Path) -> Any:
+    """As `read_torch`, for files with MMEngine's log: nothing of it is imported, called or kept."""
+    with torch.serialization.safe_globals([(_Inert, name) for name in _MMENGINE_LOG]):
+        data = read_torch(path)
+    if isinstance(data, dict):
+        data.pop("message_hub", None)
+    return data
 
 
 def damage(path: Path) -> str:

@@ -20,6 +20,7 @@ from d2kit.checkpoint.c2_model_loading import (
     is_torchvision_resnet,
 )
 from d2kit.checkpoint.catalog import find_weights
+from d2kit.checkpoint.conversion import recognise_naming, select_coco_classes
 from d2kit.utils import comm
 from d2kit.utils.file_io import PathManager, atomic_write
 
@@ -212,7 +213,16 @@ class DetectionCheckpointer(Checkpointer):
         weights = dict(checkpoint.pop("model"))
         ours = self.model.state_dict()
         from_c2 = checkpoint.get("__author__") == "Caffe2"
-        if not from_c2 and is_torchvision_resnet(weights) and not is_torchvision_resnet(ours):
+        naming = None if from_c2 or recognise_naming(ours) else recognise_naming(weights)
+        if naming is not None:
+            weights = naming.to_ours({k.removeprefix("module."): v for k, v in weights.items()})
+            self.logger.info(
+                "%s has the names of %s: %s", self._source, naming.title, naming.advice
+            )
+            weights, done = select_coco_classes(weights, ours)
+            if done:
+                self.logger.info(done)
+        elif not from_c2 and is_torchvision_resnet(weights) and not is_torchvision_resnet(ours):
             weights = convert_torchvision_names(weights)
             self.logger.info(
                 "Weights of a torchvision ResNet: they expect INPUT.FORMAT RGB, PIXEL_MEAN "

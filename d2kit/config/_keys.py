@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from d2kit.config._keys_backbones import BACKBONE_KEYS
 from d2kit.config._keys_heads import HEAD_KEYS
 from d2kit.config._keys_model import MODEL_KEYS
 from d2kit.config._keys_run import RUN_KEYS
@@ -15,16 +16,22 @@ class Key(NamedTuple):
 
 
 KEYS: dict[str, Key] = {
-    name: Key(*entry) for name, entry in {**MODEL_KEYS, **HEAD_KEYS, **RUN_KEYS}.items()
+    name: Key(*entry) for name, entry in {**MODEL_KEYS, **BACKBONE_KEYS, **HEAD_KEYS, **RUN_KEYS}.items()
 }
 """All keys, in the order of the documentation; `defaults._C` and docs/config.md come from it."""
 
 OWN_KEYS = frozenset(
     {
+        *BACKBONE_KEYS,
+        "INPUT.RESIZE",
+        "MODEL.FPN.P6_FROM",
+        "MODEL.RESNETS.NORM_EPS",
+        "MODEL.ROI_HEADS.MIN_SIZE_TEST",
+        "MODEL.ROI_MASK_HEAD.WHOLE_PIXELS",
         "SOLVER.AMP.PRECISION",
         "SOLVER.LR_FACTORS",
         "SOLVER.OPTIMIZER",
-        *(name for name in KEYS if name.startswith("TRACKER_HEADS.")),
+        *(name for name in KEYS if name.startswith(("MODEL.FCOS.", "TRACKER_HEADS."))),
     }
 )
 """Keys that Detectron2 does not have."""

@@ -26,6 +26,10 @@ _BOXES: dict[str, tuple[Any, str]] = {
         0.5,
         "Detections that overlap a better one of their class by a larger IoU go.",
     ),
+    "MODEL.ROI_HEADS.MIN_SIZE_TEST": (
+        0.0,
+        "Detections with a shorter side inside the image go before NMS, pixels; torchvision: 0.01.",
+    ),
     "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True, "Add the true boxes to the proposals, training."),
     "MODEL.ROI_BOX_HEAD.NAME": ("", "Class in ROI_BOX_HEAD; not used by Res5ROIHeads."),
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": (
@@ -80,6 +84,10 @@ _MASKS: dict[str, tuple[Any, str]] = {
     "MODEL.ROI_MASK_HEAD.NORM": ("", _NORM),
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False, "One mask for all classes."),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", _POOLER_TYPE),
+    "MODEL.ROI_MASK_HEAD.WHOLE_PIXELS": (
+        False,
+        "Lay masks on boxes of whole pixels, as torchvision does; False: on the predicted boxes.",
+    ),
 }
 
 _KEYPOINTS: dict[str, tuple[Any, str]] = {
@@ -155,10 +163,31 @@ _RETINANET: dict[str, tuple[Any, str]] = {
     "MODEL.RETINANET.NORM": ("", _NORM),
 }
 
+_FCOS: dict[str, tuple[Any, str]] = {
+    "MODEL.FCOS.NUM_CLASSES": (80, "Number of object classes, background not counted."),
+    "MODEL.FCOS.IN_FEATURES": (["p3", "p4", "p5", "p6", "p7"], "Features of the head."),
+    "MODEL.FCOS.NUM_CONVS": (4, "3x3 convolutions of each tower."),
+    "MODEL.FCOS.NORM": ("GN", _NORM),
+    "MODEL.FCOS.PRIOR_PROB": (0.01, "Score of every place at the start of training."),
+    "MODEL.FCOS.CENTER_SAMPLING_RADIUS": (
+        1.5,
+        "Largest distance of positives to the centre of their box, in strides; 0: any.",
+    ),
+    "MODEL.FCOS.FOCAL_LOSS_GAMMA": (2.0, "Exponent by which the focal loss spares the easy."),
+    "MODEL.FCOS.FOCAL_LOSS_ALPHA": (0.25, "Weight of objects in the focal loss, in [0, 1]."),
+    "MODEL.FCOS.SCORE_THRESH_TEST": (0.2, "Detections with a score not above it go."),
+    "MODEL.FCOS.TOPK_CANDIDATES_TEST": (1000, "Best places kept before NMS, per level."),
+    "MODEL.FCOS.NMS_THRESH_TEST": (
+        0.6,
+        "Detections that overlap a better one of their class by a larger IoU go.",
+    ),
+}
+
 HEAD_KEYS: dict[str, tuple[Any, str]] = {
     **_BOXES,
     **_MASKS,
     **_KEYPOINTS,
     **_SEGMENTATION,
     **_RETINANET,
+    **_FCOS,
 }

@@ -34,10 +34,15 @@ _BACKBONE: dict[str, tuple[Any, str]] = {
     "MODEL.FPN.OUT_CHANNELS": (256, "Channels of each pyramid level."),
     "MODEL.FPN.NORM": ("", "Normalisation in the pyramid: empty, BN, SyncBN, FrozenBN, GN, LN."),
     "MODEL.FPN.FUSE_TYPE": ("sum", "How the lateral and top-down paths are fused: sum or avg."),
+    "MODEL.FPN.P6_FROM": ("res5", "Feature that RetinaNet's p6 is made from: res5 or p5."),
     "MODEL.RESNETS.DEPTH": (50, "Layers: 18, 34, 50, 101 or 152."),
     "MODEL.RESNETS.OUT_FEATURES": (["res4"], "Stages whose features are returned: stem, res2-5."),
     "MODEL.RESNETS.NUM_GROUPS": (1, "Groups of the 3x3 convolutions; 1 ResNet, 32 ResNeXt."),
     "MODEL.RESNETS.NORM": ("FrozenBN", "Normalisation: FrozenBN, BN, SyncBN, GN, LN or empty."),
+    "MODEL.RESNETS.NORM_EPS": (
+        1e-5,
+        "Added to variances in BN and FrozenBN; 0 for torchvision's first COCO detectors.",
+    ),
     "MODEL.RESNETS.WIDTH_PER_GROUP": (64, "Channels of each group of res2's 3x3 convolutions."),
     "MODEL.RESNETS.STRIDE_IN_1X1": (
         True,

@@ -22,6 +22,10 @@ _INPUT: dict[str, tuple[Any, str]] = {
     ),
     "INPUT.CROP.SIZE": ([0.9, 0.9], "Height and width: shares of the image or pixels, see TYPE."),
     "INPUT.FORMAT": ("BGR", "Channel order of the model's input: BGR, RGB, L or YUV-BT.601."),
+    "INPUT.RESIZE": (
+        "pillow",
+        "pillow: with antialiasing, sides rounded; torchvision: without, sides rounded down.",
+    ),
     "INPUT.MASK_FORMAT": ("polygon", "How the mapper keeps masks: polygon or bitmask."),
 }
 

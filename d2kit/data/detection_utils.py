@@ -27,6 +27,7 @@ from d2kit.data._image_io import (
     read_label_map,
 )
 from d2kit.structures import Boxes, BoxMode, Instances
+from d2kit.utils.class_frequency import provides_class_weights
 
 __all__ = [
     "MAX_IMAGE_PIXELS",
@@ -208,6 +209,7 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[in
     return [names.index(flipped.get(name, name)) for name in names]
 
 
+@provides_class_weights
 def get_fed_loss_cls_weights(
     dataset_names: str | Sequence[str], freq_weight_power: float = 1.0
 ) -> torch.Tensor:
@@ -237,24 +239,30 @@ def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
     """Return the resizing and flipping that a config asks for.
 
     Args:
-        cfg: config; keys INPUT.MIN_SIZE_*, MAX_SIZE_*, MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP.
+        cfg: config; keys INPUT.MIN_SIZE_*, MAX_SIZE_*, MIN_SIZE_TRAIN_SAMPLING, RESIZE,
+            RANDOM_FLIP.
         is_train: training or test.
 
     Returns:
         Augmentations, to be applied in order.
 
     Raises:
-        ValueError: for a flip that is not "none", "horizontal" or "vertical".
+        ValueError: for a flip that is not "none", "horizontal" or "vertical", or an unknown
+            RESIZE.
     """
+    resizers = {"pillow": T.ResizeShortestEdge, "torchvision": T.TorchvisionResize}
+    if cfg.INPUT.RESIZE not in resizers:
+        raise ValueError(f"INPUT.RESIZE must be one of {list(resizers)}, got {cfg.INPUT.RESIZE!r}")
+    resize = resizers[cfg.INPUT.RESIZE]
     if not is_train:
-        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+        return [resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     flip = cfg.INPUT.RANDOM_FLIP
     if flip not in ("none", "horizontal", "vertical"):
         raise ValueError(
             f"INPUT.RANDOM_FLIP must be 'none', 'horizontal' or 'vertical', got {flip!r}"
         )
     augmentations: list[T.Augmentation] = [
-        T.ResizeShortestEdge(
+        resize(
             cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
         )
     ]

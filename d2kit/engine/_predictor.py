@@ -31,7 +31,7 @@ class DefaultPredictor:
 
     def __init__(self, cfg: CfgNode) -> None:
         from d2kit.data import MetadataCatalog
-        from d2kit.data import transforms as T  # noqa: N812
+        from d2kit.data.detection_utils import build_augmentation
         from d2kit.modeling import build_model
 
         self.cfg = cfg.clone()
@@ -45,8 +45,7 @@ class DefaultPredictor:
         names = cfg.DATASETS.TEST
         self.metadata = MetadataCatalog.get(names[0]) if names else None
         DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        shortest = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST]
-        self.aug = T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST)
+        self.aug = build_augmentation(cfg, is_train=False)[0]
 
     def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
         """Detect in one image.

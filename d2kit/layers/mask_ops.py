@@ -14,7 +14,7 @@ from torch import Tensor
 from d2kit.layers._roi_align_cpu import axis_taps, sample_counts
 from d2kit.layers.roi_align import roi_align
 
-__all__ = ["crop_masks", "masks_to_rle", "paste_masks_in_image"]
+__all__ = ["crop_masks", "masks_to_rle", "paste_masks_in_image", "whole_pixel_boxes"]
 
 _CHUNK_ELEMENTS = 1 << 26  # float32 values at once on an accelerator: 256 MB
 
@@ -59,6 +59,26 @@ def paste_masks_in_image(
             values = y @ masks[part].float() @ x.transpose(1, 2)
         canvas[part] = _finish(values, threshold)
     return canvas
+
+
+def whole_pixel_boxes(boxes: Tensor, cells: int) -> Tensor:
+    """Return boxes into which pasting puts a mask where torchvision's pasting puts it.
+
+    Torchvision grows the mask by a cell of zeros on each side and the box with it, cuts the box's
+    corners to whole pixels, and resizes the mask to the pixels from the first to the last.
+
+    Args:
+        boxes: (R, 4) XYXY, absolute pixels.
+        cells: M, cells per side of the masks.
+
+    Returns:
+        (R, 4) float32: the part of those pixels that the M inner cells cover.
+    """
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2 * ((cells + 2) / cells)
+    low, last = (centre - half).trunc(), (centre + half).trunc()
+    sides = (last - low + 1).clamp(min=1)
+    return torch.cat([low + sides / (cells + 2), low + sides * ((cells + 1) / (cells + 2))], dim=1)
 
 
 def crop_masks(masks: Tensor, boxes: Tensor, mask_size: int) -> Tensor:

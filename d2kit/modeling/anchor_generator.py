@@ -21,6 +21,7 @@ __all__ = [
     "BufferList",
     "DefaultAnchorGenerator",
     "RotatedAnchorGenerator",
+    "WholePixelAnchorGenerator",
     "build_anchor_generator",
     "move_device_like",
 ]
@@ -94,9 +95,9 @@ class _GridAnchors(nn.Module):
         self.num_features = len(self.strides)
         self.offset = offset
         self.cell_anchors = BufferList(cell_anchors)
-        # (level, H, W) -> (cell anchors they were made from, anchors). `module.to` replaces the
-        # cell anchors, so the identity of that tensor says whether an entry is still good.
-        self._grids: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        # (level, H, W, steps) -> (cell anchors they were made from, anchors). `module.to` replaces
+        # the cell anchors, so the identity of that tensor says whether an entry is still good.
+        self._grids: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     @property
     def num_anchors(self) -> list[int]:
@@ -117,29 +118,42 @@ class _GridAnchors(nn.Module):
             )
         sizes = [feature.shape[-2:] for feature in features]
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # sizes may be symbols
-            return [self._make_grid(i, h, w) for i, (h, w) in enumerate(sizes)]
-        return [self._cached_grid(i, int(h), int(w)) for i, (h, w) in enumerate(sizes)]
+            return [
+                self._make_grid(i, h, w, *step)
+                for i, ((h, w), step) in enumerate(zip(sizes, self._steps(sizes), strict=True))
+            ]
+        sizes = [(int(h), int(w)) for h, w in sizes]
+        return [
+            self._cached_grid(i, h, w, *step)
+            for i, ((h, w), step) in enumerate(zip(sizes, self._steps(sizes), strict=True))
+        ]
 
-    def _cached_grid(self, level: int, height: int, width: int) -> Tensor:
-        key = (level, height, width)
+    def _steps(self, sizes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+        """Distances of the cells of each map, downwards and to the right, in input pixels."""
+        del sizes
+        return [(stride, stride) for stride in self.strides]
+
+    def _cached_grid(self, level: int, height: int, width: int, down: int, right: int) -> Tensor:
+        key = (level, height, width, down, right)
         cell = self.cell_anchors[level]
         source, anchors = self._grids.pop(key, (None, None))
         if anchors is None or source is not cell:
             # Made outside inference mode, so that a later training step may use it.
             with torch.inference_mode(False), torch.no_grad():
-                anchors = self._make_grid(level, height, width)
+                anchors = self._make_grid(*key)
         self._grids[key] = (cell, anchors)
         of_level = [k for k in self._grids if k[0] == level]
         if len(of_level) > _GRIDS_KEPT:
             del self._grids[of_level[0]]  # the least recently used: a hit moves to the end
         return anchors
 
-    def _make_grid(self, level: int, height: int, width: int) -> Tensor:
+    def _make_grid(self, level: int, height: int, width: int, down: int, right: int) -> Tensor:
         """Shift the cell anchors to every cell: (H, W, A, box_dim), flattened."""
-        cell, stride = self.cell_anchors[level], self.strides[level]
-        start = self.offset * stride
-        x = torch.arange(width, dtype=torch.float32, device=cell.device) * stride + start
-        y = torch.arange(height, dtype=torch.float32, device=cell.device) * stride + start
+        cell = self.cell_anchors[level]
+        x, y = (
+            (torch.arange(count, dtype=torch.float32, device=cell.device) + self.offset) * step
+            for count, step in ((width, right), (height, down))
+        )
         anchors = cell.float().repeat(height * width, 1).view(height, width, -1, self.box_dim)
         for first in range(0, 4 if self.box_dim == 4 else 2, 2):  # XYXY: both corners move
             anchors[..., first] += x[None, :, None]
@@ -223,6 +237,34 @@ class DefaultAnchorGenerator(_GridAnchors):
             ValueError: another number of feature maps than strides.
         """
         return [Boxes(anchors) for anchors in self._grid_anchors(features)]
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class WholePixelAnchorGenerator(DefaultAnchorGenerator):
+    """Anchors of whole pixels, as torchvision's detectors have them.
+
+    Corners of the cell anchors are rounded (halves to even), and the cells of a map lie at the
+    whole part of (padded image size / map size), which is not the stride where that size is no
+    multiple of it: 61 instead of 64 at `p6` of 800 pixels.
+
+    Args:
+        sizes: as of `DefaultAnchorGenerator`, as the others.
+        aspect_ratios: see there.
+        strides: see there; the first must divide the padded image.
+        offset: see there.
+    """
+
+    @staticmethod
+    def generate_cell_anchors(
+        sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        aspect_ratios: Sequence[float] = (0.5, 1, 2),
+    ) -> Tensor:
+        """See `DefaultAnchorGenerator.generate_cell_anchors`; rounded."""
+        return DefaultAnchorGenerator.generate_cell_anchors(sizes, aspect_ratios).round()
+
+    def _steps(self, sizes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+        image = [side * self.strides[0] for side in sizes[0]]
+        return [(image[0] // h, image[1] // w) for h, w in sizes]
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()

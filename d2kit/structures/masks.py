@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2kit.layers.mask_ops import crop_masks, paste_masks_in_image
+from d2kit.layers.mask_ops import crop_masks, paste_masks_in_image, whole_pixel_boxes
 from d2kit.structures.boxes import Boxes
 
 __all__ = [
@@ -331,19 +331,21 @@ class ROIMasks:
 
     Args:
         tensor: (R, M, M), probabilities in [0, 1] or bool.
+        whole_pixels: whether pasting cuts the boxes to whole pixels, as torchvision does.
 
     Raises:
         ValueError: if there are not three axes.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, *, whole_pixels: bool = False) -> None:
         if tensor.dim() != 3:
             raise ValueError(f"ROIMasks: expected shape (R, M, M), got {tuple(tensor.shape)}")
         self.tensor = tensor
+        self.whole_pixels = whole_pixels
 
     def to(self, device: torch.device | str) -> "ROIMasks":
         """Return the masks on `device`."""
-        return ROIMasks(self.tensor.to(device))
+        return ROIMasks(self.tensor.to(device), whole_pixels=self.whole_pixels)
 
     @property
     def device(self) -> torch.device:
@@ -364,7 +366,7 @@ class ROIMasks:
             raise ValueError(
                 f"ROIMasks: index {item!r} gives shape {tuple(chosen.shape)}, not (R, M, M)"
             )
-        return ROIMasks(chosen)
+        return ROIMasks(chosen, whole_pixels=self.whole_pixels)
 
     def __repr__(self) -> str:
         return f"ROIMasks(num_instances={len(self)})"
@@ -378,4 +380,10 @@ class ROIMasks:
             width: of the image in pixels.
             threshold: in [0, 1], values from it on are True.
         """
-        return BitMasks(paste_masks_in_image(self.tensor, boxes, (height, width), threshold))
+        places = self.places(boxes)
+        return BitMasks(paste_masks_in_image(self.tensor, places, (height, width), threshold))
+
+    def places(self, boxes: Any) -> Tensor:
+        """Return where on the image the masks lie, (R, 4) XYXY, given their boxes (R, 4)."""
+        corners = boxes if isinstance(boxes, Tensor) else boxes.tensor
+        return whole_pixel_boxes(corners, self.tensor.shape[-1]) if self.whole_pixels else corners

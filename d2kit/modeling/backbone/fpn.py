@@ -268,12 +268,14 @@ def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     Returns:
         The network.
     """
+    node = cfg.MODEL.FPN
     bottom_up = build_resnet_backbone(cfg, input_shape)
-    shapes = bottom_up.output_shape()
-    if "res5" not in shapes:
+    channels = {name: shape.channels or 0 for name, shape in bottom_up.output_shape().items()}
+    channels["p5"] = node.OUT_CHANNELS
+    if node.P6_FROM not in channels:
         raise ValueError(
-            "build_retinanet_resnet_fpn_backbone makes p6 from res5: add 'res5' to "
-            f"MODEL.RESNETS.OUT_FEATURES (got {list(shapes)})."
+            f"build_retinanet_resnet_fpn_backbone makes p6 from {node.P6_FROM} (MODEL.FPN.P6_FROM)"
+            f": add '{node.P6_FROM}' to MODEL.RESNETS.OUT_FEATURES (got {list(channels)[:-1]})."
         )
-    top_block = LastLevelP6P7(shapes["res5"].channels or 0, cfg.MODEL.FPN.OUT_CHANNELS)
-    return _assemble(cfg.MODEL.FPN, bottom_up, top_block)
+    top_block = LastLevelP6P7(channels[node.P6_FROM], node.OUT_CHANNELS, node.P6_FROM)
+    return _assemble(node, bottom_up, top_block)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode
-from d2kit.layers import CNNBlockBase, ShapeSpec
+from d2kit.layers import CNNBlockBase, FrozenBatchNorm2d, ShapeSpec
 from d2kit.modeling.backbone._resnet_blocks import (
     BasicBlock,
     BasicStem,
@@ -340,6 +340,10 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
             )
         )
         in_channels, out_channels = out_channels, 2 * out_channels
-    return ResNet(
+    network = ResNet(
         stem, stages, out_features=node.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
     )
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            module.eps = node.NORM_EPS
+    return network

@@ -19,7 +19,7 @@ from d2kit.modeling.meta_arch._common import (
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.proposal_generator import build_proposal_generator
 from d2kit.modeling.roi_heads import build_roi_heads
-from d2kit.structures import ImageList, Instances
+from d2kit.structures import ImageList, Instances, ROIMasks
 
 __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 
@@ -36,6 +36,7 @@ class GeneralizedRCNN(ImageNormalizer):
         pixel_std: per channel.
         input_format: ``BGR`` or ``RGB``; needed where pictures are published.
         vis_period: publish a training picture every this many steps; 0: never.
+        whole_pixel_masks: lay masks on boxes of whole pixels, see `ROIMasks`.
 
     Raises:
         ValueError: if `vis_period` is positive without `input_format`.
@@ -54,6 +55,7 @@ class GeneralizedRCNN(ImageNormalizer):
         pixel_std: tuple[float, ...],
         input_format: str | None = None,
         vis_period: int = 0,
+        whole_pixel_masks: bool = False,
     ) -> None:
         super().__init__(pixel_mean=pixel_mean, pixel_std=pixel_std)
         if vis_period > 0 and input_format is None:
@@ -63,6 +65,7 @@ class GeneralizedRCNN(ImageNormalizer):
         self.roi_heads = roi_heads
         self.input_format = input_format
         self.vis_period = vis_period
+        self.whole_pixel_masks = whole_pixel_masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class GeneralizedRCNN(ImageNormalizer):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
+            "whole_pixel_masks": cfg.MODEL.ROI_MASK_HEAD.WHOLE_PIXELS,
         }
 
     def visualize_training(
@@ -109,8 +113,13 @@ class GeneralizedRCNN(ImageNormalizer):
         if not self.training:
             return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
+        return self._losses(batched_inputs, images, self.backbone(images.tensor))
+
+    def _losses(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Compute the losses of heads and proposals."""
         targets = self.ground_truth(batched_inputs)
-        features = self.backbone(images.tensor)
         with seeded_by_sample(batched_inputs):
             proposals, losses = self._propose(batched_inputs, images, features, targets)
             _, head_losses = self.roi_heads(images, features, proposals, targets)
@@ -163,14 +172,33 @@ class GeneralizedRCNN(ImageNormalizer):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if detected_instances is None:
-            proposals, _ = self._propose(batched_inputs, images, features)
-            results, _ = self.roi_heads(images, features, proposals, None)
+            results = self._detect(batched_inputs, images, features)
         else:
             detected = [x.to(self.device) for x in detected_instances]
             results = self.roi_heads.forward_with_given_boxes(features, detected)
         if not do_postprocess:
             return results
-        return self._postprocess(results, batched_inputs, images.image_sizes)
+        return self._to_input_size(results, batched_inputs, images.image_sizes)
+
+    def _detect(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[str, Tensor]
+    ) -> list[Instances]:
+        """Return the detections of each image, in the size the network saw."""
+        proposals, _ = self._propose(batched_inputs, images, features)
+        return self.roi_heads(images, features, proposals, None)[0]
+
+    def _to_input_size(
+        self,
+        results: list[Instances],
+        batched_inputs: list[dict[str, Any]],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Any]]:
+        """Scale the detections to the size each input asks for, and paste their masks."""
+        if self.whole_pixel_masks:
+            for result in results:
+                if result.has("pred_masks"):
+                    result.pred_masks = ROIMasks(result.pred_masks[:, 0], whole_pixels=True)
+        return self._postprocess(results, batched_inputs, image_sizes)
 
     _postprocess = staticmethod(to_input_size)  # under this name user classes call it
 
