@@ -1,0 +1,171 @@
+"""Frames from a folder of pictures and from a camera."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from d2kit.engine.video.frames import STILL_SUFFIXES, Frame, Selection, SourceInfo
+
+__all__ = ["Camera", "PictureFolder"]
+
+logger = logging.getLogger(__name__)
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """Return a key by which frame10 comes after frame9."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+
+
+class PictureFolder:
+    """The pictures of a folder, in natural order of their names, as the frames of a video.
+
+    Pictures that cannot be read are passed over and counted.
+
+    Args:
+        path: the folder; not searched further down.
+        selection: which frames.
+        fps: frame rate.
+
+    Raises:
+        ValueError: if there is no picture, or if they differ in size.
+    """
+
+    def __init__(self, path: Path, selection: Selection, fps: float) -> None:
+        if fps <= 0:
+            raise ValueError(f"--fps must be above 0, got {fps}")
+        self._selection = selection
+        self.seen, self.problem, self.damaged = 0, "", 0
+        self._files = sorted(
+            (p for p in path.iterdir() if p.suffix.lower() in STILL_SUFFIXES and p.is_file()),
+            key=_natural,
+        )
+        if not self._files:
+            raise ValueError(
+                f"--input {path}: no picture ({', '.join(sorted(STILL_SUFFIXES))}) in the folder; "
+                "expected a video, a folder whose pictures are its frames, or a camera"
+            )
+        width, height = self._common_size(path)
+        self.info = SourceInfo(
+            name=str(path),
+            width=width,
+            height=height,
+            fps=fps,
+            expected=selection.covers(len(self._files), fps),
+            bytes=sum(p.stat().st_size for p in self._files),
+        )
+
+    def _common_size(self, path: Path) -> tuple[int, int]:
+        """Return (width, height) of all pictures, by their headers."""
+        from PIL import Image
+
+        sizes: dict[tuple[int, int], list[Path]] = {}
+        for file in self._files:
+            try:
+                with Image.open(file) as picture:
+                    size = picture.size
+                    if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+                        size = size[::-1]
+            except Exception:  # Pillow raises many types; reading it will say which
+                continue
+            sizes.setdefault(size, []).append(file)
+        if not sizes:
+            raise ValueError(
+                f"--input {path}: none of the {len(self._files)} pictures in the folder can be read"
+            )
+        if len(sizes) > 1:
+            listed = "; ".join(
+                f"{w}x{h}: {len(files)}, for example {files[0].name}"
+                for (w, h), files in sorted(sizes.items(), key=lambda item: -len(item[1]))
+            )
+            raise ValueError(
+                f"--input {path}: the pictures differ in size, a video has one ({listed}); put "
+                "each size into a folder of its own, or use tools/predict.py"
+            )
+        return next(iter(sizes))
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the selected frames."""
+        from d2kit.data.detection_utils import read_image
+
+        self.seen, self.problem, self.damaged = 0, "", 0
+        selected = 0
+        for index, file in enumerate(self._files):
+            moment = index / self.info.fps
+            if self._selection.end is not None and moment >= self._selection.end:
+                break
+            self.seen = index + 1
+            if moment < self._selection.start:
+                continue
+            selected += 1
+            if (selected - 1) % self._selection.stride:
+                continue
+            try:
+                image = read_image(file, "BGR")
+            except (ValueError, OSError) as error:
+                self.damaged += 1
+                logger.warning("passed over: %s", error)
+                continue
+            yield Frame(index, moment, image)
+        if self.damaged:
+            self.problem = f"{self.damaged} pictures could not be read"
+
+
+class Camera:
+    """A camera of this machine; time stamps are seconds since its first frame.
+
+    Args:
+        name: its number, or its device.
+        selection: which frames.
+
+    Raises:
+        ValueError: if it cannot be opened.
+    """
+
+    def __init__(self, name: str, selection: Selection) -> None:
+        import cv2
+
+        self._selection = selection
+        self.seen, self.problem, self.damaged = 0, "", 0
+        self._capture = cv2.VideoCapture(int(name) if name.isdigit() else name)
+        done, image = self._capture.read()
+        if not done:
+            raise ValueError(
+                f"--input {name}: no camera of that number gives a picture; is it connected, and "
+                "not in use? `ls /dev/video*` lists the devices"
+            )
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.info = SourceInfo(
+            name=f"camera {name}",
+            width=image.shape[1],
+            height=image.shape[0],
+            fps=fps if 1 <= fps <= 1000 else 25.0,
+            expected=selection.covers(None, fps if fps > 0 else 25.0),
+            bytes=0,
+        )
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield frames until the selected end, or until it gives no more."""
+        began = time.monotonic()
+        selected = 0
+        try:
+            while True:
+                done, image = self._capture.read()
+                moment = time.monotonic() - began
+                if self._selection.end is not None and moment >= self._selection.end:
+                    return
+                if not done:
+                    self.problem = f"the camera gave no picture after {self.seen} frames"
+                    return
+                self.seen += 1
+                if moment < self._selection.start:
+                    continue
+                selected += 1
+                if (selected - 1) % self._selection.stride == 0:
+                    yield Frame(self.seen - 1, moment, image)
+        finally:
+            self._capture.release()
