@@ -15,9 +15,8 @@ class Key(NamedTuple):
     meaning: str
 
 
-KEYS: dict[str, Key] = {
-    name: Key(*entry) for name, entry in {**MODEL_KEYS, **BACKBONE_KEYS, **HEAD_KEYS, **RUN_KEYS}.items()
-}
+_TABLES = (MODEL_KEYS, BACKBONE_KEYS, HEAD_KEYS, RUN_KEYS)
+KEYS: dict[str, Key] = {name: Key(*entry) for table in _TABLES for name, entry in table.items()}
 """All keys, in the order of the documentation; `defaults._C` and docs/config.md come from it."""
 
 OWN_KEYS = frozenset(

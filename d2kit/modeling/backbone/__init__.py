@@ -2,6 +2,13 @@
 
 from d2kit.modeling.backbone.backbone import Backbone
 from d2kit.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone
+from d2kit.modeling.backbone.builders import (
+    build_mvit_fpn_backbone,
+    build_regnet_fpn_backbone,
+    build_swin_fpn_backbone,
+    build_timm_fpn_backbone,
+    build_vit_sfp_backbone,
+)
 from d2kit.modeling.backbone.fpn import (
     FPN,
     LastLevelMaxPool,
@@ -22,6 +29,7 @@ from d2kit.modeling.backbone.resnet import (
     make_stage,
 )
 from d2kit.modeling.backbone.swin import SwinTransformer
+from d2kit.modeling.backbone.timm_fpn import TimmBackbone
 from d2kit.modeling.backbone.vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
 
 __all__ = [
@@ -48,3 +56,6 @@ __all__ = [
     "get_vit_lr_decay_rate",
     "make_stage",
 ]
+    "build_swin_fpn_backbone",
+    "build_timm_fpn_backbone",
+    "build_vit_sfp_backbone",
