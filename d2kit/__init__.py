@@ -1,6 +1,31 @@
 """d2kit: Detectron2's workflow after one ``pip install``.
 
-Importing this package is cheap: nothing but the version is loaded until a subpackage is used.
+Importing this package is cheap: nothing but the version is loaded until a subpackage is used, or
+one of the shortcuts ``d2kit.Predictor``, ``d2kit.init_detector``, ``d2kit.inference_detector``,
+``d2kit.show_result``.
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+SHORTCUTS = {
+    "Predictor": "d2kit.engine.inference",
+    "inference_detector": "d2kit.engine.inference",
+    "init_detector": "d2kit.engine.inference",
+    "show_result": "d2kit.engine.inference",
+}
+"""Name in this package -> the module that has it."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load a shortcut when it is first used."""
+    if name not in SHORTCUTS:
+        raise AttributeError(f"module 'd2kit' has no attribute '{name}'")
+    return getattr(importlib.import_module(SHORTCUTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the shortcuts too."""
+    return sorted([*globals(), *SHORTCUTS])

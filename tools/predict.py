@@ -2,7 +2,7 @@
 r"""Run a model on images or folders: overlay pictures and COCO JSON.
 
 predict.py --config-file output/run/config.yaml --input a.jpg folder/ --output output/predictions \
-           [--confidence-threshold 0.5] MODEL.WEIGHTS output/run/model_final.pth
+           [--confidence-threshold 0.5] [--tile 800] MODEL.WEIGHTS output/run/model_final.pth
 """
 
 from __future__ import annotations
@@ -18,29 +18,12 @@ from tqdm import tqdm
 
 import project
 from d2kit.config import get_cfg
-from d2kit.data import MetadataCatalog
 from d2kit.data.detection_utils import read_image
-from d2kit.engine import DefaultPredictor, user_errors
+from d2kit.engine import user_errors
+from d2kit.engine.inference import Predictor, find_images
 from d2kit.evaluation.coco_evaluation import instances_to_coco_json
 from d2kit.utils.file_io import atomic_write
 from d2kit.visualization import Visualizer
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-
-
-def find_images(inputs: list[Path]) -> list[Path]:
-    """Return the image files named by `inputs`, folders searched recursively, in sorted order."""
-    found: list[Path] = []
-    for entry in inputs:
-        if entry.is_dir():
-            found += sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES)
-        elif entry.is_file():
-            found.append(entry)
-        else:
-            raise FileNotFoundError(f"--input {entry}: no such file or folder")
-    if not found:
-        raise FileNotFoundError(f"--input: no image ({', '.join(sorted(SUFFIXES))}) in {inputs}")
-    return found
 
 
 def parse() -> argparse.Namespace:
@@ -52,6 +35,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("output/predictions"))
     parser.add_argument("--confidence-threshold", type=float, default=0.5)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--tile", type=int, help="side in pixels of tiles, for large images")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     return parser.parse_args()
 
@@ -76,20 +61,17 @@ def main(args: argparse.Namespace) -> None:
         ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.confidence_threshold, *args.opts]
     )
     files = find_images(args.input)
-    predictor = DefaultPredictor(cfg)
-    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
-    names = metadata.get("thing_classes") or [
-        str(i) for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    ]
+    predictor = Predictor(cfg, batch_size=args.batch_size, tile=args.tile)
+    names = predictor.class_names
     overlays = args.output / "overlays"
     overlays.mkdir(parents=True, exist_ok=True)
     images, annotations, rows = [], [], []
-    for image_id, file in enumerate(tqdm(files, desc="predicting", unit="image"), start=1):
-        bgr = read_image(str(file), "BGR")
-        instances = predictor(bgr)["instances"].to("cpu")
-        picture = Visualizer(bgr[..., ::-1], metadata).draw_instance_predictions(instances)
+    stream = tqdm(predictor.stream(files), desc="predicting", unit="image", total=len(files))
+    for image_id, (file, instances) in enumerate(stream, start=1):
+        rgb = read_image(str(file), "RGB")
+        picture = Visualizer(rgb, predictor.metadata).draw_instance_predictions(instances)
         picture.save(str(overlays / f"{image_id:05d}_{file.stem}.jpg"))
-        size = {"height": bgr.shape[0], "width": bgr.shape[1]}
+        size = {"height": rgb.shape[0], "width": rgb.shape[1]}
         images.append({"id": image_id, "file_name": str(file), **size})
         found = instances_to_coco_json(instances, image_id)
         annotations += [annotation(a, len(annotations) + i) for i, a in enumerate(found, start=1)]

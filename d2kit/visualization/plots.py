@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from d2kit.utils.file_io import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _AP_KEYS = ("bbox/AP", "segm/AP", "keypoints/AP")
 _COLORS = ("#1f6f9f", "#d1495b", "#3a7d44", "#8d5a97", "#c17817", "#4f6d7a", "#7a6c5d", "#2a9d8f")
@@ -54,6 +57,29 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np
 def _loss_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names = {key for row in rows for key in row if "loss" in key and "/" not in key}
     return sorted(names - {"total_loss"})
+
+
+def show_image(rgb: np.ndarray, ax: Axes | None = None) -> Axes:
+    """Show an image without frame and ticks.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        ax: axes to draw into; None: a new figure in which one pixel is at least one dot.
+
+    Returns:
+        The axes.
+    """
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        height, width = rgb.shape[:2]
+        long_side = max(6.0, min(14.0, max(height, width) / 100))
+        scale = long_side / max(height, width)
+        figure = plt.figure(figsize=(width * scale, height * scale))
+        ax = figure.add_axes((0, 0, 1, 1))
+    ax.imshow(rgb)
+    ax.set_axis_off()
+    return ax
 
 
 def plot_losses(metrics_json: str | Path, out_png: str | Path) -> Path:
