@@ -48,7 +48,7 @@ def workplace(tmp_path_factory):
     root = tmp_path_factory.mktemp("workplace")
     before = os.environ.get("D2KIT_DATASETS")
     os.environ["D2KIT_DATASETS"] = str(root / "data")
-    spec = WardSpec(train_videos=1, test_videos=1, seconds=1.0, stride=5)
+    spec = WardSpec(train_videos=1, test_videos=1, seconds=1.0, stride=5, train_stride=5)
     patient_video.generate(root / "data/patient_video", spec, workers=1)
     (root / "override.yaml").write_text(yaml.safe_dump({**TINY, "OUTPUT_DIR": str(root / "run")}))
     cfg = get_cfg()
