@@ -244,6 +244,7 @@ class DefaultTrainer(TrainerBase):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model, see `d2kit.modeling.build_model`."""
         from d2kit.modeling import build_model
+        import d2kit.data  # noqa: F401 - models ask it for class frequencies (federated loss)
 
         model = build_model(cfg)
         total = sum(p.numel() for p in model.parameters())

@@ -1,5 +1,7 @@
 """Parts of the classification loss of the second stage."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,36 @@ def region_count(gt_classes: Tensor) -> Tensor:
     """
     count = torch.tensor(float(gt_classes.numel()), device=gt_classes.device)
     return comm.mean_over_ranks(count).clamp(min=1)
+
+
+def federated_weights(
+    get_weights: Callable[[], Tensor] | None, num_classes: int, use_sigmoid_ce: bool
+) -> Tensor:
+    """Return the drawing weight of each class (K,) for the federated loss.
+
+    Args:
+        get_weights: returns them.
+        num_classes: K.
+        use_sigmoid_ce: whether classes are scored independently, which the loss needs.
+
+    Raises:
+        ValueError: if one of these is missing, or the weights are not K.
+    """
+    if not use_sigmoid_ce or get_weights is None:
+        raise ValueError(
+            "the federated loss (MODEL.ROI_BOX_HEAD.USE_FED_LOSS) needs "
+            "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True and the class frequencies: pass "
+            "get_fed_loss_cls_weights, a function that returns one weight per class, to "
+            f"FastRCNNOutputLayers; got use_sigmoid_ce={use_sigmoid_ce}, "
+            f"get_fed_loss_cls_weights={get_weights}"
+        )
+    weights = get_weights()
+    if len(weights) != num_classes:
+        raise ValueError(
+            f"the federated loss needs one weight per class, {num_classes} "
+            f"(MODEL.ROI_HEADS.NUM_CLASSES), got {len(weights)}"
+        )
+    return weights
 
 
 def draw_federated_classes(

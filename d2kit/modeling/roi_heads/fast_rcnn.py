@@ -3,6 +3,7 @@
 Source: Fast R-CNN (Girshick 2015), section 2.3.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regressio
 from d2kit.modeling.roi_heads._classification import (
     _log_classification_stats,
     draw_federated_classes,
+    federated_weights,
     region_count,
 )
 from d2kit.modeling.roi_heads._detections import (
@@ -26,6 +28,7 @@ from d2kit.modeling.roi_heads._detections import (
     suppress,
 )
 from d2kit.structures import Instances
+from d2kit.utils.class_frequency import class_weights
 
 __all__ = [
     "FastRCNNOutputLayers",
@@ -59,7 +62,7 @@ class FastRCNNOutputLayers(nn.Module):
             pixels.
 
     Raises:
-        ValueError: if `use_fed_loss` comes without `use_sigmoid_ce` or the weights.
+        ValueError: if `use_fed_loss` comes without `use_sigmoid_ce` or one weight per class.
 
     Source: Fast R-CNN (Girshick 2015); the federated loss: Probabilistic two-stage detection
     (Zhou et al. 2021), section 5, "LVIS".
@@ -116,15 +119,8 @@ class FastRCNNOutputLayers(nn.Module):
         # Independent sigmoids start at a probability of 1 % (Lin et al. 2017, RetinaNet, 4.1).
         nn.init.constant_(self.cls_score.bias, -math.log(99.0) if use_sigmoid_ce else 0.0)
         if use_fed_loss:
-            if not use_sigmoid_ce or get_fed_loss_cls_weights is None:
-                raise ValueError(
-                    "the federated loss (MODEL.ROI_BOX_HEAD.USE_FED_LOSS) needs "
-                    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True and the class frequencies: pass "
-                    "get_fed_loss_cls_weights, a function that returns one weight per class, to "
-                    f"FastRCNNOutputLayers; got use_sigmoid_ce={use_sigmoid_ce}, "
-                    f"get_fed_loss_cls_weights={get_fed_loss_cls_weights}"
-                )
-            self.register_buffer("fed_loss_cls_weights", get_fed_loss_cls_weights())
+            weights = federated_weights(get_fed_loss_cls_weights, num_classes, use_sigmoid_ce)
+            self.register_buffer("fed_loss_cls_weights", weights)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -143,6 +139,9 @@ class FastRCNNOutputLayers(nn.Module):
             "loss_weight": {"loss_box_reg": head.BBOX_REG_LOSS_WEIGHT},
             "use_fed_loss": head.USE_FED_LOSS,
             "use_sigmoid_ce": head.USE_SIGMOID_CE,
+            "get_fed_loss_cls_weights": functools.partial(
+                class_weights, cfg.DATASETS.TRAIN, head.FED_LOSS_FREQ_WEIGHT_POWER
+            ),
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
             "test_min_size": roi_heads.MIN_SIZE_TEST,
         }

@@ -204,6 +204,10 @@ def test_federated_loss_scores_the_present_and_some_drawn_classes():
     ]
     with pytest.raises(ValueError, match="get_fed_loss_cls_weights"):
         predictor(use_sigmoid_ce=True, use_fed_loss=True)
+    with pytest.raises(ValueError, match="one weight per class, 3"):
+        predictor(
+            use_sigmoid_ce=True, use_fed_loss=True, get_fed_loss_cls_weights=lambda: weights[:2]
+        )
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
