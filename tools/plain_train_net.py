@@ -63,6 +63,8 @@ def reduced_losses(losses: dict[str, torch.Tensor]) -> dict[str, float]:
 
 def train(cfg: CfgNode, model: torch.nn.Module, resume: bool) -> None:
     """Train `model` for ``SOLVER.MAX_ITER`` steps."""
+    if cfg.SOLVER.MAX_EPOCHS:
+        raise ValueError("SOLVER.MAX_EPOCHS: this script counts in SOLVER.MAX_ITER iterations")
     model.train()
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)

@@ -29,7 +29,10 @@ OWN_KEYS = frozenset(
         "MODEL.ROI_MASK_HEAD.WHOLE_PIXELS",
         "SOLVER.AMP.PRECISION",
         "SOLVER.LR_FACTORS",
+        "SOLVER.MAX_EPOCHS",
         "SOLVER.OPTIMIZER",
+        "SOLVER.STEPS_EPOCHS",
+        "TEST.EVAL_EPOCHS",
         *(name for name in KEYS if name.startswith(("MODEL.FCOS.", "TRACKER_HEADS."))),
     }
 )

@@ -13,13 +13,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode
 from d2kit.engine import hooks
+from d2kit.engine._evaluators import build_dataset_evaluator
 from d2kit.engine._preflight import (
     check_classes,
     check_dataset_names,
     check_output_dir,
     default_num_classes,
 )
-from d2kit.engine._scaling import build_scaled_cfg, start_loader_at
+from d2kit.engine._scaling import build_scaled_cfg, epochs_to_iterations, start_loader_at
 from d2kit.engine._setup import create_ddp_model, default_writers
 from d2kit.engine._tables import table_of_results
 from d2kit.engine._trainer_base import HookBase, TrainerBase
@@ -74,6 +75,7 @@ class DefaultTrainer(TrainerBase):
         self.cfg = self._with_seed(cfg, self.seed)
 
         data_loader = self.build_train_loader(self.cfg)
+        self.cfg = epochs_to_iterations(self.cfg, _number_of_images(data_loader))
         check_classes(default_num_classes(self.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
@@ -154,9 +156,8 @@ class DefaultTrainer(TrainerBase):
     def _log_length(self) -> None:
         """Say how long the training is, in epochs if the number of images is known."""
         text = f"{self.max_iter:,} iterations"
-        dataset: Any = getattr(self._trainer.data_loader, "dataset", None)
-        if hasattr(dataset, "__len__"):
-            images = len(dataset)
+        images = _number_of_images(self._trainer.data_loader)
+        if images is not None:
             epochs = self.max_iter * self.cfg.SOLVER.IMS_PER_BATCH / max(images, 1)
             text += f" = {epochs:.1f} epochs over {images:,} images"
         logger.info(
@@ -243,8 +244,8 @@ class DefaultTrainer(TrainerBase):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model, see `d2kit.modeling.build_model`."""
-        from d2kit.modeling import build_model
         import d2kit.data  # noqa: F401 - models ask it for class frequencies (federated loss)
+        from d2kit.modeling import build_model
 
         model = build_model(cfg)
         total = sum(p.numel() for p in model.parameters())
@@ -283,22 +284,12 @@ class DefaultTrainer(TrainerBase):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Build the evaluator of a test set: COCO's, for datasets in COCO format.
+        """Build the evaluator of a test set, by the `evaluator_type` of its metadata.
 
         Raises:
-            ValueError: if the dataset is of another kind; override this method then.
+            ValueError: if d2kit knows none for it; override this method then.
         """
-        from d2kit.data import MetadataCatalog
-        from d2kit.evaluation import COCOEvaluator
-
-        metadata = MetadataCatalog.get(dataset_name)
-        kind = metadata.get("evaluator_type")
-        if kind == "coco" or (kind is None and metadata.get("thing_classes") is not None):
-            return COCOEvaluator(dataset_name, output_dir=f"{cfg.OUTPUT_DIR}/inference")
-        raise ValueError(
-            f"no evaluator is known for dataset '{dataset_name}' (evaluator_type {kind!r}); "
-            "override DefaultTrainer.build_evaluator"
-        )
+        return build_dataset_evaluator(cfg, dataset_name)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
@@ -359,3 +350,9 @@ def _log_results(name: str, results: Mapping[str, Any]) -> None:
 
     logger.info("Evaluation results for %s in csv format:", name)
     print_csv_format(results)
+
+
+def _number_of_images(loader: Any) -> int | None:
+    """Return how many images one pass over a training set has; None where that is unknown."""
+    dataset = getattr(loader, "dataset", None)
+    return len(dataset) if hasattr(dataset, "__len__") else None

@@ -5,7 +5,7 @@ from typing import Any
 
 from d2kit.config import CfgNode
 
-__all__ = ["build_scaled_cfg", "start_loader_at"]
+__all__ = ["build_scaled_cfg", "epochs_to_iterations", "start_loader_at"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,51 @@ def build_scaled_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
         solver.WARMUP_ITERS,
         solver.STEPS,
     )
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def epochs_to_iterations(cfg: CfgNode, images: int | None) -> CfgNode:
+    """Turn a schedule in epochs (``SOLVER.MAX_EPOCHS``) into one in iterations.
+
+    Epoch e ends at iteration round(e x images / IMS_PER_BATCH): batches run over the end of a pass.
+
+    Args:
+        cfg: a full config; not changed.
+        images: in one pass over the training set; None: unknown.
+
+    Returns:
+        `cfg` itself where it counts in iterations, else a copy with MAX_ITER, STEPS and, with
+        ``TEST.EVAL_EPOCHS``, EVAL_PERIOD set.
+
+    Raises:
+        ValueError: if a number of epochs is negative, a step lies outside the training, or the
+            size of the training set is unknown.
+    """
+    solver = cfg.SOLVER
+    if solver.MAX_EPOCHS == 0 and not solver.STEPS_EPOCHS and cfg.TEST.EVAL_EPOCHS == 0:
+        return cfg
+    if not images:
+        raise ValueError(
+            "a schedule in epochs (SOLVER.MAX_EPOCHS, TEST.EVAL_EPOCHS) needs a training set with "
+            "a length; this one has none: use SOLVER.MAX_ITER, SOLVER.STEPS, TEST.EVAL_PERIOD"
+        )
+    steps = tuple(solver.STEPS_EPOCHS)
+    if solver.MAX_EPOCHS < 0 or any(not 0 < step <= solver.MAX_EPOCHS for step in steps):
+        raise ValueError(
+            f"SOLVER.STEPS_EPOCHS {steps}: expected epochs in (0, SOLVER.MAX_EPOCHS], which is "
+            f"{solver.MAX_EPOCHS:g}"
+        )
+    per_epoch = images / solver.IMS_PER_BATCH
+    frozen = cfg.is_frozen()
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.SOLVER.MAX_EPOCHS:
+        cfg.SOLVER.MAX_ITER = max(1, round(cfg.SOLVER.MAX_EPOCHS * per_epoch))
+        cfg.SOLVER.STEPS = tuple(round(step * per_epoch) for step in steps)
+    if cfg.TEST.EVAL_EPOCHS:
+        cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_EPOCHS * per_epoch))
     if frozen:
         cfg.freeze()
     return cfg
