@@ -28,9 +28,8 @@ def test_epochs_become_iterations(images, epochs, steps, expected):
     cfg = schedule(SOLVER__MAX_EPOCHS=epochs, SOLVER__STEPS_EPOCHS=steps, TEST__EVAL_EPOCHS=1)
     cfg.freeze()
     found = epochs_to_iterations(cfg, images)
-    assert found.SOLVER.MAX_ITER == expected[0]
-    assert found.SOLVER.STEPS == expected[1]
-    assert found.TEST.EVAL_PERIOD - max(1, round(images / 2)) == 0
+    iterations, at, period = found.SOLVER.MAX_ITER, found.SOLVER.STEPS, found.TEST.EVAL_PERIOD
+    assert (iterations, at, period) == (*expected, max(1, round(images / 2)))
     assert found.is_frozen()
     assert cfg.SOLVER.MAX_ITER == 40000
 
@@ -57,10 +56,10 @@ def test_impossible_schedules_are_refused(keys, images, message):
 def test_trainer_counts_in_epochs_and_says_so(tmp_path, caplog):
     register(tmp_path)
     count = len(records(tmp_path))
-    options = ["SOLVER.MAX_EPOCHS", 3, "SOLVER.STEPS_EPOCHS", (2,), "SOLVER.WARMUP_ITERS", 0]
+    options = ["SOLVER.MAX_EPOCHS", 4, "SOLVER.STEPS_EPOCHS", (2,), "SOLVER.WARMUP_ITERS", 0]
     with caplog.at_level("INFO"):
         trainer = TinyTrainer(tiny_cfg(tmp_path / "out", *options))
         trainer.train()
-    assert trainer.max_iter == round(3 * count / 2)
-    assert f"{trainer.max_iter:,} iterations = 3.0 epochs over {count:,} images" in caplog.text
+    assert trainer.max_iter == 4 * count // 2
+    assert f"{trainer.max_iter:,} iterations = 4.0 epochs over {count:,} images" in caplog.text
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
