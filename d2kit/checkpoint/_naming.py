@@ -6,7 +6,7 @@ place in braces is a whole number, possibly scaled and shifted; ``*`` is the las
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["Facts", "Naming", "Rows", "Rule", "Template"]
+
+Change = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 _PLACE = re.compile(r"\{(?P<name>\w)(?:\*(?P<scale>\d+))?(?P<shift>[+-]\d+)?\}|\*")
 
@@ -140,6 +142,8 @@ class Naming:
         class_bias: names, ours and theirs, of a bias with a row per class, background included, or
             per class and anchor of a dense head.
         box_bias: names, ours and theirs, of a dense head's bias with 4 rows per anchor.
+        finish: what else to do with weights from there, under our names.
+        prepare: its inverse, before they get their names.
     """
 
     def __init__(
@@ -151,6 +155,8 @@ class Naming:
         advice: str = "",
         class_bias: tuple[str, str] = ("", ""),
         box_bias: tuple[str, str] = ("", ""),
+        finish: Change = dict,
+        prepare: Change = dict,
     ) -> None:
         self.title = title
         self.marks = tuple(marks)
@@ -158,6 +164,8 @@ class Naming:
         self.advice = advice
         self._class_bias = class_bias
         self._box_bias = box_bias
+        self._finish = finish
+        self._prepare = prepare
 
     def fits(self, names: Iterable[str]) -> bool:
         """Tell whether weights with these names are named so."""
@@ -166,11 +174,11 @@ class Naming:
 
     def to_ours(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return the weights under Detectron2's names; what no rule knows keeps its name."""
-        return self._convert(weights, 1)
+        return self._finish(self._convert(weights, 1))
 
     def to_theirs(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return weights with Detectron2's names under the other library's."""
-        return self._convert(weights, 0)
+        return self._convert(self._prepare(weights), 0)
 
     def _convert(self, weights: Mapping[str, Any], side: int) -> dict[str, Any]:
         """Rename from `side` (0 ours, 1 theirs) to the other."""

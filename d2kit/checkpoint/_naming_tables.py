@@ -5,7 +5,11 @@ a twin in the newest version (``rpn.head.conv.weight``) are those of older files
 and not written.
 """
 
-from d2kit.checkpoint._naming import Naming, Rule
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from d2kit.checkpoint._naming import Naming, Rule, as_tensor
 from d2kit.checkpoint._naming_rows import BACKGROUND_FIRST, RATIO_MAJOR, BackgroundRows
 
 __all__ = ["MMDETECTION_RCNN", "MMDETECTION_RETINANET", "NAMINGS", "TORCHVISION_RCNN"]
@@ -98,6 +102,35 @@ def _torchvision_tower(ours: str, theirs: str) -> tuple[Rule, ...]:
     )
 
 
+_TOWER_WEIGHT = re.compile(r"head\.(cls|bbox)_subnet\.\d+\.weight")
+
+
+def _with_tower_bias(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a bias of 0 where a convolution of a tower has none: ours always have one."""
+    result = dict(weights)
+    for name, value in weights.items():
+        bias = f"{name.removesuffix('weight')}bias"
+        if _TOWER_WEIGHT.fullmatch(name) and bias not in weights:
+            result[bias] = as_tensor(value).new_zeros(len(value))
+    return result
+
+
+def _without_tower_bias(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the biases of convolutions before a norm, which torchvision's have not."""
+    result = dict(weights)
+    if "head.cls_subnet.1.weight" not in weights:
+        return result
+    for name, value in weights.items():
+        if not _TOWER_WEIGHT.fullmatch(name) or as_tensor(value).dim() == 1:
+            continue  # no tower, or the norm's
+        bias = as_tensor(result.pop(f"{name.removesuffix('weight')}bias"))
+        if bias.any():
+            raise ValueError(
+                f"{name} has a bias that is not 0; torchvision's RetinaNet with norm has none"
+            )
+    return result
+
+
 TORCHVISION_RETINANET = Naming(
     "torchvision's RetinaNet",
     ("head.classification_head.cls_logits.weight",),
@@ -113,6 +146,8 @@ TORCHVISION_RETINANET = Naming(
     advice="the models of configs/torchvision compute with them what torchvision computes",
     class_bias=("head.cls_score.bias", "head.classification_head.cls_logits.bias"),
     box_bias=("head.bbox_pred.bias", "head.regression_head.bbox_reg.bias"),
+    finish=_with_tower_bias,
+    prepare=_without_tower_bias,
 )
 
 # ------------------------------------------------------------------ MMDetection

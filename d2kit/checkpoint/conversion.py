@@ -35,6 +35,7 @@ LIBRARIES = ("d2kit", "detectron2", *NAMINGS)
 
 _OURS = ("backbone.bottom_up.stem.conv1.weight", "backbone.stem.conv1.weight")
 _DENSE = "head.cls_score.weight"
+_PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.", "head.cls_score.")
 _TWO_STAGE = "proposal_generator.rpn_head.anchor_deltas.weight"
 
 # COCO's category ids are 1 to 90; these ten have no category, yet torchvision's models have rows.
@@ -109,16 +110,15 @@ def select_coco_classes(
         all 90; and a sentence on what was done, "" for nothing.
     """
     result, done = dict(weights), ""
-    for prefix in ("roi_heads.box_predictor.", "roi_heads.mask_head.", "head."):
-        for name in [n for n in weights if n.startswith(prefix) and n in model]:
-            rows, wanted = as_tensor(weights[name]), len(model[name])
-            ids = _rows_of_classes(name, len(rows), wanted)
-            if ids is not None:
-                result[name] = rows[ids]
-                done = (
-                    "Its classes are COCO's category ids 1 to 90: the rows of the model's classes "
-                    "were taken"
-                )
+    for name in [n for n in weights if n.startswith(_PREDICTORS) and n in model]:
+        rows = as_tensor(weights[name])
+        ids = _rows_of_classes(name, len(rows), len(model[name]))
+        if ids is not None:
+            result[name] = rows[ids]
+            done = (
+                "Its classes are COCO's category ids 1 to 90: the rows of the model's classes were "
+                "taken"
+            )
     return result, done
 
 

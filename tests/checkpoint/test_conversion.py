@@ -1,0 +1,394 @@
+"""Names and rows of other libraries' weights: tables, real state dicts, and round trips."""
+
+import gzip
+import json
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import detection
+
+from d2kit.checkpoint import DetectionCheckpointer
+from d2kit.checkpoint._naming import Template
+from d2kit.checkpoint._naming_tables import (
+    MMDETECTION_RCNN,
+    MMDETECTION_RETINANET,
+    NAMINGS,
+    TORCHVISION_RCNN,
+    TORCHVISION_RETINANET,
+)
+from d2kit.checkpoint.conversion import (
+    convert_file,
+    convert_weights,
+    recognise_naming,
+    select_coco_classes,
+)
+from d2kit.data.datasets.builtin_meta import COCO_CATEGORIES
+from tests.reference import reference_path
+
+DATA = Path(__file__).parents[1] / "data"
+TORCHVISION_MODELS = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "keypointrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+)
+
+
+def distinct(shapes):
+    """Weights of these shapes, each row of which is another number (tiny but for axis 0)."""
+    weights = {}
+    for k, (name, shape) in enumerate(shapes.items()):
+        rows = torch.arange(shape[0] if shape else 1, dtype=torch.float32) + 1000 * (k + 1)
+        weights[name] = rows.reshape(shape) if len(shape) < 2 else rows[:, None]
+    return weights
+
+
+def torchvision_shapes(name, **kwargs):
+    with torch.device("meta"):
+        model = getattr(detection, name)(weights=None, weights_backbone=None, **kwargs)
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def zoo_shapes(name):
+    with gzip.open(reference_path("state_dicts.json.gz")) as file:
+        return json.load(file)[f"{name}.yaml"]
+
+
+def mmdetection_shapes(name):
+    with gzip.open(DATA / "mmdetection_state_dicts.json.gz") as file:
+        return json.load(file)[name]
+
+
+def same(a, b):
+    return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "values"),
+    [
+        (
+            "res{s+2}.{b}.conv{k}.*",
+            "res4.11.conv2.weight",
+            {"s": 2, "b": 11, "k": 2, "*": "weight"},
+        ),
+        ("res{s+2}.{b}.*", "res1.0.weight", None),
+        ("x.{i*3+1}.*", "x.7.bias", {"i": 2, "*": "bias"}),
+        ("x.{i*3+1}.*", "x.6.bias", None),
+        ("x.{i}.*", "x.6.norm.bias", None),
+        ("plain", "plain", {}),
+        ("a.b", "aXb", None),
+    ],
+)
+def test_templates(template, name, values):
+    assert Template(template).read(name) == values
+    if values is not None:
+        assert Template(template).write(values) == name
+
+
+@pytest.mark.parametrize(
+    ("naming", "ours", "theirs"),
+    [
+        (
+            TORCHVISION_RCNN,
+            "backbone.bottom_up.res4.5.conv2.norm.running_var",
+            "backbone.body.layer3.5.bn2.running_var",
+        ),
+        (TORCHVISION_RCNN, "backbone.fpn_lateral3.bias", "backbone.fpn.inner_blocks.1.0.bias"),
+        (TORCHVISION_RETINANET, "backbone.fpn_output3.bias", "backbone.fpn.layer_blocks.0.0.bias"),
+        (TORCHVISION_RCNN, "roi_heads.box_head.fc2.weight", "roi_heads.box_head.fc7.weight"),
+        (
+            TORCHVISION_RCNN,
+            "roi_heads.keypoint_head.conv_fcn8.weight",
+            "roi_heads.keypoint_head.14.weight",
+        ),
+        (
+            TORCHVISION_RETINANET,
+            "head.bbox_subnet.6.bias",
+            "head.regression_head.conv.3.0.bias",
+        ),
+        (
+            MMDETECTION_RCNN,
+            "roi_heads.box_head.2.fc1.weight",
+            "roi_head.bbox_head.2.shared_fcs.0.weight",
+        ),
+        (MMDETECTION_RCNN, "backbone.fpn_output5.weight", "neck.fpn_convs.3.conv.weight"),
+        (MMDETECTION_RETINANET, "backbone.top_block.p7.weight", "neck.fpn_convs.4.conv.weight"),
+        (MMDETECTION_RETINANET, "head.cls_subnet.4.bias", "bbox_head.cls_convs.2.conv.bias"),
+    ],
+)
+def test_names_both_ways(naming, ours, theirs):
+    assert list(naming.to_theirs({ours: torch.ones(1)})) == [theirs]
+    assert list(naming.to_ours({theirs: torch.ones(1)})) == [ours]
+
+
+OLD_TORCHVISION = {  # names until torchvision 0.12, which the released files have
+    "backbone.fpn.inner_blocks.2.weight": "backbone.fpn_lateral4.weight",
+    "backbone.fpn.layer_blocks.0.bias": "backbone.fpn_output2.bias",
+    "rpn.head.conv.bias": "proposal_generator.rpn_head.conv.bias",
+    "roi_heads.mask_head.mask_fcn3.weight": "roi_heads.mask_head.mask_fcn3.weight",
+}
+
+
+@pytest.mark.parametrize("old", OLD_TORCHVISION)
+def test_old_names_of_torchvision(old):
+    ours = TORCHVISION_RCNN.to_ours({old: torch.ones(1)})
+    assert list(ours) == [OLD_TORCHVISION[old]]
+    newest = next(iter(TORCHVISION_RCNN.to_theirs(ours)))
+    assert newest in torchvision_shapes("maskrcnn_resnet50_fpn")
+    # torchvision itself takes the old name for the newest
+    retinanet = TORCHVISION_RETINANET.to_ours({"head.regression_head.conv.4.bias": torch.ones(1)})
+    assert list(retinanet) == ["head.bbox_subnet.4.bias"]
+
+
+@pytest.mark.parametrize("name", TORCHVISION_MODELS)
+def test_every_name_of_torchvision_is_known(name):
+    """There and back: all names return; only rows of background, which nothing reads, are lost."""
+    theirs = distinct(torchvision_shapes(name))
+    naming = recognise_naming(theirs)
+    assert naming in NAMINGS["torchvision"]
+    ours = convert_weights(theirs, "detectron2")
+    foreign = [n for n in ours if n in theirs and not n.startswith("roi_heads.box_predictor.")]
+    assert not foreign
+    back = convert_weights(ours, "torchvision")
+    assert set(back) == set(theirs)
+    for key, value in theirs.items():
+        background = {"bbox_pred": 4, "mask_fcn_logits": 1}.get(key.split(".")[-2], 0)
+        if not (background and key.startswith("roi_heads")):
+            assert torch.equal(back[key], value), key
+            continue
+        assert torch.equal(back[key][background:], value[background:]), key
+        assert not back[key][:background].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "zoo"),
+    [
+        ("faster_rcnn_r50_fpn", "COCO-Detection/faster_rcnn_R_50_FPN_3x"),
+        ("mask_rcnn_r50_fpn", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"),
+        ("retinanet_r50_fpn", "COCO-Detection/retinanet_R_101_FPN_3x"),
+        ("cascade_rcnn_r50_fpn", "Misc/cascade_mask_rcnn_R_50_FPN_3x"),
+        ("cascade_mask_rcnn_r101_fpn", "Misc/cascade_mask_rcnn_R_50_FPN_3x"),
+    ],
+)
+def test_every_name_of_mmdetection_is_known(name, zoo):
+    shapes = mmdetection_shapes(name)
+    theirs = distinct(shapes)
+    ours = convert_weights(theirs, "d2kit")
+    assert recognise_naming(theirs) in NAMINGS["mmdetection"]
+    heads = {n for n in zoo_shapes(zoo) if not n.startswith("backbone.bottom_up")}
+    if "mask" not in name:
+        heads = {n for n in heads if "mask_head" not in n}
+    assert {n for n in ours if not n.startswith("backbone.bottom_up")} == heads
+    back = convert_weights(ours, "mmdetection")
+    assert set(back) == set(theirs)
+    copies = ("roi_head.mask_head.0.", "roi_head.mask_head.1.")  # of the last stage's masks
+    for key, value in theirs.items():
+        last = key.replace("mask_head.0", "mask_head.2").replace("mask_head.1", "mask_head.2")
+        assert torch.equal(back[key], theirs[last] if key.startswith(copies) else value), key
+
+
+ROUND_TRIPS = {
+    "COCO-Detection/faster_rcnn_R_50_FPN_3x": ("torchvision", "mmdetection"),
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x": ("torchvision", "mmdetection"),
+    "COCO-Detection/retinanet_R_50_FPN_3x": ("torchvision", "mmdetection"),
+    "COCO-Detection/retinanet_R_101_FPN_3x": ("torchvision", "mmdetection"),
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x": ("torchvision",),
+    "Misc/cascade_mask_rcnn_R_50_FPN_3x": ("mmdetection",),
+}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_round_trip_keeps_every_tensor(name):
+    """Detectron2 -> torchvision -> d2kit -> MMDetection -> d2kit."""
+    start = distinct(zoo_shapes(name))
+    weights = start
+    for library in ROUND_TRIPS[name]:
+        theirs = convert_weights(weights, library)
+        assert recognise_naming(theirs) in NAMINGS[library]
+        weights = convert_weights(theirs, "d2kit")
+        assert set(weights) == set(start)
+    assert same({k: weights[k] for k in start}, start)
+
+
+def test_round_trip_through_files(tmp_path):
+    start = {
+        name: torch.randn(shape).to(torch.float16 if "fc1" in name else torch.float32)
+        for name, shape in zoo_shapes("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x").items()
+        if "bottom_up.res" not in name and "fc1.weight" not in name
+    }
+    arrays = {name: value.numpy() for name, value in start.items()}
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "zoo"}))
+    steps = ["torchvision.pth", "d2kit.safetensors", "mmdetection.pth", "detectron2.pkl"]
+    source = tmp_path / "zoo.pkl"
+    for step in steps:
+        said = convert_file(source, tmp_path / step, Path(step).stem)
+        assert str(source) in said
+        source = tmp_path / step
+    with open(source, "rb") as file:
+        result = pickle.load(file)["model"]
+    assert set(result) == set(start)
+    for name, value in start.items():
+        assert result[name].dtype == arrays[name].dtype
+        assert result[name].tobytes() == value.numpy().tobytes()
+    mmdetection = torch.load(tmp_path / "mmdetection.pth", weights_only=True)
+    assert set(mmdetection) == {"meta", "state_dict"}
+    assert "rpn.head.cls_logits.weight" in torch.load(
+        tmp_path / "torchvision.pth", weights_only=True
+    )
+
+
+def test_converted_weights_load_strictly_into_torchvision():
+    shapes = zoo_shapes("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x")
+    theirs = convert_weights(
+        {k: torch.empty(s, device="meta") for k, s in shapes.items()}, "torchvision"
+    )
+    expected = torchvision_shapes("maskrcnn_resnet50_fpn", num_classes=81)
+    counters = {k for k in expected if k.endswith("num_batches_tracked")}
+    assert {k: tuple(v.shape) for k, v in theirs.items()} == {
+        k: v for k, v in expected.items() if k not in counters
+    }
+
+
+def test_rows_of_predictors():
+    rows = {
+        "rpn.head.cls_logits.weight": torch.ones(3, 1, 1, 1),
+        "roi_heads.box_predictor.cls_score.bias": torch.tensor([9.0, 1, 2]),
+        "roi_heads.box_predictor.bbox_pred.bias": torch.arange(12.0),
+        "roi_heads.mask_predictor.mask_fcn_logits.bias": torch.tensor([9.0, 1, 2]),
+    }
+    ours = convert_weights(rows, "d2kit")
+    assert ours["roi_heads.box_predictor.cls_score.bias"].tolist() == [1, 2, 9]
+    assert ours["roi_heads.box_predictor.bbox_pred.bias"].tolist() == list(range(4, 12))
+    assert ours["roi_heads.mask_head.predictor.bias"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [(3, [0, 3, 6, 1, 4, 7, 2, 5, 8]), (1, [0, 1, 2])])
+def test_rows_of_anchors(sizes, expected):
+    """Theirs: ratio, then size; ours: size, then ratio. One class, so that a row is an anchor."""
+    anchors = 3 * sizes
+    theirs = {
+        "bbox_head.retina_cls.weight": torch.ones(anchors, 1),
+        "bbox_head.retina_cls.bias": torch.arange(float(anchors)),
+        "bbox_head.retina_reg.bias": torch.arange(4.0 * anchors),
+    }
+    ours = convert_weights(theirs, "d2kit")
+    assert ours["head.cls_score.bias"].tolist() == expected
+    assert ours["head.bbox_pred.bias"].view(-1, 4)[:, 0].tolist() == [4 * i for i in expected]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"roi_heads.box_predictor.bbox_pred.bias": torch.ones(4)}, "class-agnostic"),
+        ({"backbone.bottom_up.stem.conv1.weight": None}, "only detectors with ResNet, FPN"),
+    ],
+)
+def test_what_has_no_equal_is_refused(change, message):
+    weights = distinct(zoo_shapes("COCO-Detection/faster_rcnn_R_50_FPN_3x")) | change
+    weights = {k: v for k, v in weights.items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        convert_weights(weights, "torchvision")
+
+
+def test_unknown_orders_libraries_and_suffixes(tmp_path):
+    odd = {
+        "bbox_head.retina_cls.weight": torch.ones(6, 1),
+        "bbox_head.retina_reg.bias": torch.ones(24),
+    }
+    with pytest.raises(ValueError, match="6 anchors per position"):
+        convert_weights(odd, "d2kit")
+    with pytest.raises(KeyError, match="nearest: .*torchvision"):
+        convert_weights({}, "torchvison")
+    with pytest.raises(ValueError, match="expected the suffix"):
+        convert_file(tmp_path / "a.pth", tmp_path / "b.onnx", "d2kit")
+
+
+def test_biases_before_a_norm():
+    theirs = distinct(torchvision_shapes("retinanet_resnet50_fpn_v2"))
+    ours = convert_weights(theirs, "d2kit")
+    assert not ours["head.cls_subnet.3.bias"].any()
+    ours["backbone.bottom_up.stem.conv1.weight"] = torch.ones(1, 1)
+    ours["head.bbox_subnet.3.bias"] = torch.ones(256)
+    with pytest.raises(ValueError, match=r"head\.bbox_subnet\.3\.weight has a bias"):
+        convert_weights(ours, "torchvision")
+
+
+THINGS = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
+
+
+def test_rows_of_coco_classes():
+    ids = torch.arange(1.0, 91)
+    file = {
+        "roi_heads.box_predictor.cls_score.bias": torch.cat([ids, torch.tensor([0.0])]),
+        "roi_heads.box_predictor.bbox_pred.bias": ids.repeat_interleave(4),
+        "roi_heads.mask_head.predictor.bias": ids,
+        "roi_heads.box_head.fc1.bias": torch.zeros(91),
+    }
+    sizes = (81, 320, 80, 81)
+    model = {name: torch.empty(size) for name, size in zip(file, sizes, strict=True)}
+    chosen, said = select_coco_classes(file, model)
+    values = list(chosen.values())
+    assert values[0].tolist() == [*THINGS, 0]
+    assert values[1].view(-1, 4).unique(dim=1).flatten().tolist() == THINGS
+    assert values[2].tolist() == THINGS
+    assert values[3] is file["roi_heads.box_head.fc1.bias"]
+    assert "COCO's category ids" in said
+    assert select_coco_classes(file, file) == (file, "")
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(80, THINGS), (90, list(range(1, 91)))])
+def test_rows_of_coco_classes_of_a_dense_head(classes, expected):
+    file = {"head.cls_score.bias": torch.arange(91.0).repeat(2)}  # two anchors
+    chosen, _ = select_coco_classes(file, {"head.cls_score.bias": torch.empty(2 * classes)})
+    assert chosen["head.cls_score.bias"].view(2, -1).tolist() == [expected, expected]
+
+
+def test_the_log_of_mmengine_is_passed_over(tmp_path, caplog):
+    """The file was written by MMEngine 0.10; its log names classes that are not installed here."""
+    with pytest.raises(pickle.UnpicklingError, match="HistoryBuffer"):
+        torch.load(DATA / "mmengine_message_hub.pth", weights_only=True)
+    model = torch.nn.Module()
+    model.a = torch.nn.Parameter(torch.zeros(2))
+    rest = DetectionCheckpointer(model).load(str(DATA / "mmengine_message_hub.pth"))
+    assert model.a.tolist() == [1, 1]
+    assert set(rest) == {"meta"}
+
+
+def test_loading_says_whose_names_they_are(tmp_path, caplog):
+    class Head(torch.nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.roi_heads = torch.nn.Module()
+            self.roi_heads.box_predictor = torch.nn.Module()
+            self.roi_heads.box_predictor.cls_score = torch.nn.Linear(2, classes + 1)
+            self.roi_heads.box_head = torch.nn.Module()
+            self.roi_heads.box_head.fc1 = torch.nn.Linear(2, 2)
+
+    bias = np.arange(81, dtype=np.float32)
+    torch.save(
+        {
+            "module.rpn.head.cls_logits.weight": torch.ones(3, 1, 1, 1),
+            "module.roi_heads.box_head.fc6.bias": torch.tensor([5.0, 6]),
+            "module.roi_heads.box_predictor.cls_score.bias": torch.from_numpy(bias),
+        },
+        tmp_path / "t.pth",
+    )
+    model = Head(80)
+    with caplog.at_level(logging.INFO):
+        DetectionCheckpointer(model).load(str(tmp_path / "t.pth"))
+    assert "t.pth has the names of torchvision's R-CNN" in caplog.text
+    assert model.roi_heads.box_head.fc1.bias.tolist() == [5, 6]
+    assert model.roi_heads.box_predictor.cls_score.bias.tolist() == [*range(1, 81), 0]
+    other = Head(3)
+    with caplog.at_level(logging.INFO):
+        DetectionCheckpointer(other).load(str(tmp_path / "t.pth"))
+    assert other.roi_heads.box_head.fc1.bias.tolist() == [5, 6]
+    assert "where NUM_CLASSES changed, the predictors start from their initial" in caplog.text
+    assert "file (81,), model (4,)" in caplog.text
