@@ -1,12 +1,8 @@
 """Which of Detectron2's public names are not there yet, or not meant to be, and why."""
 
 _LATER_MODULES = {
-    "Python configs": "config.lazy config.instantiate",
-    "the model zoo, export and projects": "model_zoo export projects",
+    "export and projects": "export projects",
     "measuring of loaders": "data.benchmark",
-    "datasets other than COCO's instances": """
-        data.datasets.lvis data.datasets.lvis_v0_5_categories
-        data.datasets.lvis_v1_categories data.datasets.lvis_v1_category_image_count""",
     "evaluation of rotated boxes": "evaluation.rotated_coco_evaluation",
     "rotated, semantic, panoptic and one-stage models": """
         modeling.meta_arch.semantic_seg modeling.meta_arch.panoptic_fpn
@@ -16,15 +12,11 @@ _LATER_MODULES = {
     "test-time augmentation": "modeling.test_time_augmentation",
 }
 _LATER_NAMES = {
-    "Python configs": "LazyConfig LazyCall",
     "export": "TracingAdapter",
-    "datasets other than COCO's instances": """
-        register_lvis_instances get_lvis_instances_meta load_lvis_json
-        register_coco_panoptic register_coco_panoptic_separated
-        _build_weighted_sampler""",
+    "weighted sampling of datasets": "_build_weighted_sampler",
     "evaluation of rotated boxes": "RotatedCOCOEvaluator",
     "rotated, semantic, panoptic and one-stage models": """
-        RROIHeads SEM_SEG_HEADS_REGISTRY build_sem_seg_head
+        SEM_SEG_HEADS_REGISTRY build_sem_seg_head
         SemSegFPNHead SemanticSegmentor PanopticFPN RetinaNet FCOS DenseDetector""",
     "MMDetection's models": "MMDetBackbone MMDetDetector",
     "test-time augmentation": "GeneralizedRCNNWithTTA DatasetMapperTTA",

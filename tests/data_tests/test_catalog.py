@@ -104,6 +104,6 @@ def test_import_registers_nothing(monkeypatch):
     assert len(MetadataCatalog.get("coco_2017_val").thing_classes) == 80
     assert list(DatasetCatalog.data) == ["coco_2017_val"]
     assert "coco_2017_train" in DatasetCatalog.list()
-    assert len(DatasetCatalog.list()) == 16
+    assert {"coco_2014_minival", "voc_2007_test", "lvis_v1_val"} <= set(DatasetCatalog.list())
     with pytest.raises(ValueError, match="already registered"):
         DatasetCatalog.register("coco_2017_val", list)

@@ -29,6 +29,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
 
     Returns:
         Dictionary with `info`, `images`, `categories`, `annotations`, `licenses`, ready for JSON.
+        Boxes are XYWH, rotated ones stay XYWHA (five numbers).
         Category ids are those of the original data where the metadata map them.
 
     Raises:
@@ -81,9 +82,9 @@ def _annotation_entry(annotation: dict[str, Any], where: str) -> dict[str, Any]:
     given = np.asarray(annotation["bbox"], dtype=np.float64).reshape(-1).tolist()
     rotated = len(given) == ROTATED
     mode = BoxMode.XYWHA_ABS if rotated else annotation.get("bbox_mode", BoxMode.XYWH_ABS)
-    x0, y0, x1, y1 = BoxMode.convert(given, mode, BoxMode.XYXY_ABS)
-    box = [round(float(x), 3) for x in (x0, y0, x1 - x0, y1 - y0)]
-    area = given[2] * given[3] if rotated else box[2] * box[3]
+    kept = BoxMode.XYWHA_ABS if rotated else BoxMode.XYWH_ABS
+    box = [round(float(x), 3) for x in BoxMode.convert(given, mode, kept)]
+    area = box[2] * box[3]
     entry: dict[str, Any] = {
         "iscrowd": int(annotation.get("iscrowd", 0)),
         "category_id": int(annotation["category_id"]),

@@ -9,7 +9,15 @@ from typing import Any
 
 from d2kit.data.datasets._rle import rle_problem
 
-__all__ = ["MAX_LISTED", "CocoTables", "DatasetError", "Problems", "check_coco", "read_json"]
+__all__ = [
+    "MAX_LISTED",
+    "CocoTables",
+    "DatasetError",
+    "Problems",
+    "check_coco",
+    "path_problem",
+    "read_json",
+]
 
 MAX_LISTED = 20
 """How many lines of a kind a message lists before it only counts."""
@@ -86,6 +94,28 @@ def short(value: object) -> str:
     """Show a value within 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def path_problem(name: Any, root: str) -> str | None:
+    """Say why `name` is no file below the folder `root`; links within it are the owner's business.
+
+    Args:
+        name: from a file of others.
+        root: folder or URL.
+    """
+    if not isinstance(name, str) or not name:
+        return f"expected a name, got {short(name)}"
+    if "://" in name or "\0" in name:
+        return f"expected a file, got '{name!r:.60}'"
+    if not os.path.isabs(name) and ".." not in name.split(os.sep):
+        return None
+    folder = os.path.abspath(root) if "://" not in root else root
+    if os.path.abspath(os.path.join(root, name)).startswith(folder.rstrip(os.sep) + os.sep):
+        return None
+    return (
+        f"'{name:.200}' is outside of the image folder '{folder}'; register the dataset with an "
+        "image folder that holds all its images"
+    )
 
 
 def read_json(path: str, shown: str) -> dict[str, Any]:

@@ -141,16 +141,65 @@ def _get_coco_person_meta() -> dict[str, Any]:
     }
 
 
+def _get_coco_panoptic_separated_meta() -> dict[str, Any]:
+    """Return the metadata of COCO's panoptic task with instances and label images apart.
+
+    In the label images 0 is all things together, and the stuff classes are 1 to 53.
+    """
+    stuff = [category for category in COCO_CATEGORIES if not category["isthing"]]
+    return {
+        "stuff_dataset_id_to_contiguous_id": {0: 0, **{c["id"]: i for i, c in enumerate(stuff, 1)}},
+        "stuff_classes": ["things", *(c["name"] for c in stuff)],
+        "stuff_colors": [_colour(len(COCO_CATEGORIES)), *(c["color"] for c in stuff)],
+        **_get_coco_instances_meta(),
+    }
+
+
+def _get_coco_panoptic_standard_meta() -> dict[str, Any]:
+    """Return the metadata of COCO's panoptic task: 133 classes, numbered through."""
+    names = [category["name"] for category in COCO_CATEGORIES]
+    colors = [category["color"] for category in COCO_CATEGORIES]
+    ids: tuple[dict[int, int], dict[int, int]] = {}, {}
+    for index, category in enumerate(COCO_CATEGORIES):
+        ids[category["isthing"]][category["id"]] = index
+    return {
+        "thing_classes": names,
+        "thing_colors": colors,
+        "stuff_classes": names,
+        "stuff_colors": colors,
+        "thing_dataset_id_to_contiguous_id": ids[1],
+        "stuff_dataset_id_to_contiguous_id": ids[0],
+    }
+
+
+def _get_cityscapes_meta() -> dict[str, Any]:
+    """Return the metadata of Cityscapes: 8 classes of things, 19 classes in all."""
+    things = [category for category in CITYSCAPES_CATEGORIES if category["isthing"]]
+    return {
+        "thing_classes": [c["name"] for c in things],
+        "thing_colors": [c["color"] for c in things],
+        "stuff_classes": [c["name"] for c in CITYSCAPES_CATEGORIES],
+        "stuff_colors": [c["color"] for c in CITYSCAPES_CATEGORIES],
+    }
+
+
 def _get_builtin_metadata(dataset_name: str) -> dict[str, Any]:
     """Return the metadata of a public dataset.
 
     Args:
-        dataset_name: "coco" or "coco_person".
+        dataset_name: "coco", "coco_person", "coco_panoptic_separated", "coco_panoptic_standard" or
+            "cityscapes".
 
     Raises:
         KeyError: there are no facts of that name.
     """
-    makers = {"coco": _get_coco_instances_meta, "coco_person": _get_coco_person_meta}
+    makers = {
+        "coco": _get_coco_instances_meta,
+        "coco_person": _get_coco_person_meta,
+        "coco_panoptic_separated": _get_coco_panoptic_separated_meta,
+        "coco_panoptic_standard": _get_coco_panoptic_standard_meta,
+        "cityscapes": _get_cityscapes_meta,
+    }
     if dataset_name not in makers:
         near = nearest_names(dataset_name, makers) or list(makers)
         raise KeyError(f"no built-in metadata '{dataset_name}'; nearest: {', '.join(near)}")

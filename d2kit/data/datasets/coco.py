@@ -13,7 +13,13 @@ from typing import Any
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
 from d2kit.data.datasets._coco_export import convert_to_coco_dict, convert_to_coco_json
 from d2kit.data.datasets._sem_seg import load_sem_seg
-from d2kit.data.datasets._validate import CocoTables, Problems, check_coco, read_json
+from d2kit.data.datasets._validate import (
+    CocoTables,
+    Problems,
+    check_coco,
+    path_problem,
+    read_json,
+)
 from d2kit.structures import BoxMode
 from d2kit.utils.file_io import PathManager
 
@@ -69,14 +75,14 @@ def load_coco_json(
         defects = problems if strict else Problems(shown)
         tables = check_coco(data, problems, defects, unusual)
         del data
-        paths = _image_paths(tables, os.fspath(image_root), problems)
+        paths = image_paths(tables, os.fspath(image_root), problems)
         problems.raise_if_any()
         if not strict:
             defects.warn_if_any("annotations left out because of defects")
         unusual.warn_if_any("boxes that reach beyond their image")
         id_map = None if dataset_name is None else _name_classes(tables, dataset_name)
         keys = [*KEPT_KEYS, *(extra_annotation_keys or ())]
-        records = _make_records(tables, paths, id_map, keys)
+        records = make_records(tables, paths, id_map, keys)
     logger.info("Loaded %d images in COCO format from %s", len(records), shown)
     return records
 
@@ -93,28 +99,18 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _image_paths(tables: CocoTables, root: str, problems: Problems) -> dict[int, str]:
+def image_paths(tables: CocoTables, root: str, problems: Problems) -> dict[int, str]:
     """Return the path of each image; one that leaves the image folder is a problem."""
     paths = {}
-    folder = os.path.abspath(root) if "://" not in root else root
-    inside = folder.rstrip(os.sep) + os.sep
     for image_id, image in tables.images.items():
         name = image.get("file_name")
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name:
             continue  # reported by the check
-        paths[image_id] = path = os.path.join(root, name)
-        if "://" in name or "\0" in name:
-            problems.add(f"image {image_id}", "file_name", f"expected a file, got '{name!r:.60}'")
-        elif _may_leave(name) and not os.path.abspath(path).startswith(inside):
-            what = f"'{name:.200}' is outside of the image folder '{folder}'"
-            hint = "register the dataset with an image folder that holds all its images"
-            problems.add(f"image {image_id}", "file_name", f"{what}; {hint}")
+        paths[image_id] = os.path.join(root, name)
+        what = path_problem(name, root)
+        if what:
+            problems.add(f"image {image_id}", "file_name", what)
     return paths
-
-
-def _may_leave(name: str) -> bool:
-    """Whether a name could lead out of its folder. Links within it are the owner's business."""
-    return os.path.isabs(name) or ".." in name.split(os.sep)
 
 
 def _name_classes(tables: CocoTables, dataset_name: str) -> dict[int, int]:
@@ -134,7 +130,7 @@ def _name_classes(tables: CocoTables, dataset_name: str) -> dict[int, int]:
     return id_map
 
 
-def _make_records(
+def make_records(
     tables: CocoTables, paths: dict[int, str], id_map: dict[int, int] | None, keys: list[str]
 ) -> list[Record]:
     """Return the records of all images, by image id."""

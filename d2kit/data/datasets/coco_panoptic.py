@@ -1,0 +1,242 @@
+"""COCO's panoptic format: loading, and registering with things and stuff together or apart."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
+from d2kit.data.datasets._sem_seg import load_sem_seg
+from d2kit.data.datasets._validate import Problems, path_problem, read_json, short
+from d2kit.data.datasets.coco import load_coco_json
+from d2kit.utils.file_io import PathManager
+
+__all__ = [
+    "load_coco_panoptic_json",
+    "merge_to_panoptic",
+    "register_coco_panoptic",
+    "register_coco_panoptic_separated",
+]
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+IGNORE_LABEL = 255
+
+
+def load_coco_panoptic_json(
+    json_file: str, image_dir: str, gt_dir: str, meta: dict[str, Any]
+) -> list[Record]:
+    """Load a JSON file of COCO's panoptic format.
+
+    Args:
+        json_file: the annotations.
+        image_dir: folder of the images, ``<name>.jpg``.
+        gt_dir: folder of the segment images, ``<name>.png``, whose colours are segment ids.
+        meta: `thing_dataset_id_to_contiguous_id` and `stuff_dataset_id_to_contiguous_id`.
+
+    Returns:
+        One record per image: `file_name`, `image_id`, `pan_seg_file_name` and `segments_info` with
+        `id`, contiguous `category_id`, `isthing`, and what else the file says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DatasetError: not JSON, or defects, one line each with file, image and field.
+    """
+    data = read_json(PathManager.get_local_path(json_file), json_file)
+    problems = Problems(json_file)
+    annotations = data.get("annotations")
+    if not isinstance(annotations, list):
+        problems.add("top level", "annotations", f"expected a list, got {short(annotations)}")
+    problems.raise_if_any()
+    records = []
+    seen: set[int] = set()
+    for number, entry in enumerate(annotations or ()):
+        if not isinstance(entry, dict):
+            problems.add(f"annotation number {number}", "entry", f"got {short(entry)}")
+            continue
+        where = f"image {entry.get('image_id', f'number {number}')}"
+        for key, what in _entry_problems(entry, gt_dir, seen):
+            problems.add(where, key, what)
+        name = os.path.splitext(str(entry.get("file_name")))[0]
+        records.append(
+            {
+                "file_name": os.path.join(image_dir, f"{name}.jpg"),
+                "image_id": entry.get("image_id"),
+                "pan_seg_file_name": os.path.join(gt_dir, str(entry.get("file_name"))),
+                "segments_info": _segments(entry.get("segments_info"), where, meta, problems),
+            }
+        )
+    problems.raise_if_any()
+    logger.info("Loaded %d images in COCO's panoptic format from %s", len(records), json_file)
+    return records
+
+
+def _entry_problems(entry: Record, gt_dir: str, seen: set[int]) -> list[tuple[str, str]]:
+    """Return (field, what) for each defect of an image's entry."""
+    found = []
+    image_id = entry.get("image_id")
+    if type(image_id) is not int:
+        found.append(("image_id", f"expected an integer, got {short(image_id)}"))
+    elif image_id in seen:
+        found.append(("image_id", "used twice"))
+    else:
+        seen.add(image_id)
+    what = path_problem(entry.get("file_name"), gt_dir)
+    return [*found, ("file_name", what)] if what else found
+
+
+def _segments(segments: Any, where: str, meta: dict[str, Any], problems: Problems) -> list[Record]:
+    """Return the segments of an image with contiguous categories."""
+    if not isinstance(segments, list):
+        problems.add(where, "segments_info", f"expected a list, got {short(segments)}")
+        return []
+    things = meta["thing_dataset_id_to_contiguous_id"]
+    stuff = meta["stuff_dataset_id_to_contiguous_id"]
+    found = []
+    for segment in segments:
+        category = segment.get("category_id") if isinstance(segment, dict) else None
+        if category is None or type(segment.get("id")) is not int:
+            problems.add(where, "segments_info", f"expected id and category, got {short(segment)}")
+        elif category in things:
+            found.append({**segment, "category_id": things[category], "isthing": True})
+        elif category in stuff:
+            found.append({**segment, "category_id": stuff[category], "isthing": False})
+        else:
+            what = f"segment {segment['id']}: {short(category)} is no category of the metadata"
+            problems.add(where, "category_id", what)
+    return found
+
+
+def merge_to_panoptic(detection_dicts: list[Record], sem_seg_dicts: list[Record]) -> list[Record]:
+    """Join records of instances with those of label images.
+
+    Args:
+        detection_dicts: as of `load_coco_json`.
+        sem_seg_dicts: as of `load_sem_seg`; each image of the first must be among them.
+
+    Returns:
+        The records of the first with `sem_seg_file_name`.
+
+    Raises:
+        ValueError: an image has no label image.
+    """
+    labels = {record["file_name"]: record for record in sem_seg_dicts}
+    missing = [r["file_name"] for r in detection_dicts if r["file_name"] not in labels]
+    if missing:
+        raise ValueError(
+            f"{missing[0]} has no label image ({len(missing)} of {len(detection_dicts)} images); "
+            "datasets/prepare_panoptic_fpn.py makes them"
+        )
+    return [{**labels[record["file_name"]], **record} for record in detection_dicts]
+
+
+def register_coco_panoptic(
+    name: str,
+    metadata: dict[str, Any],
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    instances_json: str | None = None,
+) -> None:
+    """Register a dataset in COCO's panoptic format; nothing is read yet.
+
+    Args:
+        name: by which configs name the dataset.
+        metadata: maps from category ids to contiguous ones, names, colours.
+        image_root: folder of the images.
+        panoptic_root: folder of the segment images.
+        panoptic_json: the annotations.
+        instances_json: the same images' instances, for evaluation of boxes and masks.
+    """
+    DatasetCatalog.register(
+        name, lambda: load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, metadata)
+    )
+    MetadataCatalog.get(name).set(
+        panoptic_root=panoptic_root,
+        image_root=image_root,
+        panoptic_json=panoptic_json,
+        json_file=instances_json,
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=IGNORE_LABEL,
+        label_divisor=1000,
+        **metadata,
+    )
+
+
+def register_coco_panoptic_separated(
+    name: str,
+    metadata: dict[str, Any],
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    sem_seg_root: str,
+    instances_json: str,
+) -> None:
+    """Register ``<name>_separated`` (instances and label images) and ``<name>_stuffonly``.
+
+    Args:
+        name: of the panoptic dataset.
+        metadata: maps from category ids to contiguous ones, names, colours.
+        image_root: folder of the images.
+        panoptic_root: folder of the segment images, for evaluation.
+        panoptic_json: the panoptic annotations, for evaluation.
+        sem_seg_root: folder of the label images (see datasets/prepare_panoptic_fpn.py): 0 is all
+            things together.
+        instances_json: annotations of the instances.
+    """
+    register_separated(
+        f"{name}_separated",
+        metadata,
+        image_root,
+        panoptic_root,
+        panoptic_json,
+        sem_seg_root,
+        instances_json,
+    )
+    register_stuff_only(f"{name}_stuffonly", metadata, image_root, sem_seg_root)
+
+
+def register_separated(
+    name: str,
+    metadata: dict[str, Any],
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    sem_seg_root: str,
+    instances_json: str,
+) -> None:
+    """Register the first of the two datasets of `register_coco_panoptic_separated`."""
+    DatasetCatalog.register(
+        name,
+        lambda: merge_to_panoptic(
+            load_coco_json(instances_json, image_root, name),
+            load_sem_seg(sem_seg_root, image_root),
+        ),
+    )
+    MetadataCatalog.get(name).set(
+        panoptic_root=panoptic_root,
+        image_root=image_root,
+        panoptic_json=panoptic_json,
+        sem_seg_root=sem_seg_root,
+        json_file=instances_json,
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=IGNORE_LABEL,
+        **metadata,
+    )
+
+
+def register_stuff_only(
+    name: str, metadata: dict[str, Any], image_root: str, sem_seg_root: str
+) -> None:
+    """Register the second of the two datasets of `register_coco_panoptic_separated`."""
+    DatasetCatalog.register(name, lambda: load_sem_seg(sem_seg_root, image_root))
+    MetadataCatalog.get(name).set(
+        sem_seg_root=sem_seg_root,
+        image_root=image_root,
+        evaluator_type="sem_seg",
+        ignore_label=IGNORE_LABEL,
+        **metadata,
+    )

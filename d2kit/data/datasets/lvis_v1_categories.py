@@ -1,0 +1,7 @@
+"""The 1203 categories of LVIS v1, from its annotation file (see `_lvis_categories`)."""
+
+from d2kit.data.datasets._lvis_categories import LvisCategories
+
+__all__ = ["LVIS_CATEGORIES"]
+
+LVIS_CATEGORIES = LvisCategories("v1")

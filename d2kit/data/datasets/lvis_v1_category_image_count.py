@@ -1,0 +1,7 @@
+"""Training images per category of LVIS v1, from its annotation file (see `_lvis_categories`)."""
+
+from d2kit.data.datasets._lvis_categories import LvisCategories
+
+__all__ = ["LVIS_CATEGORY_IMAGE_COUNT"]
+
+LVIS_CATEGORY_IMAGE_COUNT = LvisCategories("v1", counts_only=True)
