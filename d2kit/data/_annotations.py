@@ -90,6 +90,42 @@ def transform_annotations(
             )
 
 
+def transform_rotated_annotations(
+    annotations: Sequence[Annotation], transforms: Transform | Sequence[Transform]
+) -> None:
+    """Transform the boxes of one image's annotations in place, as rotated boxes, all at once.
+
+    Args:
+        annotations: with "bbox" and "bbox_mode"; upright boxes become rotated ones of angle 0.
+            What else has coordinates (segmentation, keypoints) is removed.
+        transforms: one or several, to be applied in order.
+
+    Raises:
+        ValueError: for a malformed box, or a transform that has no rule for rotated boxes.
+    """
+    transform = _one_transform(transforms)
+    for step in getattr(transform, "transforms", [transform]):
+        if not hasattr(step, "apply_rotated_box"):
+            raise ValueError(
+                f"{type(step).__name__} cannot transform rotated boxes; leave it out, or teach it: "
+                f"{type(step).__name__}.register_type('rotated_box', function)"
+            )
+    if len(annotations) == 0:
+        return
+    rows = np.zeros((len(annotations), 5))
+    for row, annotation in zip(rows, annotations, strict=True):
+        if annotation.get("bbox_mode") == BoxMode.XYWHA_ABS and len(annotation["bbox"]) == 5:
+            row[:] = annotation["bbox"]
+        else:
+            x0, y0, x1, y1 = _boxes_xyxy([annotation])[0]
+            row[:4] = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+    for annotation, box in zip(annotations, transform.apply_rotated_box(rows), strict=True):
+        annotation["bbox"] = box
+        annotation["bbox_mode"] = BoxMode.XYWHA_ABS
+        annotation.pop("segmentation", None)
+        annotation.pop("keypoints", None)
+
+
 def transform_instance_annotations(
     annotation: Annotation,
     transforms: Transform | Sequence[Transform],

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from fvcore.transforms.transform import PadTransform, TransformList
 
 from d2kit.data._image_io import MAX_IMAGE_PIXELS
 from d2kit.data.datasets._rle import decode_counts
@@ -115,12 +116,27 @@ def transform_segmentation(
                 "expected polygons (list of lists), an RLE dict or a mask (H, W), got "
                 f"{type(segmentation).__name__} {np.shape(segmentation)}"
             )
-        mask = transforms.apply_segmentation(mask)
+        mask = _transform_mask(transforms, mask)
         if tuple(mask.shape[:2]) != tuple(image_size):
             raise ValueError(f"mask is {mask.shape} where the image is {tuple(image_size)} (h, w)")
     except ValueError as error:
         raise ValueError(f"segmentation of {name_of(annotation)}: {error}") from error
     return mask
+
+
+def _transform_mask(transform: Any, mask: np.ndarray) -> np.ndarray:
+    """Transform the mask (H, W) of one object; no object lies in a border that is added.
+
+    The border of a label map may have another value (`FixedSizeCrop` adds 255, "ignored").
+    """
+    if isinstance(transform, TransformList):
+        for step in transform.transforms:
+            mask = _transform_mask(step, mask)
+        return mask
+    if isinstance(transform, PadTransform):
+        sides = ((transform.y0, transform.y1), (transform.x0, transform.x1))
+        return np.pad(mask, sides)
+    return transform.apply_segmentation(mask)
 
 
 def _points(polygon: Any, annotation: dict[str, Any]) -> np.ndarray:

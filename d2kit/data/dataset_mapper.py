@@ -10,7 +10,8 @@ import torch
 from d2kit.config import configurable
 from d2kit.data import detection_utils as utils
 from d2kit.data import transforms as T  # noqa: N812
-from d2kit.data._annotations import transform_annotations
+from d2kit.data._annotations import transform_annotations, transform_rotated_annotations
+from d2kit.structures import Boxes, BoxMode, Instances
 
 __all__ = ["DatasetMapper"]
 
@@ -32,9 +33,11 @@ class DatasetMapper:
         precomputed_proposal_topk: how many precomputed proposals are kept; None uses none.
         recompute_boxes: replace each box by the bounding box of its transformed mask, which is
             tighter after a crop.
+        use_rotated_boxes: whether `gt_boxes` are `RotatedBoxes`; annotations have XYWHA_ABS boxes
+            (upright ones get angle 0), and masks and keypoints are left out.
 
     Raises:
-        ValueError: if boxes are to be recomputed without masks.
+        ValueError: if boxes are to be recomputed without masks, or rotated with masks.
     """
 
     @configurable
@@ -50,7 +53,10 @@ class DatasetMapper:
         keypoint_hflip_indices: np.ndarray | Sequence[int] | None = None,
         precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
+        use_rotated_boxes: bool = False,
     ) -> None:
+        if use_rotated_boxes and (use_instance_mask or use_keypoint):
+            raise ValueError("use_rotated_boxes excludes masks and keypoints (MODEL.MASK_ON)")
         if recompute_boxes and not use_instance_mask:
             raise ValueError("recompute_boxes needs use_instance_mask: boxes are taken from masks")
         self.is_train = is_train
@@ -62,6 +68,7 @@ class DatasetMapper:
         self.keypoint_hflip_indices = keypoint_hflip_indices
         self.proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
+        self.use_rotated_boxes = use_rotated_boxes
         mode = "training" if is_train else "inference"
         logging.getLogger(__name__).info(f"Augmentations in {mode}: {list(augmentations)}")
 
@@ -84,7 +91,8 @@ class DatasetMapper:
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
             "use_keypoint": cfg.MODEL.KEYPOINT_ON,
-            "recompute_boxes": crop and cfg.MODEL.MASK_ON,
+            "recompute_boxes": (crop or bool(cfg.INPUT.ROTATION_ANGLES)) and cfg.MODEL.MASK_ON,
+            "use_rotated_boxes": cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN",
         }
         if cfg.MODEL.KEYPOINT_ON:
             arguments["keypoint_hflip_indices"] = utils.create_keypoint_hflip_indices(
@@ -153,6 +161,11 @@ class DatasetMapper:
             if annotation.get("iscrowd", 0) == 0
         ]
         try:
+            if self.use_rotated_boxes:
+                transform_rotated_annotations(annotations, transforms)
+                instances = utils.annotations_to_instances_rotated(annotations, image_shape)
+                dataset_dict["instances"] = instances[_in_sight(instances)]
+                return
             transform_annotations(
                 annotations,
                 transforms,
@@ -167,6 +180,15 @@ class DatasetMapper:
         if self.recompute_boxes and instances.has("gt_masks"):
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
+
+
+def _in_sight(instances: Instances) -> torch.Tensor:
+    """Tell which rotated boxes have a size, and a part inside the image, (R,) bool."""
+    boxes = instances.gt_boxes
+    bounds = BoxMode.convert(boxes.tensor, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+    seen = Boxes(bounds)
+    seen.clip(instances.image_size)
+    return boxes.nonempty(threshold=1e-5) & seen.nonempty(threshold=1e-5)
 
 
 def image_to_tensor(image: np.ndarray) -> torch.Tensor:

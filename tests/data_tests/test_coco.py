@@ -212,7 +212,7 @@ def test_convert_own_records(names):
     MetadataCatalog.get(name).thing_classes = ["a", "b"]
     got = convert_to_coco_dict(name)
     assert [c["id"] for c in got["categories"]] == [0, 1]
-    assert [a["bbox"] for a in got["annotations"]][:2] == [[1, 2, 3, 6], [4, 3, 2, 4]]
+    assert [a["bbox"] for a in got["annotations"]][:2] == [[1, 2, 3, 6], [5, 5, 4, 2, 90]]
     assert [a["area"] for a in got["annotations"]] == [18, 8, 12, 6]
     assert np.array_equal(mask_util.decode(got["annotations"][2]["segmentation"]), mask)
     json.dumps(got)

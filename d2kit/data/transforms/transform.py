@@ -306,6 +306,19 @@ def _rotated_box_crop(transform: CropTransform, rotated_boxes: np.ndarray) -> np
     return np.asarray(rotated_boxes) - (transform.x0, transform.y0, 0, 0, 0)
 
 
+def _rotated_box_pad(transform: PadTransform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Move (R, 5) XYWHA boxes by the border at the left and the top."""
+    return np.asarray(rotated_boxes) + (transform.x0, transform.y0, 0, 0, 0)
+
+
+def _rotated_box_rotation(transform: RotationTransform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Turn (R, 5) XYWHA boxes with the image; angles come out in [-180, 180)."""
+    boxes = np.array(rotated_boxes, dtype=np.float64)
+    boxes[:, :2] = transform.apply_coords(boxes[:, :2])
+    boxes[:, 4] = (boxes[:, 4] + transform.angle + 180) % 360 - 180
+    return boxes
+
+
 NoOpTransform.register_type("rotated_box", _rotated_box_noop)
 ColorTransform.register_type("rotated_box", _rotated_box_noop)
 BlendTransform.register_type("rotated_box", _rotated_box_noop)
@@ -313,3 +326,5 @@ HFlipTransform.register_type("rotated_box", _rotated_box_hflip)
 VFlipTransform.register_type("rotated_box", _rotated_box_vflip)
 ResizeTransform.register_type("rotated_box", _rotated_box_resize)
 CropTransform.register_type("rotated_box", _rotated_box_crop)
+PadTransform.register_type("rotated_box", _rotated_box_pad)
+RotationTransform.register_type("rotated_box", _rotated_box_rotation)

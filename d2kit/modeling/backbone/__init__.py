@@ -48,6 +48,7 @@ __all__ = [
     "ResNetBlockBase",
     "SimpleFeaturePyramid",
     "SwinTransformer",
+    "TimmBackbone",
     "ViT",
     "build_backbone",
     "build_resnet_backbone",

@@ -10,11 +10,13 @@ from d2kit.modeling.proposal_generator.rpn import (
     StandardRPNHead,
     build_rpn_head,
 )
+from d2kit.modeling.proposal_generator.rrpn import RRPN
 
 __all__ = [
     "PROPOSAL_GENERATOR_REGISTRY",
     "RPN",
     "RPN_HEAD_REGISTRY",
+    "RRPN",
     "StandardRPNHead",
     "build_proposal_generator",
     "build_rpn_head",

@@ -5,8 +5,9 @@ import copy
 import torch
 from torch import Tensor
 
+from d2kit.modeling._boxes import overlaps
 from d2kit.modeling.matcher import Matcher
-from d2kit.structures import Boxes, pairwise_iou
+from d2kit.structures import Boxes
 
 _MAX_PAIRS = 2**26
 """Largest IoU matrix held at once: 256 MiB in float32, or 250 ground truths at 800x1333."""
@@ -20,7 +21,7 @@ def match_boxes(
     Args:
         matcher: thresholds and labels.
         gt_boxes: G boxes.
-        boxes: A boxes.
+        boxes: A boxes, rotated where these are.
         max_pairs: largest part of the (G, A) matrix to hold.
 
     Returns:
@@ -28,12 +29,12 @@ def match_boxes(
     """
     rows = max(1, max_pairs // max(1, len(boxes)))
     if len(gt_boxes) <= rows:
-        return matcher(pairwise_iou(gt_boxes, boxes))
+        return matcher(overlaps(gt_boxes, boxes))
     best = torch.full((len(boxes),), -1.0, device=boxes.device)
     index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     favourite = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     for start in range(0, len(gt_boxes), rows):
-        iou = pairwise_iou(gt_boxes[start : start + rows], boxes)
+        iou = overlaps(gt_boxes[start : start + rows], boxes)
         value, row = iou.max(dim=0)
         better = value > best
         best = torch.where(better, value, best)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from d2kit.layers import batched_nms
+from d2kit.modeling._boxes import boxes_of, clip_to_images, sides_of, suppress_by_group
 from d2kit.structures import Boxes, Instances
 
 __all__ = [
@@ -55,7 +55,8 @@ def find_top_rpn_proposals(
     ):
         top, index = top_of_level(logits, pre_nms_topk)
         scores.append(top)
-        boxes.append(level_boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)))
+        numbers = level_boxes.shape[-1]
+        boxes.append(level_boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, numbers)))
         levels.append(torch.full_like(index[0], level))
     return suppress_and_trim(
         torch.cat(boxes, dim=1),
@@ -88,7 +89,7 @@ def suppress_and_trim(
     """Clip, filter and suppress the chosen boxes of each image.
 
     Args:
-        boxes: (N, P, 4) XYXY pixels.
+        boxes: (N, P, 4) XYXY pixels, or (N, P, 5) XYWHA.
         scores: (N, P).
         levels: (P,) int64, the feature level of each column.
         image_sizes: see `find_top_rpn_proposals`, as the other arguments.
@@ -109,17 +110,16 @@ def suppress_and_trim(
             f"{finite.numel()} proposals: training has diverged; lower SOLVER.BASE_LR, lengthen "
             "SOLVER.WARMUP_ITERS or enable SOLVER.CLIP_GRADIENTS"
         )
-    limits = boxes.new_tensor([(w, h, w, h) for h, w in image_sizes]).unsqueeze(1)
-    boxes = torch.minimum(boxes.clamp(min=0), limits)
-    sides = boxes[..., 2:] - boxes[..., :2]
-    usable = finite & (sides > min_box_size).all(dim=-1)
+    boxes = clip_to_images(boxes, image_sizes)
+    usable = finite & (sides_of(boxes) > min_box_size).all(dim=-1)
     results = []
     for i, image_size in enumerate(image_sizes):
         chosen = usable[i].nonzero().squeeze(1)
         image_boxes, image_scores = boxes[i, chosen], scores[i, chosen]
-        keep = batched_nms(image_boxes, image_scores, levels[chosen], nms_thresh)[:post_nms_topk]
+        keep = suppress_by_group(image_boxes, image_scores, levels[chosen], nms_thresh)
+        keep = keep[:post_nms_topk]
         result = Instances(image_size)
-        result.proposal_boxes = Boxes(image_boxes[keep])
+        result.proposal_boxes = boxes_of(image_boxes[keep])
         result.objectness_logits = image_scores[keep]
         results.append(result)
     return results

@@ -236,7 +236,7 @@ class RPN(nn.Module):
 
         Source: Faster R-CNN (Ren et al. 2015), section 3.1.2.
         """
-        all_anchors = Boxes.cat(anchors)
+        all_anchors = type(anchors[0]).cat(anchors)
         labels, boxes = [], []
         for i, gt in enumerate(gt_instances):
             matched, label = match_boxes(self.anchor_matcher, gt.gt_boxes, all_anchors)

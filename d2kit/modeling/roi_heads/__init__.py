@@ -28,6 +28,7 @@ from d2kit.modeling.roi_heads.roi_heads import (
     select_foreground_proposals,
 )
 
+from d2kit.modeling.roi_heads.rotated_fast_rcnn import RotatedFastRCNNOutputLayers, RROIHeads
 __all__ = [
     "ROI_BOX_HEAD_REGISTRY",
     "ROI_HEADS_REGISTRY",
@@ -43,7 +44,9 @@ __all__ = [
     "ROIHeads",
     "Res5ROIHeads",
     "StandardROIHeads",
+    "RROIHeads",
     "build_box_head",
+    "RotatedFastRCNNOutputLayers",
     "build_keypoint_head",
     "build_mask_head",
     "build_roi_heads",

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from d2kit.layers import batched_nms
-from d2kit.structures import Boxes, Instances
+from d2kit.modeling._boxes import boxes_of, sides_of, suppress_by_group
+from d2kit.structures import Instances
 
 
 def fast_rcnn_inference(
@@ -16,6 +16,8 @@ def fast_rcnn_inference(
     score_thresh: float,
     nms_thresh: float,
     topk_per_image: int,
+    *,
+    box_dim: int = 4,
 ) -> tuple[list[Instances], list[Tensor]]:
     """Turn the decoded boxes and scores of each image into detections.
 
@@ -26,6 +28,7 @@ def fast_rcnn_inference(
         score_thresh: only scores above it count.
         nms_thresh: IoU above which the weaker of two detections of one class goes.
         topk_per_image: detections kept per image.
+        box_dim: numbers per box: 4, or 5 for rotated boxes (XYWHA).
 
     Returns:
         Per image: `Instances` with `pred_boxes`, `scores`, `pred_classes`, best first; and the row
@@ -34,7 +37,9 @@ def fast_rcnn_inference(
     Source: Fast R-CNN (Girshick 2015), section 3; Detectron's per-image limit.
     """
     results = [
-        fast_rcnn_inference_single_image(b, s, shape, score_thresh, nms_thresh, topk_per_image)
+        fast_rcnn_inference_single_image(
+            b, s, shape, score_thresh, nms_thresh, topk_per_image, box_dim=box_dim
+        )
         for b, s, shape in zip(boxes, scores, image_shapes, strict=True)
     ]
     return [r[0] for r in results], [r[1] for r in results]
@@ -47,6 +52,8 @@ def fast_rcnn_inference_single_image(
     score_thresh: float,
     nms_thresh: float,
     topk_per_image: int,
+    *,
+    box_dim: int = 4,
 ) -> tuple[Instances, Tensor]:
     """Do what `fast_rcnn_inference` does, for one image.
 
@@ -57,13 +64,14 @@ def fast_rcnn_inference_single_image(
         score_thresh: see there, as the others.
         nms_thresh: IoU.
         topk_per_image: count.
+        box_dim: see there.
 
     Returns:
         Detections, and the row of `boxes` from which each came.
     """
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     rows, classes = ((scores[:, :-1] > score_thresh) & finite.unsqueeze(1)).nonzero(as_tuple=True)
-    by_class = boxes.unflatten(1, (-1, 4))
+    by_class = boxes.unflatten(1, (-1, box_dim))
     column = classes if by_class.shape[1] > 1 else torch.zeros_like(classes)
     chosen = by_class[rows, column]
     return suppress(
@@ -91,7 +99,7 @@ def suppress(
     """Clip the candidates of one image, suppress overlaps within each class, and keep the best.
 
     Args:
-        boxes: (Q, 4) XYXY pixels.
+        boxes: (Q, 4) XYXY pixels, or (Q, 5) XYWHA.
         scores: (Q,).
         classes: (Q,) int64.
         rows: (Q,) int64, where each came from.
@@ -103,16 +111,15 @@ def suppress(
     Returns:
         Detections, best first; and their `rows`.
     """
-    clipped = Boxes(boxes)
+    clipped = boxes_of(boxes)
     clipped.clip(image_shape)
     if min_size > 0:
-        corners = clipped.tensor
-        large = (corners[:, 2:] - corners[:, :2] >= min_size).all(dim=1).nonzero().squeeze(1)
+        large = (sides_of(clipped.tensor) >= min_size).all(dim=1).nonzero().squeeze(1)
         clipped, scores = clipped[large], scores[large]
         classes, rows = classes[large], rows[large]
     keep = _best_survivors(clipped.tensor, scores, classes, nms_thresh, topk)
     result = Instances(image_shape)
-    result.pred_boxes = Boxes(clipped.tensor[keep])
+    result.pred_boxes = clipped[keep]
     result.scores = scores[keep]
     result.pred_classes = classes[keep]
     return result, rows[keep]
@@ -128,14 +135,14 @@ def _best_survivors(
     score threshold of 0 there are R*K candidates: 10 ms instead of 320 for 80,000 on one core.
     """
     if topk < 0:
-        return batched_nms(boxes, scores, classes, nms_thresh)
+        return suppress_by_group(boxes, scores, classes, nms_thresh)
     prefix = 10 * topk
     if prefix < len(scores):
         order = scores.argsort(descending=True, stable=True)
         while prefix < len(scores):
             best = order[:prefix]
-            keep = batched_nms(boxes[best], scores[best], classes[best], nms_thresh)
+            keep = suppress_by_group(boxes[best], scores[best], classes[best], nms_thresh)
             if len(keep) >= topk:
                 return best[keep[:topk]]
             prefix *= 4
-    return batched_nms(boxes, scores, classes, nms_thresh)[:topk]
+    return suppress_by_group(boxes, scores, classes, nms_thresh)[:topk]

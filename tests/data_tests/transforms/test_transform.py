@@ -227,6 +227,27 @@ def test_rotated_boxes():
     np.testing.assert_allclose(wide, [[0, 0, 8, 8, 90]], atol=1e-9)
 
 
+@pytest.mark.parametrize("expand", [True, False])
+@pytest.mark.parametrize("angle", [0, 30, -75, 180, 270])
+def test_rotated_boxes_turn_with_their_corners(angle, expand):
+    """The box of the turned corners is the turned box."""
+    transform = T.TransformList(
+        [T.RotationTransform(40, 60, angle, expand), T.PadTransform(3, 5, 0, 0)]
+    )
+    boxes = np.array([[10.0, 20.0, 8.0, 4.0, 30.0], [50, 3, 4, 9, -160]])
+
+    def corners(rows):
+        cos, sin = np.cos(np.deg2rad(rows[:, 4])), np.sin(np.deg2rad(rows[:, 4]))
+        along = np.stack([cos, -sin], axis=1) * rows[:, 2:3] / 2
+        down = np.stack([sin, cos], axis=1) * rows[:, 3:4] / 2
+        centre = rows[:, :2]
+        return np.concatenate([centre - along - down, centre + along - down, centre + along + down])
+
+    turned = transform.apply_rotated_box(boxes)
+    np.testing.assert_allclose(corners(turned), transform.apply_coords(corners(boxes)), atol=1e-9)
+    assert ((turned[:, 4] >= -180) & (turned[:, 4] < 180)).all()
+
+
 def test_extent_fills_what_lies_outside():
     image = np.full((4, 4, 3), 200, np.uint8)
     result = T.ExtentTransform((-4, 0, 4, 4), (4, 8), fill=7).apply_image(image)
