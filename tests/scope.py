@@ -4,22 +4,13 @@ _LATER_MODULES = {
     "export and projects": "export projects",
     "measuring of loaders": "data.benchmark",
     "evaluation of rotated boxes": "evaluation.rotated_coco_evaluation",
-    "rotated, semantic, panoptic and one-stage models": """
-        modeling.meta_arch.semantic_seg modeling.meta_arch.panoptic_fpn
-        modeling.meta_arch.retinanet modeling.meta_arch.fcos
-        modeling.meta_arch.dense_detector""",
     "MMDetection's models": "modeling.mmdet_wrapper",
-    "test-time augmentation": "modeling.test_time_augmentation",
 }
 _LATER_NAMES = {
     "export": "TracingAdapter",
     "weighted sampling of datasets": "_build_weighted_sampler",
     "evaluation of rotated boxes": "RotatedCOCOEvaluator",
-    "rotated, semantic, panoptic and one-stage models": """
-        SEM_SEG_HEADS_REGISTRY build_sem_seg_head
-        SemSegFPNHead SemanticSegmentor PanopticFPN RetinaNet FCOS DenseDetector""",
     "MMDetection's models": "MMDetBackbone MMDetDetector",
-    "test-time augmentation": "GeneralizedRCNNWithTTA DatasetMapperTTA",
 }
 LATER_MODULES = {f"d2kit.{m}": why for why, text in _LATER_MODULES.items() for m in text.split()}
 """Module -> the later piece of work that it belongs to."""

@@ -19,7 +19,7 @@ CLASS_KEYS = {
     "GeneralizedRCNN": "ROI_HEADS",
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
-    "FCOS": "RETINANET",
+    "FCOS": "FCOS",
 }
 
 

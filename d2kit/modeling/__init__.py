@@ -1,5 +1,8 @@
 """Models and their parts: backbones, proposals, per-region heads, whole detectors."""
 
+import importlib
+from typing import Any
+
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
 from d2kit.modeling.backbone import (
@@ -32,7 +35,7 @@ from d2kit.modeling.meta_arch import (
     build_sem_seg_head,
     optimize_for_inference,
 )
-from d2kit.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from d2kit.modeling.postprocessing import detector_postprocess
 from d2kit.modeling.proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,
     RPN_HEAD_REGISTRY,
@@ -103,5 +106,13 @@ __all__ = [
     "get_vit_lr_decay_rate",
     "make_stage",
     "optimize_for_inference",
-    "sem_seg_postprocess",
 ]
+
+_ABOVE_MODELS = ("DatasetMapperTTA", "GeneralizedRCNNWithTTA")
+
+
+def __getattr__(name: str) -> Any:
+    """Load test-time augmentation, which needs the data too, only when it is asked for here."""
+    if name in _ABOVE_MODELS:
+        return getattr(importlib.import_module(f"{__name__}.test_time_augmentation"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,17 +6,17 @@ from d2kit.utils.events import get_event_storage, has_event_storage
 
 
 def put_scalars(prefix: str, **values: Tensor | float) -> None:
-    """Publish `values` as `prefix/name`, without waiting for the device.
+    """Publish `values` as ``prefix/name``, without waiting for the device.
 
     Args:
-        prefix: the first part of each name, for example ``"rpn"``.
+        prefix: the first part of each name, for example ``"rpn"``; empty for none.
         **values: numbers or 0-dim tensors; tensors stay where they are until they are written.
     """
     if not has_event_storage():
         return
     storage = get_event_storage()
     for name, value in values.items():
-        storage.put_scalar(f"{prefix}/{name}", value)
+        storage.put_scalar(f"{prefix}/{name}" if prefix else name, value)
 
 
 def picture_due(period: int) -> bool:

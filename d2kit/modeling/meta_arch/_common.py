@@ -11,9 +11,9 @@ from d2kit.layers import move_device_like
 from d2kit.modeling._metrics import put_image
 from d2kit.modeling.postprocessing import detector_postprocess
 from d2kit.modeling.sampling import per_image_seeds
-from d2kit.structures import ImageList, Instances
+from d2kit.structures import Boxes, ImageList, Instances
 
-_SHOWN_PROPOSALS = 20
+_SHOWN_BOXES = 20
 
 
 class ImageNormalizer(nn.Module):
@@ -126,6 +126,51 @@ def to_input_size(
     return processed
 
 
+def semantic_targets(
+    batched_inputs: list[dict[str, Any]], backbone: Any, sem_seg_head: Any
+) -> Tensor:
+    """Batch each image's `sem_seg` as the images are batched, on the device of the head.
+
+    Args:
+        batched_inputs: each with `sem_seg` (H, W), the class of each pixel.
+        backbone: states how batches are padded.
+        sem_seg_head: its `ignore_value` fills the padding.
+
+    Returns:
+        int64 (N, H, W).
+
+    Raises:
+        ValueError: if one is missing, or has a label that is no class.
+    """
+    ignore = sem_seg_head.ignore_value
+    num_classes = getattr(sem_seg_head, "num_classes", None)
+    device = next(sem_seg_head.parameters()).device
+    labels = []
+    for i, item in enumerate(batched_inputs):
+        name = item.get("file_name", "no file name")
+        if "sem_seg" not in item:
+            raise ValueError(
+                f"training a segmentation head needs 'sem_seg' in every input; input {i} of the "
+                f"batch ({name}) has {sorted(item)}: the dataset needs sem_seg_file_name"
+            )
+        label = item["sem_seg"]
+        if num_classes is not None and label.device.type == "cpu":  # elsewhere it would sync
+            wrong = label[((label < 0) | (label >= num_classes)) & (label != ignore)]
+            if len(wrong):
+                raise ValueError(
+                    f"the labels of input {i} of the batch ({name}) hold {int(wrong[0])}; expected "
+                    f"0 to {num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}) or "
+                    f"{ignore} (IGNORE_VALUE)"
+                )
+        labels.append(label.to(device))
+    return ImageList.from_tensors(
+        labels,
+        backbone.size_divisibility,
+        float(ignore),
+        padding_constraints=backbone.padding_constraints,
+    ).tensor
+
+
 def show_boxes(
     batched_inputs: list[dict[str, Any]], proposals: list[Instances], input_format: str
 ) -> None:
@@ -136,18 +181,36 @@ def show_boxes(
         proposals: per image, with `proposal_boxes`, best first.
         input_format: ``BGR`` or ``RGB``, the channel order of the images.
     """
+    panes = _panes(batched_inputs[0], proposals[0].proposal_boxes, input_format)
+    put_image("Left: GT bounding boxes;  Right: Predicted proposals", torch.cat(panes, dim=2))
+
+
+def show_detections(
+    batched_inputs: list[dict[str, Any]], results: list[Instances], input_format: str
+) -> None:
+    """Publish the first image twice: with its ground truths, and with its best detections.
+
+    Args:
+        batched_inputs: see `show_boxes`.
+        results: per image, with `pred_boxes`, best first.
+        input_format: ``BGR`` or ``RGB``, the channel order of the images.
+    """
+    panes = _panes(batched_inputs[0], results[0].pred_boxes, input_format)
+    name = f"Top: GT bounding boxes; Bottom: {_SHOWN_BOXES} Highest Scoring Results"
+    put_image(name, torch.cat(panes, dim=1))
+
+
+def _panes(item: dict[str, Any], best: Boxes, input_format: str) -> list[Tensor]:
+    """Draw the ground truths and the first of `best` of one image: two uint8 (3, H, W), RGB."""
     from torchvision.utils import draw_bounding_boxes
 
-    item = batched_inputs[0]
     picture = item["image"].detach().cpu().clamp(0, 255).to(torch.uint8)
     if input_format == "BGR":
         picture = picture.flip(0)
-    truths = item["instances"].gt_boxes
-    best = proposals[0].proposal_boxes[:_SHOWN_PROPOSALS]
     panes = []
-    for boxes, colour in ((truths, "lime"), (best, "orange")):
+    for boxes, colour in ((item["instances"].gt_boxes, "lime"), (best[:_SHOWN_BOXES], "orange")):
         usable = boxes[boxes.nonempty()].tensor.detach().cpu()
         panes.append(
             draw_bounding_boxes(picture, usable, colors=colour, width=2) if len(usable) else picture
         )
-    put_image("Left: GT bounding boxes;  Right: Predicted proposals", torch.cat(panes, dim=2))
+    return panes

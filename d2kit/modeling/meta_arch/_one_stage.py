@@ -1,0 +1,148 @@
+"""What `RetinaNet` and `FCOS` share: how predictions at every place become detections."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2kit.layers import batched_nms
+from d2kit.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
+from d2kit.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
+from d2kit.modeling.proposal_generator.proposal_utils import top_of_level
+from d2kit.structures import Boxes, Instances
+
+
+class OneStageDetector(DenseDetector):
+    """A `DenseDetector` with anchors, a focal loss, and one suppression for all levels.
+
+    Args:
+        anchor_generator: features -> anchors of each level (`Boxes`).
+        box2box_transform: anchors + deltas <-> boxes.
+        num_classes: K, background not counted.
+        focal_loss_alpha: weight of positives in the focal loss, in [0, 1].
+        focal_loss_gamma: exponent of the focal loss.
+        test_score_thresh: only scores above it are detections.
+        test_topk_candidates: candidates kept per level before suppression.
+        test_nms_thresh: IoU.
+        max_detections_per_image: detections kept.
+        **kwargs: as of `DenseDetector`.
+    """
+
+    def __init__(
+        self,
+        *,
+        anchor_generator: nn.Module,
+        box2box_transform: Box2BoxTransform | Box2BoxTransformLinear,
+        num_classes: int,
+        focal_loss_alpha: float,
+        focal_loss_gamma: float,
+        test_score_thresh: float,
+        test_topk_candidates: int,
+        test_nms_thresh: float,
+        max_detections_per_image: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.anchor_generator = anchor_generator
+        self.box2box_transform = box2box_transform
+        self.num_classes = num_classes
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+        self.test_score_thresh = test_score_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.test_nms_thresh = test_nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+
+    def inference_single_image(
+        self,
+        anchors: list[Boxes],
+        box_cls: list[Tensor],
+        box_delta: list[Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Turn the scores and deltas of one image into detections.
+
+        Args:
+            anchors: per level.
+            box_cls: per level (Hi*Wi*A, K), scores in [0, 1].
+            box_delta: per level (Hi*Wi*A, 4).
+            image_size: (height, width).
+
+        Returns:
+            `pred_boxes`, `scores`, `pred_classes`, best first.
+        """
+        candidates = self._best_candidates(
+            anchors, [x[None] for x in box_cls], [x[None] for x in box_delta]
+        )
+        return self._detections(*candidates, [image_size])[0]
+
+    def _rows_per_anchor(
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return per level logits (N, Hi*Wi*A, K) and deltas (N, Hi*Wi*A, 4)."""
+        return (
+            [permute_to_N_HWA_K(x, self.num_classes) for x in logits],
+            [permute_to_N_HWA_K(x, 4) for x in deltas],
+        )
+
+    def _best_candidates(
+        self, anchors: Sequence[Boxes], scores: Sequence[Tensor], deltas: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose the best pairs of anchor and class of each level and image; decode only those.
+
+        The best k anchors by their best class hold the best k pairs: so one pass over all anchors
+        and classes is enough, and the sort sees one number per anchor.
+
+        Args:
+            anchors: per level (A,).
+            scores: per level (N, A, K), the higher the better, of any unit.
+            deltas: per level (N, A, 4).
+
+        Returns:
+            boxes (N, P, 4); their scores (N, P), as given; their classes (N, P) int64.
+
+        Source: Focal Loss for Dense Object Detection (Lin et al. 2017), section 4, Inference.
+        """
+        best, classes, chosen, sources = [], [], [], []
+        for anchor, score, delta in zip(anchors, scores, deltas, strict=True):
+            _, rows = top_of_level(score.amax(dim=2), self.test_topk_candidates)
+            by_class = rows.unsqueeze(-1).expand(-1, -1, score.shape[2])
+            pairs = score.gather(1, by_class).flatten(1)
+            values, index = top_of_level(pairs, self.test_topk_candidates)
+            rows = rows.gather(1, index // score.shape[2])
+            best.append(values)
+            classes.append(index % score.shape[2])
+            chosen.append(delta.gather(1, rows.unsqueeze(-1).expand(-1, -1, 4)))
+            sources.append(anchor.tensor[rows])
+        source, delta = torch.cat(sources, dim=1), torch.cat(chosen, dim=1)
+        boxes = self.box2box_transform.apply_deltas(delta.flatten(0, 1), source.flatten(0, 1))
+        return boxes.view_as(source), torch.cat(best, dim=1), torch.cat(classes, dim=1)
+
+    def _detections(
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        classes: Tensor,
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Instances]:
+        """Filter and suppress the candidates of each image.
+
+        Args:
+            boxes: (N, P, 4) XYXY pixels; those that are not finite are dropped.
+            scores: (N, P) in [0, 1].
+            classes: (N, P) int64.
+            image_sizes: (height, width) per image.
+
+        Returns:
+            Per image `pred_boxes` (not clipped), `scores`, `pred_classes`, best first.
+        """
+        usable = (scores > self.test_score_thresh) & torch.isfinite(boxes).all(dim=2)
+        results = []
+        for i, image_size in enumerate(image_sizes):
+            box, score, label = (x[i][usable[i]] for x in (boxes, scores, classes))
+            keep = batched_nms(box, score, label, self.test_nms_thresh)
+            keep = keep[: self.max_detections_per_image]
+            found = {"pred_boxes": Boxes(box[keep]), "scores": score[keep]}
+            results.append(Instances(image_size, **found, pred_classes=label[keep]))
+        return results

@@ -1,0 +1,319 @@
+"""FCOS: a class, a box and a centre-ness at every place of a pyramid, without anchor boxes.
+
+Source: Tian et al., FCOS: Fully Convolutional One-Stage Object Detection (2019); Tian et al., FCOS:
+A Simple and Strong Anchor-free Object Detector (2020), for centre sampling and the score.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode, configurable
+from d2kit.layers import ShapeSpec, cat
+from d2kit.modeling._metrics import put_scalars
+from d2kit.modeling._shapes import shapes_of
+from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
+from d2kit.modeling.backbone import Backbone, build_backbone
+from d2kit.modeling.box_regression import Box2BoxTransformLinear, _dense_box_regression_loss
+from d2kit.modeling.meta_arch._fcos_assignment import centerness, smallest_box_around
+from d2kit.modeling.meta_arch._focal import focal_loss_of_labels
+from d2kit.modeling.meta_arch._one_stage import OneStageDetector
+from d2kit.modeling.meta_arch._retinanet_head import RetinaNetHead
+from d2kit.modeling.meta_arch._running_count import RunningCount
+from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
+from d2kit.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from d2kit.structures import Boxes, ImageList, Instances
+
+__all__ = ["FCOS", "FCOSHead"]
+
+_INITIAL_POSITIVES = 300.0  # positive places of a few images, before any is counted
+
+
+@META_ARCH_REGISTRY.register()
+class FCOS(OneStageDetector):
+    """A one-stage detector without anchor boxes.
+
+    A place is kept as a square "anchor" with the stride as its side, so that boxes are coded,
+    matched and decoded as in the other detectors.
+
+    Args:
+        backbone: images (N, C, H, W) -> name -> features.
+        head: list of features -> per level logits (N, K, Hi, Wi), distances to the sides in strides
+            (N, 4, Hi, Wi), centre-ness logits (N, 1, Hi, Wi).
+        head_in_features: names of the levels, fine to coarse; by default all of the backbone's.
+        box2box_transform: places + distances <-> boxes; by default distances in strides.
+        num_classes: K, background not counted.
+        center_sampling_radius: positives lie within so many strides of the centre of their box;
+            0: anywhere inside the box.
+        focal_loss_alpha: weight of positives in the focal loss, in [0, 1].
+        focal_loss_gamma: exponent of the focal loss.
+        test_score_thresh: only scores above it are detections.
+        test_topk_candidates: candidates kept per level before suppression.
+        test_nms_thresh: IoU.
+        max_detections_per_image: detections kept.
+        pixel_mean: per channel, in the order of the input, values in 0..255.
+        pixel_std: per channel.
+        vis_period: publish a training picture every this many steps; 0: never.
+        input_format: ``BGR`` or ``RGB``.
+
+    Source: Tian et al. (2019), section 3.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: list[str] | None = None,
+        box2box_transform: Box2BoxTransformLinear | None = None,
+        num_classes: int,
+        center_sampling_radius: float = 1.5,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        test_score_thresh: float = 0.2,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.6,
+        max_detections_per_image: int = 100,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        vis_period: int = 0,
+        input_format: str = "BGR",
+    ) -> None:
+        shapes = backbone.output_shape()
+        if head_in_features is None:
+            head_in_features = sorted(shapes, key=lambda name: shapes[name].stride or 0)
+        strides = [
+            shape.stride or 0 for shape in shapes_of(head_in_features, shapes, "head_in_features")
+        ]
+        super().__init__(
+            backbone=backbone,
+            head=head,
+            head_in_features=head_in_features,
+            anchor_generator=DefaultAnchorGenerator(
+                sizes=[[stride] for stride in strides],
+                aspect_ratios=[1.0],
+                strides=strides,
+                offset=0.5,
+            ),
+            box2box_transform=box2box_transform or Box2BoxTransformLinear(normalize_by_size=True),
+            num_classes=num_classes,
+            focal_loss_alpha=focal_loss_alpha,
+            focal_loss_gamma=focal_loss_gamma,
+            test_score_thresh=test_score_thresh,
+            test_topk_candidates=test_topk_candidates,
+            test_nms_thresh=test_nms_thresh,
+            max_detections_per_image=max_detections_per_image,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+        )
+        self.center_sampling_radius = center_sampling_radius
+        self.vis_period = vis_period
+        self.input_format = input_format
+        self.loss_normalizer = RunningCount(_INITIAL_POSITIVES)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg`."""
+        node = cfg.MODEL.FCOS
+        backbone = build_backbone(cfg)
+        known = backbone.output_shape()
+        return {
+            "backbone": backbone,
+            "head": FCOSHead(cfg, shapes_of(node.IN_FEATURES, known, "MODEL.FCOS.IN_FEATURES")),
+            "head_in_features": node.IN_FEATURES,
+            "num_classes": node.NUM_CLASSES,
+            "center_sampling_radius": node.CENTER_SAMPLING_RADIUS,
+            "focal_loss_alpha": node.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": node.FOCAL_LOSS_GAMMA,
+            "test_score_thresh": node.SCORE_THRESH_TEST,
+            "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": node.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "vis_period": cfg.VIS_PERIOD,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Compute the losses, see `DenseDetector.forward_training`."""
+        logits, deltas = self._rows_per_anchor(*predictions[:2])
+        centers = [permute_to_N_HWA_K(x, 1) for x in predictions[2]]
+        anchors = self.anchor_generator(features)
+        labels, boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, logits, labels, deltas, boxes, centers)
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Give every place the smallest ground truth that it is responsible for.
+
+        Args:
+            anchors: per level.
+            gt_instances: per image, with `gt_boxes` and `gt_classes`.
+
+        Returns:
+            Per image: labels (A,) int64, a class or `num_classes` for background; and the box of
+            each place (A, 4), zeros where the image has none.
+
+        Source: Tian et al. (2019), sections 3.1 and 3.2.
+        """
+        labels, boxes = [], []
+        for gt in gt_instances:
+            index, positive = smallest_box_around(
+                [x.tensor for x in anchors], gt.gt_boxes, self.center_sampling_radius
+            )
+            if len(gt) == 0:
+                boxes.append(torch.zeros((len(index), 4), device=index.device))
+                labels.append(torch.full_like(index, self.num_classes))
+                continue
+            boxes.append(gt.gt_boxes.tensor[index])
+            labels.append(gt.gt_classes[index].masked_fill(~positive, self.num_classes))
+        return labels, boxes
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+        pred_centerness: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Compute the losses: sums over the places, divided by the running count of positives.
+
+        Args:
+            anchors: per level.
+            pred_logits: per level (N, Hi*Wi, K).
+            gt_labels: per image (A,), see `label_anchors`.
+            pred_anchor_deltas: per level (N, Hi*Wi, 4).
+            gt_boxes: per image (A, 4).
+            pred_centerness: per level (N, Hi*Wi, 1), logits.
+
+        Returns:
+            ``loss_fcos_cls``, ``loss_fcos_loc`` (GIoU), ``loss_fcos_ctr``.
+
+        Source: Tian et al. (2019), equation 2 and section 3.3.
+        """
+        labels = torch.stack(gt_labels)
+        positive = labels != self.num_classes
+        count = positive.sum()
+        put_scalars("", num_pos_anchors=count / len(gt_labels))
+        normalizer = self.loss_normalizer(count)
+        classification = focal_loss_of_labels(
+            cat(pred_logits, dim=1), labels, self.focal_loss_alpha, self.focal_loss_gamma
+        )
+        location = _dense_box_regression_loss(
+            anchors,
+            self.box2box_transform,
+            [x.float() for x in pred_anchor_deltas],
+            gt_boxes,
+            positive,
+            box_reg_loss_type="giou",
+        )
+        center = F.binary_cross_entropy_with_logits(
+            cat(pred_centerness, dim=1).squeeze(-1).float(),
+            self.compute_ctrness_targets(anchors, gt_boxes),
+            weight=positive.float(),
+            reduction="sum",
+        )
+        return {
+            "loss_fcos_cls": classification / normalizer,
+            "loss_fcos_loc": location / normalizer,
+            "loss_fcos_ctr": center / normalizer,
+        }
+
+    @torch.no_grad()
+    def compute_ctrness_targets(self, anchors: list[Boxes], gt_boxes: list[Tensor]) -> Tensor:
+        """Return how central each place lies in its box.
+
+        Args:
+            anchors: per level.
+            gt_boxes: per image (A, 4).
+
+        Returns:
+            (N, A) in [0, 1], 0 outside of the box.
+
+        Source: Tian et al. (2019), equation 3.
+        """
+        return centerness(Boxes.cat(anchors).tensor, torch.stack(list(gt_boxes)))
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
+        """Detect, see `DenseDetector.forward_inference`: all images at once until suppression.
+
+        The score is the geometric mean of class score and centre-ness (Tian et al. 2020).
+        """
+        logits, deltas = self._rows_per_anchor(*predictions[:2])
+        centers = [permute_to_N_HWA_K(x, 1) for x in predictions[2]]
+        anchors = self.anchor_generator(features)
+        scores = [
+            (logit.float().sigmoid() * center.float().sigmoid()).sqrt()
+            for logit, center in zip(logits, centers, strict=True)
+        ]
+        candidates = self._best_candidates(anchors, scores, deltas)
+        return self._detections(*candidates, images.image_sizes)
+
+
+class FCOSHead(RetinaNetHead):
+    """The two towers of `RetinaNetHead` with one prediction per place, and the centre-ness.
+
+    Args:
+        input_shape: shape of each level.
+        conv_dims: output channels of each convolution of a tower.
+        **kwargs: `num_classes`, `norm` and `prior_prob` of `RetinaNetHead`.
+
+    Source: Tian et al. (2019), section 3 and figure 2; the centre-ness beside the boxes: Tian et
+    al. (2020).
+    """
+
+    @configurable
+    def __init__(
+        self, *, input_shape: Sequence[ShapeSpec], conv_dims: Sequence[int], **kwargs: Any
+    ) -> None:
+        super().__init__(input_shape=input_shape, conv_dims=conv_dims, num_anchors=1, **kwargs)
+        self.ctrness = nn.Conv2d(self.bbox_pred.in_channels, 1, 3, padding=1)
+        nn.init.normal_(self.ctrness.weight, std=0.01)
+        assert self.ctrness.bias is not None
+        assert self.bbox_pred.bias is not None
+        nn.init.zeros_(self.ctrness.bias)
+        # Distances below 0 count as 0, without a gradient: start at one stride, as exp(0) does.
+        nn.init.ones_(self.bbox_pred.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg` and the levels' shapes."""
+        node = cfg.MODEL.FCOS
+        return {
+            "input_shape": input_shape,
+            "num_classes": node.NUM_CLASSES,
+            "conv_dims": [input_shape[0].channels] * node.NUM_CONVS,
+            "norm": node.NORM,
+            "prior_prob": node.PRIOR_PROB,
+        }
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:  # type: ignore[override]
+        """Predict on every level.
+
+        Args:
+            features: per level (N, C, Hi, Wi).
+
+        Returns:
+            Per level: logits (N, K, Hi, Wi); distances left, top, right, bottom (N, 4, Hi, Wi) in
+            strides; centre-ness logits (N, 1, Hi, Wi).
+        """
+        logits = [self.cls_score(self.cls_subnet(x)) for x in features]
+        hidden = [self.bbox_subnet(x) for x in features]
+        return logits, [self.bbox_pred(x) for x in hidden], [self.ctrness(x) for x in hidden]

@@ -1,0 +1,137 @@
+"""Instances and a class for every pixel from one pyramid.
+
+Source: Kirillov et al., Panoptic Feature Pyramid Networks (2019).
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode, configurable
+from d2kit.modeling.meta_arch._common import semantic_targets
+from d2kit.modeling.meta_arch._panoptic_merge import combine_semantic_and_instance_outputs
+from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
+from d2kit.modeling.meta_arch.rcnn import GeneralizedRCNN
+from d2kit.modeling.meta_arch.semantic_seg import build_sem_seg_head
+from d2kit.modeling.postprocessing import sem_seg_postprocess
+
+__all__ = ["PanopticFPN", "combine_semantic_and_instance_outputs"]
+
+
+@META_ARCH_REGISTRY.register()
+class PanopticFPN(GeneralizedRCNN):
+    """A `GeneralizedRCNN` with a segmentation head beside the per-region heads.
+
+    Args:
+        sem_seg_head: see `SEM_SEG_HEADS_REGISTRY`.
+        combine_overlap_thresh: see `combine_semantic_and_instance_outputs`.
+        combine_stuff_area_thresh: see there, pixels.
+        combine_instances_score_thresh: see there.
+        combine: whether instances and pixels are merged at inference.
+        instance_loss_weight: factor of the losses of the per-region heads.
+        **kwargs: as of `GeneralizedRCNN`.
+
+    Source: Kirillov et al. (2019), section 3.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sem_seg_head: nn.Module,
+        combine_overlap_thresh: float = 0.5,
+        combine_stuff_area_thresh: float = 4096,
+        combine_instances_score_thresh: float = 0.5,
+        combine: bool = True,
+        instance_loss_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sem_seg_head = sem_seg_head
+        self.combine_overlap_thresh = combine_overlap_thresh
+        self.combine_stuff_area_thresh = combine_stuff_area_thresh
+        self.combine_instances_score_thresh = combine_instances_score_thresh
+        self.combine = combine
+        self.instance_loss_weight = instance_loss_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg`."""
+        arguments = super().from_config(cfg)
+        node = cfg.MODEL.PANOPTIC_FPN
+        return {
+            **arguments,
+            "sem_seg_head": build_sem_seg_head(cfg, arguments["backbone"].output_shape()),
+            "combine_overlap_thresh": node.COMBINE.OVERLAP_THRESH,
+            "combine_stuff_area_thresh": node.COMBINE.STUFF_AREA_LIMIT,
+            "combine_instances_score_thresh": node.COMBINE.INSTANCES_CONFIDENCE_THRESH,
+            "combine": node.COMBINE.ENABLED,
+            "instance_loss_weight": node.INSTANCE_LOSS_WEIGHT,
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Compute the losses in training mode, or the results.
+
+        Args:
+            batched_inputs: as of `GeneralizedRCNN.forward`; in training also
+
+                * `sem_seg`: int64 (H, W), the class of each pixel, or the ignored value.
+
+        Returns:
+            In training, name -> 0-dim loss. Else per image a dict of
+
+                * `instances`: see `GeneralizedRCNN.forward`.
+                * `sem_seg`: logits (K, height, width).
+                * `panoptic_seg`: see `combine_semantic_and_instance_outputs`.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        labels = semantic_targets(batched_inputs, self.backbone, self.sem_seg_head)
+        features = self.backbone(images.tensor)
+        _, losses = self.sem_seg_head(features, labels)
+        return {**losses, **self._losses(batched_inputs, images, features)}
+
+    def _losses(self, *args: Any) -> dict[str, Tensor]:
+        """Weigh the losses of the per-region heads (section 3.2), not those of the proposals."""
+        weight = self.instance_loss_weight
+        losses = super()._losses(*args)
+        return {k: v if k.startswith("loss_rpn") else v * weight for k, v in losses.items()}
+
+    def inference(  # type: ignore[override]
+        self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True
+    ) -> Any:
+        """Detect and segment.
+
+        Args:
+            batched_inputs: see `forward`.
+            do_postprocess: scale the results to `height` and `width`, paste the masks and merge.
+
+        Returns:
+            As `forward` at inference; without post-processing the `Instances` of each image and
+            the logits (N, K, H, W) of the padded batch.
+
+        Raises:
+            ValueError: in training mode.
+        """
+        if self.training:
+            raise ValueError("PanopticFPN.inference needs evaluation mode: call model.eval()")
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        scores, _ = self.sem_seg_head(features)
+        detections = self._detect(batched_inputs, images, features)
+        if not do_postprocess:
+            return detections, scores
+        results = self._to_input_size(detections, batched_inputs, images.image_sizes)
+        for result, score, size in zip(results, scores, images.image_sizes, strict=True):
+            instances = result["instances"]
+            result["sem_seg"] = sem_seg_postprocess(score, size, *instances.image_size)
+            if self.combine:
+                result["panoptic_seg"] = combine_semantic_and_instance_outputs(
+                    instances,
+                    result["sem_seg"].argmax(dim=0),
+                    self.combine_overlap_thresh,
+                    self.combine_stuff_area_thresh,
+                    self.combine_instances_score_thresh,
+                )
+        return results
