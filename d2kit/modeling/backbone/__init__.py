@@ -51,12 +51,14 @@ __all__ = [
     "TimmBackbone",
     "ViT",
     "build_backbone",
+    "build_mvit_fpn_backbone",
+    "build_regnet_fpn_backbone",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
-    "get_vit_lr_decay_rate",
-    "make_stage",
-]
     "build_swin_fpn_backbone",
     "build_timm_fpn_backbone",
     "build_vit_sfp_backbone",
+    "get_vit_lr_decay_rate",
+    "make_stage",
+]
