@@ -15,6 +15,14 @@ _INPUT: dict[str, tuple[Any, str]] = {
     "INPUT.MIN_SIZE_TEST": (800, "Length of the short side, pixels, inference; 0: no resizing."),
     "INPUT.MAX_SIZE_TEST": (1333, "Largest long side, pixels, inference."),
     "INPUT.RANDOM_FLIP": ("horizontal", "Flips in training: horizontal, vertical or none."),
+    "INPUT.ROTATION_ANGLES": (
+        [],
+        "Least and largest angle of random rotations, degrees; []: none.",
+    ),
+    "INPUT.FIXED_SIZE": (
+        [],
+        "Height and width that images are resized to, pixels; []: short side.",
+    ),
     "INPUT.CROP.ENABLED": (False, "Random crops in training."),
     "INPUT.CROP.TYPE": (
         "relative_range",
@@ -113,6 +121,10 @@ _TEST: dict[str, tuple[Any, str]] = {
     "TEST.EVAL_EPOCHS": (
         0.0,
         "Epochs between evaluations, in place of EVAL_PERIOD; 0: EVAL_PERIOD.",
+    ),
+    "TEST.CLASSIFICATION_REPORT": (
+        False,
+        "Also report precision, recall, F1, confusion and best threshold of the classes.",
     ),
     "TEST.KEYPOINT_OKS_SIGMAS": ([], "Sigma of each keypoint in COCO's OKS; empty: COCO's own."),
     "TEST.DETECTIONS_PER_IMAGE": (100, "Best detections kept per image, all classes together."),

@@ -236,41 +236,56 @@ def get_fed_loss_cls_weights(
 
 
 def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
-    """Return the resizing and flipping that a config asks for.
+    """Return the resizing, flipping and rotating that a config asks for.
 
     Args:
         cfg: config; keys INPUT.MIN_SIZE_*, MAX_SIZE_*, MIN_SIZE_TRAIN_SAMPLING, RESIZE,
-            RANDOM_FLIP.
+            FIXED_SIZE, RANDOM_FLIP, ROTATION_ANGLES.
         is_train: training or test.
 
     Returns:
-        Augmentations, to be applied in order.
+        Augmentations, to be applied in order; the first one resizes.
 
     Raises:
-        ValueError: for a flip that is not "none", "horizontal" or "vertical", or an unknown
-            RESIZE.
+        ValueError: for a flip that is not "none", "horizontal" or "vertical", an unknown RESIZE,
+            or a size or range of angles that is not a pair.
     """
-    resizers = {"pillow": T.ResizeShortestEdge, "torchvision": T.TorchvisionResize}
-    if cfg.INPUT.RESIZE not in resizers:
-        raise ValueError(f"INPUT.RESIZE must be one of {list(resizers)}, got {cfg.INPUT.RESIZE!r}")
-    resize = resizers[cfg.INPUT.RESIZE]
+    resize = _build_resize(cfg, is_train)
     if not is_train:
-        return [resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+        return [resize]
     flip = cfg.INPUT.RANDOM_FLIP
     if flip not in ("none", "horizontal", "vertical"):
         raise ValueError(
             f"INPUT.RANDOM_FLIP must be 'none', 'horizontal' or 'vertical', got {flip!r}"
         )
-    augmentations: list[T.Augmentation] = [
-        resize(
-            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-        )
-    ]
+    augmentations: list[T.Augmentation] = [resize]
     if flip != "none":
         augmentations.append(
             T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")
         )
+    angles = list(cfg.INPUT.ROTATION_ANGLES)
+    if angles:
+        if len(angles) != 2 or angles[0] > angles[1]:
+            raise ValueError(f"INPUT.ROTATION_ANGLES: expected [least, largest], got {angles}")
+        augmentations.append(T.RandomRotation(angles, expand=False))
     return augmentations
+
+
+def _build_resize(cfg: Any, is_train: bool) -> T.Augmentation:
+    """Return the augmentation that brings images to the size of a config."""
+    fixed = list(cfg.INPUT.FIXED_SIZE)
+    if fixed:
+        if len(fixed) != 2:
+            raise ValueError(f"INPUT.FIXED_SIZE: expected [height, width], got {fixed}")
+        return T.Resize(fixed)
+    resizers = {"pillow": T.ResizeShortestEdge, "torchvision": T.TorchvisionResize}
+    if cfg.INPUT.RESIZE not in resizers:
+        raise ValueError(f"INPUT.RESIZE must be one of {list(resizers)}, got {cfg.INPUT.RESIZE!r}")
+    kind = resizers[cfg.INPUT.RESIZE]
+    if not is_train:
+        return kind(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
+    sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    return kind(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
 
 
 build_transform_gen = build_augmentation

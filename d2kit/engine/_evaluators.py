@@ -62,4 +62,8 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | N
             f"no evaluator is known for dataset '{dataset_name}' (evaluator_type {kind!r}; nearest "
             f"{near}); set it in the metadata, or override DefaultTrainer.build_evaluator"
         )
-    return makers[kind]()
+    evaluator = makers[kind]()
+    if cfg.TEST.CLASSIFICATION_REPORT:
+        report = evaluation.ClassificationReport(dataset_name, output_dir=folder)
+        return evaluation.DatasetEvaluators([evaluator, report])
+    return evaluator

@@ -4,6 +4,7 @@ from d2kit.evaluation.cityscapes_evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
 )
+from d2kit.evaluation.classification_report import ClassificationReport
 from d2kit.evaluation.coco_evaluation import COCOEvaluator
 from d2kit.evaluation.evaluator import (
     DatasetEvaluator,
@@ -22,6 +23,7 @@ __all__ = [
     "COCOPanopticEvaluator",
     "CityscapesInstanceEvaluator",
     "CityscapesSemSegEvaluator",
+    "ClassificationReport",
     "DatasetEvaluator",
     "DatasetEvaluators",
     "LVISEvaluator",

@@ -150,3 +150,40 @@ def _plot_ap(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         )  # fmt: skip
     right.set_ylim(0, 100)
     right.set_ylabel("AP (%)")
+
+
+def plot_confusion(
+    panels: Mapping[str, tuple[np.ndarray, Sequence[str], Sequence[str]]], out_png: str | Path
+) -> Path:
+    """Draw confusion matrices side by side: counts, coloured by their share of the row.
+
+    Args:
+        panels: title -> (counts (rows, columns), names of the rows (truth), names of the columns).
+        out_png: picture to write; the ending names the format.
+
+    Returns:
+        The path of the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sides = [max(len(rows), len(columns)) for _, rows, columns in panels.values()]
+    side = 2.6 + 0.62 * max(sides)
+    figure = Figure(figsize=(side * len(panels), side), dpi=125, layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, (title, (counts, rows, columns)) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for y, x in np.ndindex(counts.shape):
+            color = "white" if share[y, x] > 0.55 else "black"
+            axes.text(x, y, f"{counts[y, x]}", ha="center", va="center", color=color, fontsize=9)
+        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlabel("found")
+        axes.set_ylabel("truth")
+        axes.set_title(title)
+    path = Path(out_png)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix.lstrip(".") or "png")
+    return path

@@ -86,3 +86,29 @@ def test_build_augmentation(build):
     cfg.INPUT.RANDOM_FLIP = "both"
     with pytest.raises(ValueError, match="'both'"):
         build(cfg, True)
+
+
+def test_fixed_size_and_rotation_by_config():
+    cfg = get_cfg()
+    cfg.INPUT.FIXED_SIZE = [224, 200]
+    cfg.INPUT.ROTATION_ANGLES = [-90.0, 90.0]
+    image = np.zeros((160, 240, 3), np.uint8)
+    sizes, angles = set(), []
+    for _ in range(20):
+        sample = T.AugInput(image)
+        transforms = T.AugmentationList(utils.build_augmentation(cfg, is_train=True))(sample)
+        sizes.add(sample.image.shape)
+        angles += [t.angle for t in transforms.transforms if hasattr(t, "angle")]
+    assert sizes == {(224, 200, 3)}
+    assert len(angles) == 20
+    assert -90 <= min(angles) < -10 < 10 < max(angles) <= 90
+    [test_time] = utils.build_augmentation(cfg, is_train=False)
+    assert test_time.get_transform(image).apply_image(image).shape == (224, 200, 3)
+
+
+@pytest.mark.parametrize(("key", "value"), [("FIXED_SIZE", [224]), ("ROTATION_ANGLES", [9, -9])])
+def test_wrong_sizes_and_angles_are_refused(key, value):
+    cfg = get_cfg()
+    cfg.INPUT[key] = value
+    with pytest.raises(ValueError, match=f"INPUT.{key}: expected"):
+        utils.build_augmentation(cfg, is_train=True)

@@ -1,0 +1,234 @@
+"""`ClassificationReport`: how well a detector tells classes, in the terms of classification."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from d2kit.data import DatasetCatalog, MetadataCatalog
+from d2kit.evaluation._classification import (
+    ImageEntry,
+    best_thresholds,
+    image_confusion,
+    instance_confusion,
+    rates,
+)
+from d2kit.evaluation._gather import gather_on_main, once_per_image
+from d2kit.evaluation.evaluator import DatasetEvaluator
+from d2kit.structures import BoxMode
+from d2kit.utils.file_io import atomic_write
+
+__all__ = ["ClassificationReport"]
+
+logger = logging.getLogger(__name__)
+
+
+class ClassificationReport(DatasetEvaluator):
+    """Precision, recall, F1, accuracy and confusion of the classes of a detection dataset.
+
+    Two views. *Image*: the class of the best-scoring detection against the image's class, for
+    images whose ground truth has one class. *Instance*: detections matched to ground truths by IoU,
+    best score first.
+
+    Args:
+        dataset_name: registered dataset with `thing_classes` and boxes.
+        output_dir: where ``classification_report.json`` and ``confusion.png`` go; None: nowhere.
+        iou_threshold: least IoU of a match, in (0, 1].
+        score_threshold: detections below it do not count in the instances' confusion, in [0, 1].
+        distributed: gather from all processes.
+
+    Raises:
+        ValueError: if the dataset names no classes.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        output_dir: str | None = None,
+        iou_threshold: float = 0.5,
+        score_threshold: float = 0.5,
+        distributed: bool = True,
+    ) -> None:
+        names = MetadataCatalog.get(dataset_name).get("thing_classes")
+        if not names:
+            raise ValueError(
+                f"ClassificationReport: dataset '{dataset_name}' has no thing_classes; set them "
+                "with MetadataCatalog.get(name).set(thing_classes=[...])"
+            )
+        self._dataset_name = dataset_name
+        self._names = list(names)
+        self._output_dir = output_dir
+        self._iou = iou_threshold
+        self._score = score_threshold
+        self._distributed = distributed
+        self.reset()
+
+    @property
+    def accepts_roi_masks(self) -> bool:
+        """True: masks are not looked at."""
+        return True
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
+        """Take in one batch: per image ``image_id``, and ``instances`` with boxes and scores."""
+        for image, output in zip(inputs, outputs, strict=True):
+            found = output["instances"].to("cpu")
+            self._predictions.append(
+                {
+                    "image_id": image["image_id"],
+                    "boxes": found.pred_boxes.tensor.numpy().astype(np.float64),
+                    "scores": found.scores.numpy().astype(np.float64),
+                    "classes": found.pred_classes.numpy(),
+                }
+            )
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Compute the report.
+
+        Returns:
+            ``{"class_by_image": {...}, "class_by_instance": {...}}`` in percent: ``accuracy`` (of
+            all images; of all matched, missed and wrong instances), the classes' mean
+            ``precision``, ``recall``, ``F1``, and ``F1-<class>``; nan where nothing defines a
+            figure. Empty on other processes than the main one.
+        """
+        parts = gather_on_main(self._predictions, self._distributed)
+        if not parts:
+            return {}
+        entries = self._entries(once_per_image(parts))
+        count = len(self._names)
+        tables = {
+            "image": image_confusion(entries, count),
+            "instance": instance_confusion(entries, count, self._iou, self._score),
+        }
+        thresholds = best_thresholds(entries, count, self._iou)
+        per_class = {view: rates(table, count) for view, table in tables.items()}
+        left_out = len(entries) - int(tables["image"].sum())
+        self._log(tables, per_class, thresholds, left_out)
+        if self._output_dir:
+            self._write(Path(self._output_dir), tables, per_class, thresholds)
+        return OrderedDict(
+            (f"class_by_{view}", self._summary(tables[view], per_class[view])) for view in tables
+        )
+
+    def _entries(self, predictions: list[dict[str, Any]]) -> list[ImageEntry]:
+        """Join predictions and ground truth by image id."""
+        records = {r["image_id"]: r for r in DatasetCatalog.get(self._dataset_name)}
+        unknown = [p["image_id"] for p in predictions if p["image_id"] not in records]
+        if unknown:
+            raise ValueError(
+                f"ClassificationReport: image id {unknown[0]!r} is not in dataset "
+                f"'{self._dataset_name}': was the loader built for another one?"
+            )
+        entries = []
+        for prediction in predictions:
+            truth = records[prediction["image_id"]].get("annotations", [])
+            boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
+            entries.append(
+                ImageEntry(
+                    np.array(boxes, np.float64).reshape(-1, 4),
+                    np.array([a["category_id"] for a in truth], np.int64),
+                    np.array([bool(a.get("iscrowd", 0)) for a in truth], bool),
+                    prediction["boxes"],
+                    prediction["scores"],
+                    prediction["classes"],
+                )
+            )
+        return entries
+
+    def _summary(self, table: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, float]:
+        total = int(table.sum())
+        summary = {"accuracy": 100 * np.trace(table) / total if total else math.nan}
+        for name in ("precision", "recall", "F1"):
+            known = values[name][np.isfinite(values[name])]
+            summary[name] = 100 * float(known.mean()) if len(known) else math.nan
+        summary |= {
+            f"F1-{c}": 100 * float(v) for c, v in zip(self._names, values["F1"], strict=True)
+        }
+        return {name: float(value) for name, value in summary.items()}
+
+    def _log(
+        self,
+        tables: dict[str, np.ndarray],
+        per_class: dict[str, dict[str, np.ndarray]],
+        thresholds: list[dict[str, float]],
+        left_out: int,
+    ) -> None:
+        for view, table in tables.items():
+            values = per_class[view]
+            rows = [
+                [name, *(100 * values[key][i] for key in values), int(table[i].sum())]
+                for i, name in enumerate(self._names)
+            ]
+            means = [
+                100 * np.nanmean(v) if np.isfinite(v).any() else math.nan for v in values.values()
+            ]
+            rows.append(["mean", *means, int(table[: len(self._names)].sum())])
+            text = tabulate(rows, ["class", *values, "number"], floatfmt=".1f", tablefmt="github")
+            logger.info("Classification by %s:\n%s\n%s", view, text, self._confusion_text(table))
+        if left_out:
+            logger.info("%d images have no class or several: not in the view by image", left_out)
+        rows = [
+            [name, *(t[key] for key in ("threshold", "precision", "recall", "F1"))]
+            for name, t in zip(self._names, thresholds, strict=True)
+        ]
+        head = ["class", "best threshold", "precision", "recall", "F1"]
+        logger.info(
+            "Score at which F1 is highest (IoU %.2f):\n%s",
+            self._iou,
+            tabulate(rows, head, floatfmt=".3f", tablefmt="github"),
+        )
+
+    def _labels(self, table: np.ndarray) -> tuple[list[str], list[str]]:
+        """Return the names of the rows and of the columns of a confusion."""
+        rows = [*self._names, "background"][: len(table)]
+        return rows, [*self._names, "nothing found" if len(table) == len(self._names) else "missed"]
+
+    def _confusion_text(self, table: np.ndarray) -> str:
+        rows, columns = self._labels(table)
+        lines = [[name, *line.tolist()] for name, line in zip(rows, table, strict=True)]
+        return tabulate(lines, ["truth \\ found", *columns], tablefmt="github")
+
+    def _write(
+        self,
+        folder: Path,
+        tables: dict[str, np.ndarray],
+        per_class: dict[str, dict[str, np.ndarray]],
+        thresholds: list[dict[str, float]],
+    ) -> None:
+        from d2kit.visualization.plots import plot_confusion
+
+        os.makedirs(folder, exist_ok=True)
+        content: dict[str, Any] = {
+            "classes": self._names,
+            "iou_threshold": self._iou,
+            "score_threshold": self._score,
+            "best_thresholds": {
+                name: {k: _json_number(v) for k, v in t.items()}
+                for name, t in zip(self._names, thresholds, strict=True)
+            },
+        }
+        for view, table in tables.items():
+            figures = {k: [_json_number(x) for x in v] for k, v in per_class[view].items()}
+            content[view] = {"confusion": table.tolist(), **figures}
+        with atomic_write(folder / "classification_report.json", "w") as f:
+            json.dump(content, f, indent=1, allow_nan=False)
+        panels = {f"by {view}": (table, *self._labels(table)) for view, table in tables.items()}
+        plot_confusion(panels, folder / "confusion.png")
+        logger.info("Wrote classification_report.json and confusion.png to %s", folder)
+
+
+def _json_number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
