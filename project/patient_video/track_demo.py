@@ -1,0 +1,74 @@
+"""The end of ``make demo``: follow a held-out ward video, measure the patient, compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from d2kit.config import CfgNode
+from d2kit.engine.video import Selection, VideoOptions, track_video
+from project.patient_video.analyze import analyze, describe
+from project.patient_video.compare import compare
+from project.patient_video.report import write_report
+from project.patient_video.tracks import read_tracks
+from project.patient_video.truth import read_truth
+
+LEAST_FPS = 12.5  # 6 Hz shaking aliases below
+
+
+def track_and_report(
+    cfg: CfgNode,
+    weights: str | Path,
+    data: str | Path,
+    output: str | Path,
+    *,
+    video: str | None = None,
+    draw: bool = True,
+) -> str:
+    """Track one held-out ward video with a trained model and report on its patient.
+
+    Args:
+        cfg: the trained experiment.
+        weights: its checkpoint.
+        data: the prepared ward (``datasets/data/patient_video``).
+        output: folder for ``annotated.mp4``, the tracks, ``motion.png``, ``report.json``, ...
+        video: name of a held-out video; by default the first one.
+        draw: write ``annotated.mp4``.
+
+    Returns:
+        The report as text: how long the patient was followed, identities, intervals found and true,
+        HOTA, IDF1.
+
+    Raises:
+        FileNotFoundError: the ward was not prepared.
+        ValueError: there is no held-out video of that name.
+    """
+    name = _held_out(Path(data), video)
+    people, spells = read_truth(Path(data) / "tracks" / f"{name}.json")
+    fps = 1 / float(people.times[1] - people.times[0])
+    options = VideoOptions(
+        input=str(Path(data) / "videos" / f"{name}.mp4"),
+        output=Path(output),
+        selection=Selection(stride=max(1, int(fps / LEAST_FPS))),
+        video=draw,
+    )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(weights)
+    track_video(cfg, options)
+    tracks = read_tracks(output)
+    found = analyze(tracks)
+    comparison = compare(tracks, found.subject, found.intervals, people, spells)
+    content = write_report(found, output, name=name, truth=spells, comparison=comparison)
+    return f"Held-out {name}, followed by the trained model\n\n{describe(content)}"
+
+
+def _held_out(data: Path, video: str | None) -> str:
+    """Return the name of the held-out video that is asked for, by default of the first one."""
+    index = data / "test.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{index}: not there; run datasets/prepare_patient_video.py")
+    names = [v["name"] for v in json.loads(index.read_text(encoding="utf-8"))["videos"]]
+    if video is not None and video not in names:
+        raise ValueError(f"video: expected one of the held-out {', '.join(names)}, got '{video}'")
+    return video or names[0]
