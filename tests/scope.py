@@ -1,15 +1,14 @@
 """Which of Detectron2's public names are not there yet, or not meant to be, and why."""
 
 _LATER_MODULES = {
-    "export and projects": "export projects",
+    "export and other projects": "export projects.deeplab projects.panoptic_deeplab",
     "measuring of loaders": "data.benchmark",
-    "evaluation of rotated boxes": "evaluation.rotated_coco_evaluation",
     "MMDetection's models": "modeling.mmdet_wrapper",
 }
 _LATER_NAMES = {
+    "PointRend without coarse masks": "ImplicitPointRendMaskHead",
     "export": "TracingAdapter",
     "weighted sampling of datasets": "_build_weighted_sampler",
-    "evaluation of rotated boxes": "RotatedCOCOEvaluator",
     "MMDetection's models": "MMDetBackbone MMDetDetector",
 }
 LATER_MODULES = {f"d2kit.{m}": why for why, text in _LATER_MODULES.items() for m in text.split()}

@@ -19,10 +19,13 @@ RANKS = {
     "layers": 2,
     "structures": 3,
     **dict.fromkeys(("data", "modeling", "solver", "checkpoint", "tracking", "visualization"), 4),
-    **dict.fromkeys(("evaluation", "model_zoo", "export"), 5),
+    **dict.fromkeys(("evaluation", "model_zoo", "export", "projects"), 5),
     "engine": 6,
 }
-DOORS = {"d2kit.utils.visualizer", "d2kit.utils.video_visualizer", "d2kit.utils.analysis"}
+DOORS = {
+    *("d2kit.utils.visualizer", "d2kit.utils.video_visualizer", "d2kit.utils.analysis"),
+    "d2kit.modeling.test_time_augmentation",
+}
 """They exist because user code imports them there: they only re-export, nobody inside uses them."""
 
 HEAVY = {"cv2", "matplotlib", "tensorboard", "pycocotools", "supervision", "scipy"}

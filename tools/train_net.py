@@ -18,13 +18,32 @@ from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import (
     DefaultTrainer,
+    HookBase,
     default_argument_parser,
     default_setup,
     launch,
     user_errors,
 )
+from d2kit.engine.hooks import EvalHook
 from d2kit.evaluation import verify_results
 from d2kit.utils import comm
+
+
+class Trainer(DefaultTrainer):
+    """At the end evaluates once more, with test-time augmentation, if TEST.AUG.ENABLED."""
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Add the hook for it behind the one that evaluates."""
+        found = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            place = next(i for i, hook in enumerate(found) if isinstance(hook, EvalHook))
+            found.insert(place + 1, EvalHook(0, self._evaluate_with_tta))
+        return found
+
+    def _evaluate_with_tta(self) -> dict:
+        results = self.test_with_TTA(self.cfg, self.model)
+        self._last_eval_results.update(results)
+        return results
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -43,13 +62,15 @@ def main(args: argparse.Namespace) -> OrderedDict:
         project.register_all()
         cfg = setup(args)
         if not args.eval_only:
-            trainer = DefaultTrainer(cfg)
+            trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)
             return trainer.train()
-        model = DefaultTrainer.build_model(cfg)
+        model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = DefaultTrainer.test(cfg, model)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

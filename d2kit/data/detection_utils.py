@@ -235,12 +235,12 @@ def get_fed_loss_cls_weights(
     return torch.tensor(ordered, dtype=torch.float32) ** freq_weight_power
 
 
-def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
-    """Return the resizing, flipping and rotating that a config asks for.
+def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation | T.Transform]:
+    """Return the resizing, flipping, rotating and colouring that a config asks for.
 
     Args:
         cfg: config; keys INPUT.MIN_SIZE_*, MAX_SIZE_*, MIN_SIZE_TRAIN_SAMPLING, RESIZE,
-            FIXED_SIZE, RANDOM_FLIP, ROTATION_ANGLES.
+            FIXED_SIZE, RANDOM_FLIP, ROTATION_ANGLES; COLOR_AUG_SSD where there is one.
         is_train: training or test.
 
     Returns:
@@ -258,7 +258,7 @@ def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
         raise ValueError(
             f"INPUT.RANDOM_FLIP must be 'none', 'horizontal' or 'vertical', got {flip!r}"
         )
-    augmentations: list[T.Augmentation] = [resize]
+    augmentations: list[T.Augmentation | T.Transform] = [resize]
     if flip != "none":
         augmentations.append(
             T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")
@@ -268,6 +268,8 @@ def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
         if len(angles) != 2 or angles[0] > angles[1]:
             raise ValueError(f"INPUT.ROTATION_ANGLES: expected [least, largest], got {angles}")
         augmentations.append(T.RandomRotation(angles, expand=False))
+    if cfg.INPUT.get("COLOR_AUG_SSD", False):  # a key of add_pointrend_config
+        augmentations.append(T.ColorAugSSDTransform(cfg.INPUT.FORMAT))
     return augmentations
 
 

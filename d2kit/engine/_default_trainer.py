@@ -326,6 +326,26 @@ class DefaultTrainer(TrainerBase):
             logger.info("Results:\n%s", table_of_results(results))
         return next(iter(results.values())) if len(results) == 1 else results
 
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: N802
+        """Evaluate a model with test-time augmentation (TEST.AUG), as `test` does without.
+
+        Args:
+            cfg: the config.
+            model: a `GeneralizedRCNN`.
+
+        Returns:
+            As `test`, each key with ``_TTA`` behind it. Files are written to the folder ``TTA``
+            below OUTPUT_DIR.
+        """
+        from d2kit.evaluation._test_time_augmentation import GeneralizedRCNNWithTTA
+
+        apart = cfg.clone()
+        apart.defrost()
+        apart.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/TTA"
+        results = cls.test(apart, GeneralizedRCNNWithTTA(cfg, model))
+        return OrderedDict((f"{key}_TTA", value) for key, value in results.items())
+
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
         """Scale batch, rate and schedule to another number of processes than the config is for.

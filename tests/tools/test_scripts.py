@@ -93,6 +93,23 @@ def test_train_resume_evaluate(workplace):
     assert torch.load(run / "model_final.pth", weights_only=True)["iteration"] == 5
 
 
+def test_test_time_augmentation_of_the_config(workplace):
+    """At the end of training and with --eval-only; the one version is the plain one's size."""
+    run = workplace / "augmented"
+    sizes = ["TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.MAX_SIZE", "1333", "TEST.AUG.FLIP", "False"]
+    options = ["TEST.AUG.ENABLED", "True", *sizes, "OUTPUT_DIR", str(run)]
+    results = _train(workplace, *options, "SOLVER.MAX_ITER", "2")
+    assert {"bbox", "segm", "bbox_TTA", "segm_TTA"} <= set(results)
+    for task in ("bbox", "segm"):
+        assert results[f"{task}_TTA"] == pytest.approx(results[task], abs=1e-3, nan_ok=True)
+    assert (run / "TTA/inference/coco_instances_results.json").is_file()
+    weights = ["MODEL.WEIGHTS", str(run / "model_final.pth")]
+    again = _train(workplace, "--eval-only", *options, *weights)
+    assert json.dumps(again) == json.dumps(results)
+    lines = (run / "metrics.json").read_text().splitlines()
+    assert any("bbox_TTA/AP" in json.loads(line) for line in lines)
+
+
 def test_plain_loop_trains_the_same_model(workplace):
     _train(workplace, "OUTPUT_DIR", str(workplace / "trainer"))
     _train(workplace, "OUTPUT_DIR", str(workplace / "plain"), script="plain_train_net")

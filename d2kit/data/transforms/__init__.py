@@ -1,5 +1,6 @@
 """Transforms (deterministic) and augmentations (random choices of transforms)."""
 
+from d2kit.data.transforms._photometric import ColorAugSSDTransform
 from d2kit.data.transforms._torchvision_resize import FloatResizeTransform, TorchvisionResize
 from d2kit.data.transforms.augmentation import (
     AugInput,

@@ -19,6 +19,7 @@ from d2kit.modeling.roi_heads.mask_head import (
     MaskRCNNConvUpsampleHead,
     build_mask_head,
 )
+from d2kit.modeling.roi_heads.point_rend import PointRendMaskHead
 from d2kit.modeling.roi_heads.roi_heads import (
     ROI_HEADS_REGISTRY,
     Res5ROIHeads,
@@ -41,6 +42,7 @@ __all__ = [
     "FastRCNNOutputLayers",
     "KRCNNConvDeconvUpsampleHead",
     "MaskRCNNConvUpsampleHead",
+    "PointRendMaskHead",
     "ROIHeads",
     "Res5ROIHeads",
     "StandardROIHeads",

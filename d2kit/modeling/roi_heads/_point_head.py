@@ -1,0 +1,205 @@
+"""Heads of PointRend: the coarse mask of a region, and the logits of single points.
+
+Source: PointRend (Kirillov et al. 2020), sections 3.2, 3.3 and 4.1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode, configurable
+from d2kit.layers import Conv2d, ShapeSpec
+from d2kit.modeling._metrics import put_scalars
+from d2kit.modeling._shapes import region_shape
+from d2kit.modeling.backbone._weight_init import msra_fill, xavier_fill
+from d2kit.structures import Instances
+from d2kit.utils import comm
+from d2kit.utils.registry import Registry
+
+__all__ = [
+    "POINT_HEAD_REGISTRY",
+    "ConvFCHead",
+    "StandardPointHead",
+    "build_point_head",
+    "own_class",
+    "roi_mask_point_loss",
+]
+
+POINT_HEAD_REGISTRY = Registry("POINT_HEAD")
+"""Point heads: called with ``(cfg, input_shape: ShapeSpec)``; see `StandardPointHead`."""
+
+
+def build_point_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
+    """Build the point head that ``cfg.MODEL.POINT_HEAD.NAME`` names.
+
+    Args:
+        cfg: the config, with the keys of `add_pointrend_config`.
+        input_shape: channels of the fine-grained features.
+
+    Returns:
+        The head.
+    """
+    return POINT_HEAD_REGISTRY.get(cfg.MODEL.POINT_HEAD.NAME)(cfg, input_shape)
+
+
+def own_class(logits: Tensor, classes: Tensor) -> Tensor:
+    """Pick the logits of each region's class.
+
+    Args:
+        logits: (R, K, ...), or (R, 1, ...) where they do not depend on the class.
+        classes: (R,) int64.
+
+    Returns:
+        (R, 1, ...).
+    """
+    if logits.shape[1] == 1:
+        return logits
+    return logits[torch.arange(len(logits), device=logits.device), classes].unsqueeze(1)
+
+
+def roi_mask_point_loss(
+    mask_logits: Tensor, instances: list[Instances], point_labels: Tensor
+) -> Tensor:
+    """Mean binary cross-entropy over the points of the foreground regions' own classes.
+
+    Args:
+        mask_logits: (R, K, P), or (R, 1, P); R over the regions of all images in order.
+        instances: per image, with `gt_classes`.
+        point_labels: (R, P) in [0, 1], the ground truth at the points.
+
+    Returns:
+        0-dim loss; 0 (with a graph) without regions. Across processes the mean is taken over the
+        regions of all of them.
+
+    Source: PointRend, section 3.3.
+    """
+    regions, _, points = mask_logits.shape
+    count = torch.tensor(float(regions), device=mask_logits.device)
+    count = comm.mean_over_ranks(count).clamp(min=1)
+    filled = [x for x in instances if len(x)]
+    if not filled:
+        return mask_logits.sum() * 0
+    logits = own_class(mask_logits, torch.cat([x.gt_classes for x in filled]))[:, 0].float()
+    wrong = (logits.detach() > 0) != (point_labels > 0.5)
+    put_scalars("point", accuracy=1 - wrong.float().mean())
+    total = F.binary_cross_entropy_with_logits(logits, point_labels, reduction="sum")
+    return total / (count * points)
+
+
+class ConvFCHead(nn.Module):
+    """Coarse mask: a convolution that halves the side, fully connected layers, and all cells.
+
+    Args:
+        input_shape: channels and side of a pooled region.
+        num_classes: K, or 1 for masks that do not depend on the class.
+        output_side: cells per side of the mask.
+        conv_dim: channels of the convolutions; a 1x1 convolution leads to them from more.
+        fc_dims: width of each fully connected layer.
+
+    Source: PointRend, section 4.1: "a lightweight version of the box head".
+    """
+
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        output_side: int,
+        conv_dim: int,
+        fc_dims: Sequence[int],
+    ) -> None:
+        super().__init__()
+        channels, height, width = region_shape(input_shape, "ConvFCHead")
+        self.mask_shape = (num_classes, output_side, output_side)
+        self.reduce_channel_dim_conv: nn.Module = nn.Identity()
+        if channels > conv_dim:
+            conv = Conv2d(channels, conv_dim, kernel_size=1, activation=nn.ReLU())
+            msra_fill(conv)
+            self.reduce_channel_dim_conv = conv
+            channels = conv_dim
+        self.reduce_spatial_dim_conv = Conv2d(
+            channels, conv_dim, kernel_size=2, stride=2, activation=nn.ReLU()
+        )
+        msra_fill(self.reduce_spatial_dim_conv)
+        size = conv_dim * (height // 2) * (width // 2)
+        self.fc_names = []
+        for k, dim in enumerate(fc_dims, start=1):
+            fc = nn.Linear(size, dim)
+            xavier_fill(fc)
+            self.add_module(f"fc{k}", fc)
+            self.fc_names.append(f"fc{k}")
+            size = dim
+        self.prediction = nn.Linear(size, num_classes * output_side**2)
+        nn.init.normal_(self.prediction.weight, std=0.001)
+        nn.init.zeros_(self.prediction.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pooled features (R, C, H, W) to logits (R, K, M, M)."""
+        x = self.reduce_spatial_dim_conv(self.reduce_channel_dim_conv(x)).flatten(1)
+        for name in self.fc_names:
+            x = F.relu(getattr(self, name)(x))
+        return self.prediction(x).view(-1, *self.mask_shape)
+
+
+@POINT_HEAD_REGISTRY.register()
+class StandardPointHead(nn.Module):
+    """The same small network for every point, on its features and its coarse prediction.
+
+    Args:
+        input_channels: of the fine-grained features.
+        coarse_channels: of the coarse prediction.
+        num_classes: K, or 1 for masks that do not depend on the class.
+        fc_dims: width of each hidden layer.
+        coarse_pred_each_layer: give the coarse prediction to every layer, not to the first alone.
+
+    Source: PointRend, section 3.3; the coarse prediction at every layer: section 4.1.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_channels: int,
+        coarse_channels: int,
+        num_classes: int,
+        fc_dims: Sequence[int],
+        coarse_pred_each_layer: bool = True,
+    ) -> None:
+        super().__init__()
+        self.coarse_pred_each_layer = coarse_pred_each_layer
+        size = input_channels + coarse_channels
+        self.fc_names = []
+        for k, dim in enumerate(fc_dims, start=1):
+            fc = nn.Conv1d(size, dim, kernel_size=1)
+            msra_fill(fc)
+            self.add_module(f"fc{k}", fc)
+            self.fc_names.append(f"fc{k}")
+            size = dim + (coarse_channels if coarse_pred_each_layer else 0)
+        self.predictor = nn.Conv1d(size, num_classes, kernel_size=1)
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        assert self.predictor.bias is not None
+        nn.init.zeros_(self.predictor.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg`."""
+        node, classes = cfg.MODEL.POINT_HEAD, cfg.MODEL.POINT_HEAD.NUM_CLASSES
+        return {
+            "input_channels": region_shape(input_shape, "StandardPointHead")[0],
+            "coarse_channels": 1 if cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else classes,
+            "num_classes": 1 if node.CLS_AGNOSTIC_MASK else classes,
+            "fc_dims": [node.FC_DIM] * node.NUM_FC,
+            "coarse_pred_each_layer": node.COARSE_PRED_EACH_LAYER,
+        }
+
+    def forward(self, fine_grained_features: Tensor, coarse_features: Tensor) -> Tensor:
+        """Map features (R, C, P) and coarse logits (R, K, P) to logits (R, K, P)."""
+        x = torch.cat([fine_grained_features, coarse_features], dim=1)
+        for name in self.fc_names:
+            x = F.relu(getattr(self, name)(x))
+            if self.coarse_pred_each_layer:
+                x = torch.cat([x, coarse_features], dim=1)
+        return self.predictor(x)

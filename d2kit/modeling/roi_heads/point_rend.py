@@ -1,0 +1,283 @@
+"""PointRend's mask head: a coarse mask, refined at the points where it is uncertain.
+
+`MODEL.ROI_MASK_HEAD.NAME PointRendMaskHead`; its further keys come from `add_pointrend_config` of
+`d2kit.projects.point_rend`.
+
+Source: PointRend: Image Segmentation as Rendering (Kirillov et al. 2020).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2kit.config import CfgNode, configurable
+from d2kit.layers import ShapeSpec
+from d2kit.modeling._shapes import shapes_of
+from d2kit.modeling.roi_heads._point_features import (
+    generate_regular_grid_point_coords,
+    get_uncertain_point_coords_on_grid,
+    get_uncertain_point_coords_with_randomness,
+    point_sample,
+    point_sample_fine_grained_features,
+    sample_bitmaps,
+)
+from d2kit.modeling.roi_heads._point_head import (
+    ConvFCHead,
+    build_point_head,
+    own_class,
+    roi_mask_point_loss,
+)
+from d2kit.modeling.roi_heads._sampled_masks import SampledBitMasks
+from d2kit.modeling.roi_heads.mask_head import (
+    ROI_MASK_HEAD_REGISTRY,
+    mask_rcnn_inference,
+    mask_rcnn_loss,
+)
+from d2kit.structures import BitMasks, Boxes, Instances, PolygonMasks
+
+__all__ = ["PointRendMaskHead"]
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class PointRendMaskHead(nn.Module):
+    """Coarse mask of each region, and a point head that refines it by subdivision.
+
+    It pools by itself: `MODEL.ROI_MASK_HEAD.POOLER_TYPE` must be empty.
+
+    Args:
+        coarse_in_features: names of the levels of the coarse head; their channels are joined.
+        point_in_features: names of the levels of the point head, likewise.
+        feature_scales: name -> 1 / stride.
+        coarse_side: samples per side that the coarse head gets.
+        coarse_head: (R, C, S, S) -> logits (R, K or 1, M, M).
+        point_head: see `StandardPointHead`; None: the coarse mask is the result.
+        train_num_points: points per region in training.
+        oversample_ratio: see `get_uncertain_point_coords_with_randomness`.
+        importance_sample_ratio: see there.
+        subdivision_steps: doublings of the mask's side at inference.
+        subdivision_num_points: points that are predicted at each of them.
+        vis_period: see `mask_rcnn_loss`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        coarse_in_features: Sequence[str],
+        point_in_features: Sequence[str],
+        feature_scales: dict[str, float],
+        coarse_side: int,
+        coarse_head: nn.Module,
+        point_head: nn.Module | None = None,
+        train_num_points: int = 14 * 14,
+        oversample_ratio: float = 3,
+        importance_sample_ratio: float = 0.75,
+        subdivision_steps: int = 5,
+        subdivision_num_points: int = 28 * 28,
+        vis_period: int = 0,
+    ) -> None:
+        super().__init__()
+        self.coarse_in_features = list(coarse_in_features)
+        self.point_in_features = list(point_in_features)
+        self.feature_scales = feature_scales
+        self.coarse_side = coarse_side
+        self.coarse_head = coarse_head
+        self.point_head = point_head
+        self.train_num_points = train_num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_sample_ratio = importance_sample_ratio
+        self.subdivision_steps = subdivision_steps
+        self.subdivision_num_points = subdivision_num_points
+        self.vis_period = vis_period
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg` and the shapes of the levels.
+
+        Raises:
+            ValueError: if keys are missing or do not fit each other.
+        """
+        if "POINT_HEAD" not in cfg.MODEL:
+            raise ValueError(
+                "PointRendMaskHead needs the keys MODEL.POINT_HEAD.*: call "
+                "d2kit.projects.point_rend.add_pointrend_config(cfg) before the file is merged"
+            )
+        node, point = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
+        if not isinstance(input_shape, dict):
+            raise ValueError(
+                "PointRendMaskHead samples the feature maps by itself: set "
+                "MODEL.ROI_MASK_HEAD.POOLER_TYPE '' and MODEL.ROI_HEADS.NAME StandardROIHeads"
+            )
+        classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        if node.POINT_HEAD_ON and classes != point.NUM_CLASSES:
+            raise ValueError(
+                "MODEL.POINT_HEAD.NUM_CLASSES must be MODEL.ROI_HEADS.NUM_CLASSES, got "
+                f"{point.NUM_CLASSES} and {classes}"
+            )
+        shapes = shapes_of(node.IN_FEATURES, input_shape, "MODEL.ROI_MASK_HEAD.IN_FEATURES")
+        side = node.POOLER_RESOLUTION
+        coarse = ShapeSpec(channels=_joined_channels(shapes), height=side, width=side)
+        arguments: dict[str, Any] = {
+            "coarse_in_features": node.IN_FEATURES,
+            "point_in_features": point.IN_FEATURES,
+            "feature_scales": {name: 1.0 / (s.stride or 1) for name, s in input_shape.items()},
+            "coarse_side": side,
+            "coarse_head": ConvFCHead(
+                coarse,
+                num_classes=1 if node.CLS_AGNOSTIC_MASK else classes,
+                output_side=node.OUTPUT_SIDE_RESOLUTION,
+                conv_dim=node.CONV_DIM,
+                fc_dims=[node.FC_DIM] * node.NUM_FC,
+            ),
+            "vis_period": cfg.VIS_PERIOD,
+        }
+        if node.POINT_HEAD_ON:
+            shapes = shapes_of(point.IN_FEATURES, input_shape, "MODEL.POINT_HEAD.IN_FEATURES")
+            fine = ShapeSpec(channels=_joined_channels(shapes), height=1, width=1)
+            arguments |= {
+                "point_head": build_point_head(cfg, fine),
+                "train_num_points": point.TRAIN_NUM_POINTS,
+                "oversample_ratio": point.OVERSAMPLE_RATIO,
+                "importance_sample_ratio": point.IMPORTANCE_SAMPLE_RATIO,
+                "subdivision_steps": point.SUBDIVISION_STEPS,
+                "subdivision_num_points": point.SUBDIVISION_NUM_POINTS,
+            }
+        return arguments
+
+    def forward(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        """Compute the losses in training, or the masks.
+
+        Args:
+            features: name -> (N, C, Hi, Wi).
+            instances: per image; with `gt_classes`, `gt_masks` and `proposal_boxes` in training,
+                with `pred_boxes` and `pred_classes` at inference.
+
+        Returns:
+            ``loss_mask`` (of the coarse mask) and ``loss_mask_point`` in training; else
+            `instances`, with `pred_masks` (R, 1, M, M) set, probabilities; M is the coarse side
+            doubled as often as there are subdivision steps.
+        """
+        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
+        coarse = self.coarse_head(self._pooled(features, boxes))
+        if self.training:
+            losses = {"loss_mask": mask_rcnn_loss(coarse, instances, self.vis_period)}
+            if self.point_head is not None:
+                losses["loss_mask_point"] = self._point_loss(features, coarse, boxes, instances)
+            return losses
+        classes = torch.cat([x.pred_classes for x in instances])
+        masks = own_class(coarse, classes)
+        if self.point_head is not None:
+            masks = self._subdivided(features, coarse, boxes, classes)
+        mask_rcnn_inference(masks, instances)
+        return instances
+
+    def _pooled(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """Sample a regular grid over each box (R, C, S, S)."""
+        count = sum(map(len, boxes))
+        first = features[self.coarse_in_features[0]]
+        grid = generate_regular_grid_point_coords(count, self.coarse_side, first.device)
+        sampled, _ = self._sample(features, self.coarse_in_features, boxes, grid)
+        return sampled.unflatten(2, (self.coarse_side, self.coarse_side))
+
+    def _sample(
+        self,
+        features: dict[str, Tensor],
+        names: list[str],
+        boxes: list[Boxes],
+        points: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        levels = [features[name] for name in names]
+        scales = [self.feature_scales[name] for name in names]
+        return point_sample_fine_grained_features(levels, scales, boxes, points)
+
+    def _point_logits(
+        self, features: dict[str, Tensor], coarse: Tensor, boxes: list[Boxes], points: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the point head's logits (R, K, P), and the points in pixels."""
+        assert self.point_head is not None
+        fine, places = self._sample(features, self.point_in_features, boxes, points)
+        return self.point_head(fine, point_sample(coarse, points)), places
+
+    def _point_loss(
+        self,
+        features: dict[str, Tensor],
+        coarse: Tensor,
+        boxes: list[Boxes],
+        instances: list[Instances],
+    ) -> Tensor:
+        empty = torch.zeros(0, dtype=torch.int64, device=coarse.device)
+        classes = torch.cat([empty, *(x.gt_classes for x in instances if len(x))])
+        points = get_uncertain_point_coords_with_randomness(
+            coarse,
+            lambda logits: -own_class(logits, classes).abs(),
+            self.train_num_points,
+            self.oversample_ratio,
+            self.importance_sample_ratio,
+            regions_per_image=[len(x) for x in instances],
+        )
+        logits, places = self._point_logits(features, coarse, boxes, points)
+        return roi_mask_point_loss(logits, instances, point_labels(instances, places))
+
+    def _subdivided(
+        self, features: dict[str, Tensor], coarse: Tensor, boxes: list[Boxes], classes: Tensor
+    ) -> Tensor:
+        """Refine each region's own mask (R, 1, M, M), logits.
+
+        Source: PointRend, section 3.1, "Inference", and figure 4.
+        """
+        mask = own_class(coarse, classes)
+        for left in reversed(range(self.subdivision_steps)):
+            mask = F.interpolate(mask, scale_factor=2.0, mode="bilinear", align_corners=False)
+            if left > 0 and (2 * mask.shape[-1]) ** 2 <= self.subdivision_num_points:
+                continue  # the next step predicts every point anyway
+            index, points = get_uncertain_point_coords_on_grid(
+                -mask.abs(), self.subdivision_num_points
+            )
+            logits, _ = self._point_logits(features, coarse, boxes, points)
+            refined = own_class(logits, classes).to(mask.dtype)
+            mask = mask.flatten(2).scatter(2, index.unsqueeze(1), refined).view_as(mask)
+        return mask
+
+
+def _joined_channels(shapes: Sequence[ShapeSpec]) -> int:
+    return sum(shape.channels or 0 for shape in shapes)
+
+
+@torch.no_grad()
+def point_labels(instances: list[Instances], points: Tensor) -> Tensor:
+    """Sample the ground-truth masks of all regions at points.
+
+    Polygons are rasterised first; sampling a bitmap is exact where they would be tested anew for
+    every point.
+
+    Args:
+        instances: per image, with `gt_masks` where it has regions.
+        points: (R, P, 2), absolute pixels.
+
+    Returns:
+        (R, P) in [0, 1].
+    """
+    labels = [points.new_zeros(0, points.shape[1])]
+    for one, places in zip(instances, points.split([len(x) for x in instances]), strict=True):
+        if len(one) == 0:
+            continue
+        bitmaps, index = _bitmaps(one.gt_masks, one.image_size)
+        labels.append(sample_bitmaps(bitmaps.to(points.device), index.to(points.device), places))
+    return torch.cat(labels)
+
+
+def _bitmaps(masks: BitMasks | PolygonMasks, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return bitmaps (G, H, W) and which of them is each region's (R,), each held once."""
+    if isinstance(masks, SampledBitMasks):
+        return masks.source, masks.index
+    if isinstance(masks, BitMasks):
+        return masks.tensor, torch.arange(len(masks), device=masks.device)
+    # regions that were matched to one ground truth share its polygons
+    rows = {id(polygons): row for row, polygons in enumerate(masks.polygons)}
+    distinct = PolygonMasks([masks.polygons[row] for row in rows.values()])
+    place = {key: i for i, key in enumerate(rows)}
+    index = torch.tensor([place[id(polygons)] for polygons in masks.polygons])
+    return BitMasks.from_polygon_masks(distinct, *image_size).tensor, index

@@ -1,0 +1,5 @@
+"""SSD's photometric augmentation."""
+
+from d2kit.data.transforms import ColorAugSSDTransform
+
+__all__ = ["ColorAugSSDTransform"]
