@@ -177,19 +177,35 @@ class SimpleTrainer(TrainerBase):
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the trainer and of the optimizer.
+        """Return the state of the trainer, of the optimizer, and of modules beside their weights.
+
+        A module that has `training_state` and `load_training_state` keeps with them what is no
+        weight but decides the training, such as a running average.
 
         Raises:
             FloatingPointError: if the losses of the last iteration turn out not to be finite, so
                 that no checkpoint is made of spoilt weights.
         """
         self.flush_metrics()
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+        modules = {name: module.training_state() for name, module in self._modules_with_state()}
+        return {**state, "modules": modules} if modules else state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
+        states = state_dict.get("modules", {})
+        for name, module in self._modules_with_state():
+            if name in states:
+                module.load_training_state(states[name])
+
+    def _modules_with_state(self) -> list[tuple[str, Any]]:
+        """Return the modules that keep more than weights, with their names."""
+        model = self.model
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = model.module
+        return [(k, m) for k, m in model.named_modules() if hasattr(m, "training_state")]
 
     def after_train(self) -> None:
         """Write what waits, call the hooks, let go of the loader's workers."""
