@@ -2,6 +2,8 @@
 
 import pickle
 import re
+import tarfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _from_torch(path: Path) -> Any:
     """Read a file of `torch.save`, or say why it cannot be read."""
     try:
+        if not zipfile.is_zipfile(path) and tarfile.is_tarfile(path):
+            raise ValueError("a tar archive, the format of 2017")
         try:
             return read_torch(path)
         except pickle.UnpicklingError as error:

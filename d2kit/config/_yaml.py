@@ -12,6 +12,9 @@ from d2kit.utils.registry import nearest_names
 BASE_KEY = "_BASE_"
 LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
 
+MAX_DEPTH = 50  # of sections and lists; configs of the model zoo have 4
+MAX_VALUES = 100_000
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -38,11 +41,47 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path}: not a text file in UTF-8 ({error.reason})") from error
 
 
+def _check_form(text: str, path: Path) -> None:
+    """Raise ValueError for a file that is made to exhaust whoever reads it.
+
+    Looks at one event after the other; the parser proper calls itself for what is inside. An alias
+    counts as the values that it stands for: a few lines of aliases of aliases are millions.
+    """
+    sizes: dict[str | None, int] = {}  # of each anchor that is complete
+    open_parts: list[tuple[str | None, int]] = []  # anchor and size so far, outermost first
+    size = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_parts.append((event.anchor, size))
+            size = 0
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_parts.pop()
+            sizes[anchor] = size + 1
+            size += before + 1
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[event.anchor] = 1
+            size += 1
+        elif isinstance(event, yaml.AliasEvent):
+            if any(event.anchor == anchor for anchor, _ in open_parts):
+                raise ValueError(
+                    f"{path}:{event.start_mark.line + 1}: *{event.anchor} stands inside of what it "
+                    "names, which would hold itself"
+                )
+            size += sizes.get(event.anchor, 0)
+        if len(open_parts) > MAX_DEPTH or size > MAX_VALUES:
+            raise ValueError(
+                f"{path}:{event.start_mark.line + 1}: nested more than {MAX_DEPTH} deep, or more "
+                f"than {MAX_VALUES:,} values with aliases (*name) written out; no config needs "
+                "that: refused"
+            )
+
+
 def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the values of one file and the line of each key."""
     text = _read_text(path)
     loader = _Loader(text)
     try:
+        _check_form(text, path)
         node = loader.get_single_node()
         values = {} if node is None else loader.construct_document(node)
     except yaml.constructor.ConstructorError as error:

@@ -78,11 +78,16 @@ def _read(proposal_file: str) -> dict[str, Any]:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except ValueError as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged archive raises nearly anything
             raise ValueError(f"{proposal_file}: not a readable .npz file ({error})") from error
     if suffix == ".json":
-        with open(path, encoding="utf-8") as file:
-            table = json.load(file)
+        try:
+            with open(path, encoding="utf-8") as file:
+                table = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{proposal_file}: not a readable .json file ({error})") from error
     else:
         table = load_pickle(path)
     if not isinstance(table, dict):

@@ -173,6 +173,10 @@ def _allowed() -> dict[tuple[str, str], Any]:
 _ALLOWED = _allowed()
 
 
+class _Refused(ValueError):
+    """A pickle names what is not admitted."""
+
+
 class SafeUnpickler(pickle.Unpickler):
     """Unpickler that admits plain data only.
 
@@ -207,7 +211,7 @@ class SafeUnpickler(pickle.Unpickler):
             return self._extra[key]
         if key in _ALLOWED:
             return _ALLOWED[key]
-        raise ValueError(
+        raise _Refused(
             f"{self._name}: refused, because the pickle names the global '{module}.{name}'. "
             "Expected only NumPy arrays and builtin containers. Loading it with pickle would run "
             "code from the file; convert it to .npz, .json or .safetensors where you trust it."
@@ -224,10 +228,14 @@ class SafeUnpickler(pickle.Unpickler):
         """
         try:
             return _plain(super().load(), {})
-        except ValueError:
+        except _Refused:
             raise
-        except (OSError, MemoryError):
+        except OSError:
             raise
+        except MemoryError as error:
+            raise ValueError(
+                f"{self._name}: not a readable pickle (it asks for more memory than there is)"
+            ) from error
         except Exception as error:  # a damaged pickle raises nearly anything
             reason = " ".join(str(error).split())
             raise ValueError(f"{self._name}: not a readable pickle ({reason})") from error

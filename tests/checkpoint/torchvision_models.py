@@ -14,7 +14,7 @@ from d2kit.engine import DefaultPredictor
 CONFIGS = Path(__file__).parents[2] / "configs" / "torchvision"
 # Parts of parameter names -> factor that makes random predictors decide something.
 _DECIDED = {
-    "cls_score.weight": 30,
+    "cls_score.weight": 100,
     "bbox_pred.weight": 10,
     "bbox_reg.weight": 10,
     "cls_logits.weight": 30,
