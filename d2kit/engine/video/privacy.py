@@ -195,7 +195,7 @@ def _grown(patch: MaskPatch, size: tuple[int, int]) -> MaskPatch:
         return patch
     margin = max(2, round(_MARGIN * max(height, width)))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
-    grown = cv2.dilate(cv2.copyMakeBorder(patch.bits, *[margin] * 4, cv2.BORDER_CONSTANT), kernel)
+    grown = cv2.dilate(np.pad(patch.bits, margin), kernel)
     left, top = max(0, margin - patch.x), max(0, margin - patch.y)
     right = min(width + 2 * margin, size[1] - patch.x + margin)
     bottom = min(height + 2 * margin, size[0] - patch.y + margin)

@@ -75,33 +75,38 @@ class _Detections:
         """Yield each frame with its detections."""
         earlier = iter(self._store) if self._store is not None else iter(())
         batch: list[Frame] = []
-        reading = True
+        reading, known = True, 0
         for frame in frames:
             found = next(earlier, None) if reading else None
+            # Batches hold the frames that they would in an undisturbed run, those included whose
+            # detections are known: the last digits of a frame's numbers may depend on its batch.
+            batch.append(frame)
             if found is not None:
                 self._check(frame, found)
                 self.stored += 1
+                known = len(batch)
                 yield frame, found
-                continue
-            reading = False
-            if self._options.from_detections or (self._store and self._store.end is not None):
-                self._note_cut(frame)
-                return
-            batch.append(frame)
+            else:
+                reading = False
+                if self._options.from_detections or (self._store and self._store.end is not None):
+                    self._note_cut(frame)
+                    return
             if len(batch) == self._options.batch_size:
-                yield from self._detect(batch)
-                batch = []
-        if batch:
-            yield from self._detect(batch)
+                yield from self._detect(batch, known)
+                batch, known = [], 0
+        yield from self._detect(batch, known)
 
-    def _detect(self, batch: list[Frame]) -> Iterator[Pair]:
+    def _detect(self, batch: list[Frame], known: int) -> Iterator[Pair]:
+        """Run the detector on a batch; yield all but the first `known` frames."""
+        if known == len(batch):
+            return
         if self.file is None:
             self.file = self._writer()
             self._model = self._detector()
         results = self._model(
             [f.index for f in batch], [f.time for f in batch], [f.image for f in batch]
         )
-        for frame, found in zip(batch, results, strict=True):
+        for frame, found in zip(batch[known:], results[known:], strict=True):
             self.file.write(found)
             self.detected += 1
             yield frame, found
@@ -166,6 +171,20 @@ def _associated(pairs: Iterable[Pair], associator: Associator) -> Iterator[Track
     for frame, found in pairs:
         yield from associator.push(frame, found)
     yield from associator.flush()
+
+
+@dataclasses.dataclass
+class _Done:
+    """Which frames came out: how many, the number of the first and of the last."""
+
+    count: int = 0
+    first: int = 0
+    last: int = 0
+
+    def add(self, index: int) -> None:
+        """Count one."""
+        self.first = index if self.count == 0 else self.first
+        self.count, self.last = self.count + 1, index
 
 
 @dataclasses.dataclass
@@ -263,8 +282,9 @@ def track_video(
                 crf=options.crf,
             )
         frames = _run(cfg, options, setup, detections, writer, encoder, stop, on_frame)
-        if frames == 0:
-            raise ValueError(f"{options.input or options.store}: 0 frames could be read")
+        if frames.count == 0:
+            why = f": {detections.problem}" if detections.problem else ""
+            raise ValueError(f"{options.input or options.store}: 0 frames could be read{why}")
         if encoder is not None:
             encoder.close()
     except BaseException:
@@ -286,8 +306,8 @@ def _run(
     encoder: VideoEncoder | None,
     stop: threading.Event,
     on_frame: Callable[[int], None] | None,
-) -> int:
-    """Run the stages; return the number of frames."""
+) -> _Done:
+    """Run the stages; return which frames came out."""
     from tqdm import tqdm
 
     depth = min(16, max(2, _QUEUED_BYTES // (3 * setup.size[0] * setup.size[1])))
@@ -306,7 +326,7 @@ def _run(
         pairs = stage(detections.join(decoded), "detect")
     tracked = stage(_associated(pairs, associator), "associate")
     drawn = stage(((t, drawer(t) if drawer else None) for t in tracked), "draw")
-    count = 0
+    done = _Done()
     hidden = None if options.progress else True
     try:
         with tqdm(
@@ -316,16 +336,16 @@ def _run(
                 writer.write(item)
                 if encoder is not None:
                     encoder.write(image, item.frame.time)
-                count += 1
+                done.add(item.frame.index)
                 bar.update()
                 if on_frame is not None:
-                    on_frame(count)
+                    on_frame(done.count)
     finally:
         for one in stages:
             one.stop()
         for one in stages:
             one.close()
-    return count
+    return done
 
 
 def _finish(
@@ -333,7 +353,7 @@ def _finish(
     setup: _Setup,
     detections: _Detections,
     writer: TrackWriter,
-    frames: int,
+    frames: _Done,
     stop: threading.Event,
     seconds: float,
 ) -> dict[str, Any]:
@@ -344,10 +364,12 @@ def _finish(
     status = INTERRUPTED if stop.is_set() else DAMAGED if problem or damaged else COMPLETE
     if detections.file is not None:
         whole = status != INTERRUPTED or info_is_camera(setup.header)
-        detections.file.close({"frames": frames, "problem": problem} if whole else None)
+        detections.file.close({"frames": frames.count, "problem": problem} if whole else None)
     size = {"width": setup.size[1], "height": setup.size[0]}
     name = setup.header.get("source", "")
-    video = {"id": 1, "name": name, **size, "fps": setup.fps, "frames": frames}
+    stride = (setup.header.get("selection") or {}).get("stride", 1)
+    video = {"id": 1, "name": name, **size, "fps": setup.fps, "frames": frames.count}
+    video |= {"stride": stride, "first_frame": frames.first, "last_frame": frames.last}
     tracks = writer.close(video)
     summary = {
         "status": status,
@@ -357,7 +379,7 @@ def _finish(
         **size,
         "fps": setup.fps,
         "selection": setup.header.get("selection"),
-        "frames": frames,
+        "frames": frames.count,
         "frames_in_source": source.seen if source else None,
         "frames_detected": detections.detected,
         "frames_from_store": detections.stored,
@@ -365,7 +387,7 @@ def _finish(
         "subject": options.subject,
         "identities": len(tracks),
         "seconds": round(seconds, 3),
-        "frames_per_second": round(frames / seconds, 2),
+        "frames_per_second": round(frames.count / seconds, 2),
         "tracks": tracks,
     }
     with atomic_write(options.output / "summary.json", "w") as file:

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class DetectionWriter:
         self._limits = (frames, seconds)
         self._lines: list[str] = []
         self._since = time.monotonic()
+        self._file: IO[bytes]
         if append is None:
             self._file = path.open("xb")
             self._lines.append(json.dumps({"format": FORMAT, **header}))

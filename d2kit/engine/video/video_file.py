@@ -38,15 +38,15 @@ class VideoFile:
             stream = _video_stream(container, path)
             rate = stream.average_rate or stream.guessed_rate
             self._fps = float(rate) if rate else _DEFAULT_FPS
-            self._announced = stream.frames or _frames_of(stream, container, self._fps)
-            self._is_count = stream.frames > 0
+            self._ends = _end_of(stream, container)
+            self._count = stream.frames
+            self._lone = len(container.streams) == 1
+            length = (self._ends or 0.0) - float((stream.start_time or 0) * stream.time_base)
+            announced = self._count or round(length * self._fps) or None
             first = next(self._decode(container, stream), None)
         if first is None:
-            announced = (
-                f"it announces {self._announced}" if self._announced else "it announces none"
-            )
             raise ValueError(
-                f"--input {path}: 0 frames could be read ({announced}"
+                f"--input {path}: 0 frames could be read (it announces {announced or 'none'}"
                 f"{'; ' + self.problem if self.problem else ''})"
             )
         height, width = _upright(first).shape[:2]
@@ -57,7 +57,7 @@ class VideoFile:
             width=width,
             height=height,
             fps=self._fps,
-            expected=selection.covers(self._announced, self._fps),
+            expected=selection.covers(announced, self._fps),
             bytes=path.stat().st_size,
         )
 
@@ -68,7 +68,7 @@ class VideoFile:
             ValueError: if nothing of the file lies in the selected time.
         """
         self.seen, self.problem, self.damaged = 0, "", 0
-        selected = 0
+        selected, last, longest = 0, 0.0, 1 / self._fps
         skip, before, key = 0, 0, None
         if self._selection.start > 0:
             skip, before, key = _entry(self._path, self._selection.start)
@@ -83,6 +83,8 @@ class VideoFile:
                 if self._selection.end is not None and time >= self._selection.end:
                     return
                 self.seen = index + 1
+                longest = max(longest, time - last) if index > before else longest
+                last = time
                 index += 1
                 if time < self._selection.start:
                     continue
@@ -97,7 +99,7 @@ class VideoFile:
                     )
                     return
                 yield Frame(index - 1, time, image)
-        self._check_length()
+        self._check_length(last + longest)
         if selected == 0 and not self.problem:
             raise ValueError(
                 f"--start {self._selection.start}: {self._path} has {self.seen} frames, all "
@@ -130,17 +132,21 @@ class VideoFile:
             except av.error.FFmpegError:
                 self.damaged += 1
 
-    def _check_length(self) -> None:
-        """Compare what came with what the file announces."""
-        if self.problem or not self._announced:
+    def _check_length(self, last: float) -> None:
+        """Compare what came, up to the time `last`, with what the file announces."""
+        if self.problem:
             return
-        missing = self._announced - self.seen
-        # Announced counts are exact, but for frames that an edit list hides; durations are not.
-        tolerated = 2 if self._is_count else max(self._fps, 0.02 * self._announced)
-        if missing > tolerated:
-            self.problem = (
-                f"it ends after {self.seen} of {self._announced} announced frames: cut off?"
-            )
+        if self._count:
+            if self._count - self.seen > 2:  # an edit list may hide some
+                self.problem = f"it ends after {self.seen} of {self._count} announced frames"
+        elif self._ends is not None:
+            # A duration without a count may be that of the sound.
+            tolerated = 2 / self._fps + 0.005 * self._ends + (0.0 if self._lone else 1.0)
+            if self._ends - last > tolerated:
+                self.problem = (
+                    f"it ends after {self.seen} frames at {last:.2f} s, {self._ends:.2f} s are "
+                    "announced"
+                )
 
 
 def _open(path: Path) -> Any:
@@ -151,6 +157,8 @@ def _open(path: Path) -> Any:
         return av.open(str(path), metadata_errors="ignore")
     except av.error.FFmpegError as error:
         why = _reason(error)
+        if isinstance(error, av.error.EOFError):
+            why = "it ends before its first frame: 0 frames"
         if _lacks_moov(path):
             why = (
                 "the index of an MP4 (its 'moov' box), which is written last, is missing: the "
@@ -165,7 +173,7 @@ def _reason(error: Exception) -> str:
 
 def _lacks_moov(path: Path) -> bool:
     """Tell whether a file is an MP4 without the box that describes it."""
-    kinds = []
+    kinds: list[bytes] = []
     with open(path, "rb") as file:
         while len(head := file.read(8)) == 8 and len(kinds) < 1000:
             length, kind = struct.unpack(">I4s", head)
@@ -186,12 +194,13 @@ def _video_stream(container: Any, path: Path) -> Any:
     return container.streams.video[0]
 
 
-def _frames_of(stream: Any, container: Any, fps: float) -> int | None:
-    """Return the number of frames by the announced duration; None where there is none."""
-    if stream.duration and stream.time_base:
-        return round(float(stream.duration * stream.time_base) * fps)
+def _end_of(stream: Any, container: Any) -> float | None:
+    """Return the time at which a video ends by its own account; None where it does not say."""
+    start = float((stream.start_time or 0) * stream.time_base)
+    if stream.duration:
+        return start + float(stream.duration * stream.time_base)
     if container.duration:
-        return round(container.duration / 1e6 * fps)
+        return (container.start_time or 0) / 1e6 + container.duration / 1e6
     return None
 
 
