@@ -189,8 +189,13 @@ def _test_loader_from_config(
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
     proposal_files = None
     if cfg.MODEL.LOAD_PROPOSALS:
-        known = list(cfg.DATASETS.TEST)
-        proposal_files = [cfg.DATASETS.PROPOSAL_FILES_TEST[known.index(name)] for name in names]
+        known, files = list(cfg.DATASETS.TEST), list(cfg.DATASETS.PROPOSAL_FILES_TEST)
+        if len(files) != len(known):
+            raise ValueError(
+                "MODEL.LOAD_PROPOSALS needs one file in DATASETS.PROPOSAL_FILES_TEST for each of "
+                f"DATASETS.TEST {known}, got {files}"
+            )
+        proposal_files = [files[known.index(name)] for name in names]
     dataset = get_detection_dataset_dicts(names, filter_empty=False, proposal_files=proposal_files)
     return {
         "dataset": dataset,

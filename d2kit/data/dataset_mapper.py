@@ -94,7 +94,7 @@ class DatasetMapper:
             "recompute_boxes": (crop or bool(cfg.INPUT.ROTATION_ANGLES)) and cfg.MODEL.MASK_ON,
             "use_rotated_boxes": cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN",
         }
-        if cfg.MODEL.KEYPOINT_ON:
+        if cfg.MODEL.KEYPOINT_ON and is_train:  # a test may name no training set
             arguments["keypoint_hflip_indices"] = utils.create_keypoint_hflip_indices(
                 cfg.DATASETS.TRAIN
             )
