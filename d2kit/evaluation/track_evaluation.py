@@ -1,0 +1,262 @@
+"""Metrics of tracks against ground truth: HOTA, IDF1, MOTA, identity switches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["METRICS", "evaluate_tracks"]
+
+METRICS = (
+    *("HOTA", "DetA", "AssA", "IDF1", "IDP", "IDR", "MOTA", "MOTP"),
+    *("IDSW", "Frag", "FP", "FN", "frames"),
+)
+"""Names in the result; the first eight in percent, the others are counts."""
+
+_FAMILIES = ["HOTA", "CLEAR", "Identity"]
+Rows = list[tuple[int, int, float, float, float, float, float]]  # frame from 1, id, XYWH, score
+
+
+def evaluate_tracks(
+    ground_truth: Path,
+    results: Path,
+    *,
+    classes: Sequence[str] = (),
+    threshold: float = 0.5,
+) -> dict[str, Any]:
+    """Compare tracks with ground truth, through the evaluation of the package `trackers`.
+
+    Videos belong together by name; where there is one on either side, whatever its name.
+
+    Args:
+        ground_truth: MOT text (``gt.txt``), COCO-video JSON (annotations with ``track_id``, images
+            with ``frame_id``, counted from 0, and optionally ``video_id``), or a folder of such.
+        results: MOT text, ``tracks.json`` of `track_video`, the folder of such a run, or a folder
+            of any of them.
+        classes: names of the classes that count, in JSON; empty: all. Classes are not compared.
+        threshold: least IoU of a match, for CLEAR and identity metrics; HOTA averages over 19.
+
+    Returns:
+        ``{"videos": {name: {metric: value}}, "overall": {metric: value}}``, see `METRICS`.
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ValueError: if a file is neither, or videos are missing.
+
+    Source: HOTA: Luiten et al. 2021; IDF1: Ristani et al. 2016; MOTA: Bernardin and Stiefelhagen
+    2008.
+    """
+    truth = _load(ground_truth, classes)
+    found = _load(results, classes)
+    pairs = _paired(truth, found, ground_truth, results)
+    per_video = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (left, right) in pairs.items():
+            per_video[name] = _evaluate_video(left, right, Path(folder), threshold)
+    overall = _overall(per_video)
+    return {
+        "videos": {name: _row(families) for name, families in per_video.items()},
+        "overall": _row(overall),
+    }
+
+
+class _Video:
+    """The tracks of one video: a MOT file, or rows; and which frames were looked at at all."""
+
+    def __init__(self, path: Path, rows: Rows | None = None, frames: range | None = None) -> None:
+        self.path, self.rows, self.frames = path, rows, frames
+
+    def write(self, path: Path, frames: range | None) -> bool:
+        """Write MOT text, of some frames only where given; return whether there is any line."""
+        if self.rows is None and frames is None:
+            shutil.copyfile(self.path, path)
+            return path.stat().st_size > 0
+        rows = self.rows if self.rows is not None else _mot_rows(self.path)
+        kept = [row for row in rows if frames is None or row[0] - 1 in frames]
+        lines = [
+            f"{frame},{identity},{x:.3f},{y:.3f},{w:.3f},{h:.3f},{score:.4f},1,1\n"
+            for frame, identity, x, y, w, h, score in kept
+        ]
+        path.write_text("".join(lines), encoding="utf-8")
+        return bool(lines)
+
+
+def _load(path: Path, classes: Sequence[str]) -> dict[str, _Video]:
+    """Return the videos that a path means, by name."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_file():
+        return _load_file(path, path.stem, classes)
+    if (path / "tracks.json").is_file():
+        return _load_file(path / "tracks.json", path.name, classes)
+    if (path / "gt/gt.txt").is_file():
+        return _load_file(path / "gt/gt.txt", path.name, classes)
+    videos: dict[str, _Video] = {}
+    for entry in sorted(path.iterdir()):
+        inner = [entry / "tracks.json", entry / "gt/gt.txt"] if entry.is_dir() else [entry]
+        for file in inner:
+            if file.is_file() and file.suffix in (".txt", ".json"):
+                videos |= _load_file(file, entry.stem if entry.is_file() else entry.name, classes)
+    if not videos:
+        raise ValueError(
+            f"{path}: no tracks in the folder; expected NAME.txt, NAME.json, NAME/gt/gt.txt or "
+            "NAME/tracks.json"
+        )
+    return videos
+
+
+def _load_file(path: Path, name: str, classes: Sequence[str]) -> dict[str, _Video]:
+    if path.suffix != ".json":
+        if classes:
+            raise ValueError(f"{path}: MOT text has no names of classes; leave --classes out")
+        return {name: _Video(path)}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
+        raise ValueError(
+            f"{path}: expected an object with 'annotations', got {type(data).__name__}"
+        )
+    wanted = _category_ids(data, classes, path)
+    annotations = [
+        a
+        for a in data["annotations"]
+        if not a.get("iscrowd") and (wanted is None or a.get("category_id") in wanted)
+    ]
+    try:
+        if "images" in data:
+            return _coco_videos(data, annotations, path, name)
+        rows = [_json_row(a["frame"], a) for a in annotations]
+        video = data["videos"][0]
+        frames = None
+        if "stride" in video:
+            frames = range(video["first_frame"], video["last_frame"] + 1, video["stride"])
+        return {Path(video.get("name") or name).stem: _Video(path, rows, frames)}
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{path}: an annotation, image or video lacks {error}") from error
+
+
+def _category_ids(data: dict[str, Any], classes: Sequence[str], path: Path) -> set[int] | None:
+    if not classes:
+        return None
+    ids = {c["name"]: c["id"] for c in data.get("categories", [])}
+    unknown = [name for name in classes if name not in ids]
+    if unknown:
+        raise ValueError(f"{path}: no class {', '.join(unknown)}; there are {sorted(ids)}")
+    return {ids[name] for name in classes}
+
+
+def _coco_videos(
+    data: dict[str, Any], annotations: list[dict[str, Any]], path: Path, name: str
+) -> dict[str, _Video]:
+    """Split COCO-video JSON into its videos."""
+    names = {v["id"]: Path(v.get("name") or v["file_name"]).stem for v in data.get("videos", [])}
+    images = {im["id"]: (im.get("video_id"), int(im["frame_id"])) for im in data["images"]}
+    rows: dict[Any, Rows] = {video: [] for video, _ in images.values()}
+    for annotation in annotations:
+        video, frame = images[annotation["image_id"]]
+        rows[video].append(_json_row(frame, annotation))
+    return {names.get(video, name): _Video(path, listed) for video, listed in rows.items()}
+
+
+def _json_row(frame: int, annotation: dict[str, Any]) -> Any:
+    identity = annotation["track_id" if "track_id" in annotation else "instance_id"]
+    x, y, w, h = annotation["bbox"]
+    return (int(frame) + 1, int(identity), x, y, w, h, annotation.get("score", 1.0))
+
+
+def _mot_rows(path: Path) -> Rows:
+    """Read what MOT text counts: pedestrians that are not marked to be left out."""
+    from trackers import load_mot_file
+
+    return [
+        (frame, int(identity), *box.tolist(), float(score))
+        for frame, data in load_mot_file(path).items()
+        for identity, box, score, kind in zip(
+            data.ids, data.boxes, data.confidences, data.classes, strict=True
+        )
+        if score != 0 and kind in (1, -1)
+    ]
+
+
+def _paired(
+    truth: dict[str, _Video], found: dict[str, _Video], left: Path, right: Path
+) -> dict[str, tuple[_Video, _Video]]:
+    if len(truth) == len(found) == 1:
+        name = next(iter(truth))
+        return {name: (truth[name], next(iter(found.values())))}
+    missing = [name for name in truth if name not in found]
+    if missing:
+        raise ValueError(
+            f"{right}: no tracks of {', '.join(missing[:5])}, which {left} has; there are "
+            f"{', '.join(sorted(found)[:5])}"
+        )
+    return {name: (truth[name], found[name]) for name in sorted(truth)}
+
+
+def _evaluate_video(truth: _Video, found: _Video, folder: Path, threshold: float) -> dict[str, Any]:
+    """Return the three families of metrics of one video."""
+    from trackers.eval import evaluate_mot_sequence
+
+    left, right = folder / "truth.txt", folder / "found.txt"
+    if not truth.write(left, found.frames):
+        raise ValueError(f"{truth.path}: no ground truth in the frames that were tracked")
+    if not found.write(right, None):
+        return _nothing_found(left, threshold)
+    result = evaluate_mot_sequence(left, right, metrics=_FAMILIES, threshold=threshold)
+    return {
+        "HOTA": result.HOTA.to_dict(include_arrays=True, arrays_as_list=False),  # type: ignore[union-attr]
+        "CLEAR": result.CLEAR.to_dict(),  # type: ignore[union-attr]
+        "Identity": result.Identity.to_dict(),  # type: ignore[union-attr]
+    }
+
+
+def _nothing_found(truth: Path, threshold: float) -> dict[str, Any]:
+    """Return the metrics of a video in which nothing was tracked; the package refuses its file."""
+    from trackers.eval import (
+        compute_clear_metrics,
+        compute_hota_metrics,
+        compute_identity_metrics,
+    )
+
+    rows = _mot_rows(truth)
+    numbers = {identity: k for k, identity in enumerate(sorted({row[1] for row in rows}))}
+    frames = range(1, max(row[0] for row in rows) + 1)
+    ids = [np.array([numbers[r[1]] for r in rows if r[0] == f], np.intp) for f in frames]
+    none = [np.zeros(0, np.intp) for _ in frames]
+    overlap = [np.zeros((len(here), 0)) for here in ids]
+    return {
+        "HOTA": compute_hota_metrics(ids, none, overlap),
+        "CLEAR": compute_clear_metrics(ids, none, overlap, threshold=threshold),
+        "Identity": compute_identity_metrics(ids, none, overlap, threshold=threshold),
+    }
+
+
+def _overall(videos: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    from trackers.eval import (
+        aggregate_clear_metrics,
+        aggregate_hota_metrics,
+        aggregate_identity_metrics,
+    )
+
+    return {
+        "HOTA": aggregate_hota_metrics([v["HOTA"] for v in videos.values()]),
+        "CLEAR": aggregate_clear_metrics([v["CLEAR"] for v in videos.values()]),
+        "Identity": aggregate_identity_metrics([v["Identity"] for v in videos.values()]),
+    }
+
+
+def _row(families: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of `METRICS`."""
+    values = {**families["HOTA"], **families["CLEAR"], **families["Identity"]}
+    values |= {name: values[f"CLR_{name}"] for name in ("FP", "FN")}
+    values["frames"] = values["CLR_Frames"]
+    percent = {name: round(100 * float(values[name]), 3) for name in METRICS[:8]}
+    return {**percent, **{name: int(values[name]) for name in METRICS[8:]}}
