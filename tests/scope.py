@@ -2,13 +2,11 @@
 
 _LATER_MODULES = {
     "export and other projects": "export projects.deeplab projects.panoptic_deeplab",
-    "measuring of loaders": "data.benchmark",
     "MMDetection's models": "modeling.mmdet_wrapper",
 }
 _LATER_NAMES = {
     "PointRend without coarse masks": "ImplicitPointRendMaskHead",
     "export": "TracingAdapter",
-    "weighted sampling of datasets": "_build_weighted_sampler",
     "MMDetection's models": "MMDetBackbone MMDetDetector",
 }
 LATER_MODULES = {f"d2kit.{m}": why for why, text in _LATER_MODULES.items() for m in text.split()}

@@ -48,7 +48,8 @@ _DATA: dict[str, tuple[Any, str]] = {
     "DATALOADER.ASPECT_RATIO_GROUPING": (True, "Batches are all-wide or all-tall images."),
     "DATALOADER.SAMPLER_TRAIN": (
         "TrainingSampler",
-        "TrainingSampler, RepeatFactorTrainingSampler or RandomSubsetTrainingSampler.",
+        "TrainingSampler, RepeatFactorTrainingSampler, RandomSubsetTrainingSampler, Weighted"
+        "TrainingSampler or WeightedCategoryTrainingSampler (by DATASETS.TRAIN_REPEAT_FACTOR).",
     ),
     "DATALOADER.REPEAT_THRESHOLD": (
         0.0,

@@ -26,6 +26,7 @@ from d2kit.data._records import (
     get_detection_dataset_dicts,
     print_instances_class_histogram,
 )
+from d2kit.data._weighted import _build_weighted_sampler
 from d2kit.data.common import DatasetFromList, MapDataset
 from d2kit.data.dataset_mapper import DatasetMapper
 from d2kit.data.detection_utils import check_metadata_consistency
@@ -39,6 +40,7 @@ from d2kit.utils import comm
 from d2kit.utils.registry import nearest_names
 
 __all__ = [
+    "_build_weighted_sampler",
     "build_batch_data_loader",
     "build_detection_test_loader",
     "build_detection_train_loader",
@@ -70,7 +72,10 @@ def build_train_sampler(cfg: Any, dataset: Any, seed: int) -> Any:
     if name == "RandomSubsetTrainingSampler":
         ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0)
         return RandomSubsetTrainingSampler(len(dataset), ratio, seed_shuffle=seed, seed_subset=seed)
+    if name in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
+        return _build_weighted_sampler(cfg, name == "WeightedCategoryTrainingSampler", seed)
     known = ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]
+    known += ["WeightedTrainingSampler", "WeightedCategoryTrainingSampler"]
     near = nearest_names(name, known) or known
     raise ValueError(f"unknown DATALOADER.SAMPLER_TRAIN '{name}'; nearest: {', '.join(near)}")
 
