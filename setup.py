@@ -1,12 +1,26 @@
 """Package metadata; tool settings are in pyproject.toml."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "d2kit/__init__.py").read_text()).group(1)
+
+
+class BuildWithConfigs(build_py):
+    """Puts ``configs/`` into the package, where `d2kit.model_zoo` looks for it in a wheel."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # a checkout has the folder itself
+            target = Path(self.build_lib) / "d2kit/model_zoo/configs"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(HERE / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
+
 
 setup(
     name="d2kit",
@@ -16,6 +30,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    cmdclass={"build_py": BuildWithConfigs},
     packages=find_packages(include=["d2kit", "d2kit.*", "project", "project.*"]),
     install_requires=[
         "torch>=2.10",
@@ -43,10 +58,12 @@ setup(
         "trackers>=2.0",
     ],
     extras_require={
+        "lazy": ["omegaconf>=2.3"],
         "timm": ["timm>=1.0.9"],
         "dev": [
             "hypothesis>=6.100",
             "mypy>=1.11",
+            "omegaconf>=2.3",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.9",

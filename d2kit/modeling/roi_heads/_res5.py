@@ -1,5 +1,6 @@
 """C4 heads: the last stage of the ResNet runs on every region, shared by boxes and masks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Res5ROIHeads(ROIHeads):
     Args:
         in_features: name of the level, in a list.
         pooler: level and boxes -> (R, C, H, W).
-        res5: the stage.
+        res5: the stage, or its blocks in order.
         box_predictor: see `FastRCNNOutputLayers`.
         mask_head: see `BaseMaskRCNNHead`; None: no masks.
         **kwargs: see `ROIHeads`.
@@ -40,7 +41,7 @@ class Res5ROIHeads(ROIHeads):
         *,
         in_features: list[str],
         pooler: ROIPooler,
-        res5: nn.Module,
+        res5: nn.Module | Sequence[nn.Module],
         box_predictor: nn.Module,
         mask_head: nn.Module | None = None,
         **kwargs: Any,
@@ -48,7 +49,7 @@ class Res5ROIHeads(ROIHeads):
         super().__init__(**kwargs)
         self.in_features = in_features
         self.pooler = pooler
-        self.res5 = res5
+        self.res5 = nn.Sequential(*res5) if isinstance(res5, (list, tuple)) else res5
         self.box_predictor = box_predictor
         self.mask_on = mask_head is not None
         if mask_head is not None:

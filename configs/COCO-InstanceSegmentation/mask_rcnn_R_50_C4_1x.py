@@ -1,0 +1,7 @@
+"""Mask R-CNN R50-C4, 1x schedule: the YAML config of this name as a lazy config."""
+
+from ..common.coco_schedule import lr_multiplier_1x as lr_multiplier
+from ..common.data.coco import dataloader
+from ..common.models.mask_rcnn_c4 import model
+from ..common.optim import SGD as optimizer
+from ..common.train import train

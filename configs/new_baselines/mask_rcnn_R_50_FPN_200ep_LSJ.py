@@ -1,0 +1,6 @@
+"""Mask R-CNN with a ResNet-50 and a feature pyramid, from random weights, 200 epochs."""
+
+from ..common.lsj import schedule
+from .mask_rcnn_R_50_FPN_100ep_LSJ import dataloader, model, optimizer, train
+
+train.max_iter, lr_multiplier = schedule(200)

@@ -1,0 +1,37 @@
+"""The one door to omegaconf, which only lazy configs need."""
+
+from typing import Any
+
+
+def require_omegaconf() -> Any:
+    """Return the package omegaconf.
+
+    Raises:
+        ImportError: if it is not installed; the message says how to install it.
+    """
+    try:
+        import omegaconf
+    except ImportError as error:
+        raise ImportError(
+            "lazy configs need the package omegaconf: pip install 'd2kit[lazy]' "
+            "(or: pip install 'omegaconf>=2.3')"
+        ) from error
+    return omegaconf
+
+
+def as_config(value: Any) -> Any:
+    """Return a dict as a DictConfig that may hold any object, and anything else unchanged."""
+    if isinstance(value, dict):
+        return require_omegaconf().DictConfig(content=value, flags={"allow_objects": True})
+    return value
+
+
+def sequence_type(value: Any) -> type | None:
+    """Return list or tuple for a sequence of Python or of omegaconf, None for anything else."""
+    if isinstance(value, (list, tuple)):
+        return tuple if isinstance(value, tuple) else list
+    omegaconf = require_omegaconf()
+    if isinstance(value, omegaconf.ListConfig):
+        return list
+    tuples = getattr(omegaconf, "TupleConfig", None)  # since 2.4; a ListConfig before
+    return tuple if tuples is not None and isinstance(value, tuples) else None

@@ -1,0 +1,4 @@
+"""A lazy config for tests."""
+
+train = {"max_iter": 3}
+number = 7
