@@ -149,6 +149,10 @@ _RETINANET: dict[str, tuple[Any, str]] = {
         0.5,
         "Detections that overlap a better one of their class by a larger IoU go.",
     ),
+    "MODEL.RETINANET.CLIP_BOXES_TEST": (
+        False,
+        "Clip boxes to the image before NMS, as torchvision does; False: only at the end.",
+    ),
     "MODEL.RETINANET.BBOX_REG_WEIGHTS": (
         (1.0, 1.0, 1.0, 1.0),
         "Factors of the box deltas (dx, dy, dw, dh).",

@@ -22,8 +22,14 @@ _DECIDED = {
 }
 
 
-def random_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """Fill a model: norms that are no identity, features near 1, predictors that decide."""
+def random_weights(model: nn.Module, seed: int, strength: float) -> dict[str, torch.Tensor]:
+    """Fill a model: norms that are no identity, features near 1, predictors that decide.
+
+    Args:
+        model: changed in place.
+        seed: of the numbers.
+        strength: further factor of the predictors.
+    """
     rng = torch.Generator().manual_seed(seed)
     state = model.state_dict()
     for name, value in state.items():
@@ -39,7 +45,8 @@ def random_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
             value.normal_(0, 0.1, generator=rng)
         else:
             nn.init.kaiming_uniform_(value, a=5**0.5, generator=rng)
-            value.mul_(next((f for part, f in _DECIDED.items() if name.endswith(part)), 1))
+            factor = next((f for part, f in _DECIDED.items() if name.endswith(part)), None)
+            value.mul_(1 if factor is None else factor * strength)
     model.load_state_dict(state)
     return state
 
@@ -54,7 +61,7 @@ def without_eps(model: nn.Module) -> None:
 
 
 def both(
-    folder: Path, name: str, options: list[Any], **theirs: Any
+    folder: Path, name: str, options: list[Any], seed: int = 1, **theirs: Any
 ) -> tuple[nn.Module, DefaultPredictor]:
     """Return torchvision's model `name` and our predictor, ours with weights out of a file.
 
@@ -62,10 +69,14 @@ def both(
         folder: for the file.
         name: torchvision's name of the model, which is that of our config.
         options: config keys and values in addition.
+        seed: of the weights.
         **theirs: arguments of torchvision's model.
     """
     model = getattr(detection, name)(weights=None, weights_backbone=None, **theirs).eval()
-    state = random_weights(model, seed=1)
+    # after group norm features are large, and scores would be all 1
+    state = random_weights(
+        model, seed=1, strength=0.1 if name == "retinanet_resnet50_fpn_v2" else 1
+    )
     if not name.endswith("_v2"):
         without_eps(model)
     torch.save(state, folder / f"{name}.pth")

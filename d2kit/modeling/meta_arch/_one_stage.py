@@ -26,6 +26,7 @@ class OneStageDetector(DenseDetector):
         test_topk_candidates: candidates kept per level before suppression.
         test_nms_thresh: IoU.
         max_detections_per_image: detections kept.
+        test_clip_boxes: clip candidates to the image before suppression, not only at the end.
         **kwargs: as of `DenseDetector`.
     """
 
@@ -41,6 +42,7 @@ class OneStageDetector(DenseDetector):
         test_topk_candidates: int,
         test_nms_thresh: float,
         max_detections_per_image: int,
+        test_clip_boxes: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -53,6 +55,7 @@ class OneStageDetector(DenseDetector):
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
         self.max_detections_per_image = max_detections_per_image
+        self.test_clip_boxes = test_clip_boxes
 
     def inference_single_image(
         self,
@@ -135,12 +138,16 @@ class OneStageDetector(DenseDetector):
             image_sizes: (height, width) per image.
 
         Returns:
-            Per image `pred_boxes` (not clipped), `scores`, `pred_classes`, best first.
+            Per image `pred_boxes` (clipped only if `test_clip_boxes`), `scores`, `pred_classes`, best first.
         """
         usable = (scores > self.test_score_thresh) & torch.isfinite(boxes).all(dim=2)
         results = []
         for i, image_size in enumerate(image_sizes):
             box, score, label = (x[i][usable[i]] for x in (boxes, scores, classes))
+            if self.test_clip_boxes:
+                clipped = Boxes(box)
+                clipped.clip(image_size)
+                box = clipped.tensor
             keep = batched_nms(box, score, label, self.test_nms_thresh)
             keep = keep[: self.max_detections_per_image]
             found = {"pred_boxes": Boxes(box[keep]), "scores": score[keep]}

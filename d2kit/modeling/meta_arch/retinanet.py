@@ -51,6 +51,7 @@ class RetinaNet(OneStageDetector):
         test_topk_candidates: candidates kept per level before suppression.
         test_nms_thresh: IoU.
         max_detections_per_image: detections kept.
+        test_clip_boxes: clip candidates to the image before suppression, not only at the end.
         pixel_mean: per channel, in the order of the input, values in 0..255.
         pixel_std: per channel.
         vis_period: publish a training picture every this many steps; 0: never.
@@ -78,6 +79,7 @@ class RetinaNet(OneStageDetector):
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.5,
         max_detections_per_image: int = 100,
+        test_clip_boxes: bool = False,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         vis_period: int = 0,
@@ -96,6 +98,7 @@ class RetinaNet(OneStageDetector):
             test_topk_candidates=test_topk_candidates,
             test_nms_thresh=test_nms_thresh,
             max_detections_per_image=max_detections_per_image,
+            test_clip_boxes=test_clip_boxes,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
         )
@@ -131,6 +134,7 @@ class RetinaNet(OneStageDetector):
             "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": node.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "test_clip_boxes": node.CLIP_BOXES_TEST,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "vis_period": cfg.VIS_PERIOD,
