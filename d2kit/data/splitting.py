@@ -1,0 +1,126 @@
+"""Splits a dataset in COCO format: at random, by class shares, or so that groups stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from d2kit.data.groups import group_images
+
+__all__ = ["METHODS", "split_coco"]
+
+METHODS = ("random", "stratified", "group")
+
+
+def split_coco(
+    coco: Mapping[str, Any],
+    shares: Mapping[str, float],
+    *,
+    method: str = "stratified",
+    group: str | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Split a COCO dictionary; every image is in exactly one part.
+
+    Args:
+        coco: "images", "annotations", "categories" and whatever else; not changed.
+        shares: name of the part -> share of the images; together 1.
+        method: ``random``; ``stratified``: each part gets its share of the instances of every
+            class; ``group``: the same, but groups stay whole.
+        group: what makes a group, see `d2kit.data.groups.group_images`; by default ``video``.
+        seed: the same seed gives the same split.
+
+    Returns:
+        Name -> COCO dictionary with the part's images and annotations, ids unchanged.
+
+    Raises:
+        ValueError: if the shares are not positive or do not add up to 1, the method is unknown, or
+            there are fewer units (images or groups) than parts.
+
+    Source: iterative stratification, Sechidis et al. 2011, section 3.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {METHODS}, got '{method}'")
+    if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"shares: expected positive numbers that add up to 1, got {dict(shares)}")
+    if method == "group":
+        units = list(group_images(coco, group or "video").values())
+    else:
+        units = [[image["id"]] for image in coco["images"]]
+    if len(units) < len(shares):
+        what = "groups" if method == "group" else "images"
+        raise ValueError(f"{len(shares)} parts were asked for, but there are {len(units)} {what}")
+    rng = np.random.default_rng(seed)
+    table = _class_counts(coco, units)
+    if method == "random":
+        table = np.zeros((len(units), 0))
+    sizes = np.array([len(unit) for unit in units], float)
+    places = _assign(table, sizes, list(shares.values()), rng)
+    return {
+        name: _part(
+            coco, {i for unit, p in zip(units, places, strict=True) if p == k for i in unit}
+        )
+        for k, name in enumerate(shares)
+    }
+
+
+def _class_counts(coco: Mapping[str, Any], units: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the (units, classes) number of annotations."""
+    column = {c["id"]: k for k, c in enumerate(coco["categories"])}
+    row = {image: u for u, unit in enumerate(units) for image in unit}
+    table = np.zeros((len(units), len(column)))
+    for annotation in coco["annotations"]:
+        if annotation["image_id"] in row and annotation["category_id"] in column:
+            table[row[annotation["image_id"]], column[annotation["category_id"]]] += 1
+    return table
+
+
+def _assign(
+    counts: np.ndarray, sizes: np.ndarray, shares: Sequence[float], rng: np.random.Generator
+) -> np.ndarray:
+    """Return the (units,) part of each unit.
+
+    Rarest class first, its largest units first; each goes to the part that lacks most of that
+    class, then most images. Ties are broken at random.
+    """
+    weight = np.array(shares)
+    lacking = counts.sum(0)[None] * weight[:, None]  # (parts, classes)
+    room = sizes.sum() * weight
+    places = np.full(len(sizes), -1)
+    left = counts.copy()
+    while (places < 0).any():
+        free = places < 0
+        totals = left[free].sum(0)
+        present = np.flatnonzero(totals > 0)
+        if len(present):
+            k = present[totals[present].argmin()]
+            candidates = np.flatnonzero(free & (left[:, k] > 0))
+            order = np.lexsort((rng.random(len(candidates)), -left[candidates, k]))
+            wanted = lacking[:, k]
+        else:
+            candidates = np.flatnonzero(free)
+            order = np.lexsort((rng.random(len(candidates)), -sizes[candidates]))
+            wanted = np.zeros(len(weight))
+        for unit in candidates[order]:
+            empty = np.array([(places == p).sum() == 0 for p in range(len(weight))])
+            still = (places < 0).sum()
+            allowed = empty if still <= empty.sum() else np.ones(len(weight), bool)
+            keys = (rng.random(len(weight)), room, wanted, allowed)
+            part = int(np.lexsort(keys)[-1])
+            places[unit] = part
+            lacking[part] -= counts[unit]
+            room[part] -= sizes[unit]
+            left[unit] = 0
+    return places
+
+
+def _part(coco: Mapping[str, Any], image_ids: set[int]) -> dict[str, Any]:
+    images = [image for image in coco["images"] if image["id"] in image_ids]
+    part = {**coco, "images": images}
+    part["annotations"] = [a for a in coco["annotations"] if a["image_id"] in image_ids]
+    if "videos" in coco:
+        used = {image.get("video_id") for image in images}
+        part["videos"] = [video for video in coco["videos"] if video["id"] in used]
+    return part

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Split a COCO JSON file into parts, and look for leaks between them.
+
+split_data.py all.json --parts train=0.7 val=0.15 test=0.15 [--method random|stratified]
+split_data.py all.json --parts train=0.8 test=0.2 --group video   # no video on both sides
+split_data.py --check train.json test.json --images FOLDER [--group video]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from d2kit.data.groups import read_coco
+from d2kit.data.leaks import find_leaks, shared_groups
+from d2kit.data.splitting import METHODS, split_coco
+from d2kit.engine import user_errors
+from d2kit.utils.file_io import atomic_write
+
+
+def table(parts: dict[str, dict]) -> str:
+    """Return images and instances per class of each part."""
+    names = {c["id"]: c["name"] for part in parts.values() for c in part["categories"]}
+    rows = []
+    for name, part in parts.items():
+        classes = [a["category_id"] for a in part["annotations"]]
+        rows.append([name, len(part["images"]), *(classes.count(c) for c in names)])
+    return tabulate(rows, ["part", "images", *names.values()], tablefmt="github")
+
+
+def check(parts: dict[str, dict], images: Path | None, group: str, threshold: float) -> int:
+    """Print what is on both sides of the split; return how much."""
+    shared = shared_groups(parts, group)
+    for name, owners in list(shared.items())[:20]:
+        print(f"{group} '{name}' is in {' and '.join(owners)}")
+    leaks = []
+    if images is not None:
+        files = {
+            name: [images / im["file_name"] for im in p["images"]] for name, p in parts.items()
+        }
+        with tqdm(
+            desc="comparing images", unit="image", total=sum(map(len, files.values()))
+        ) as bar:
+            leaks = find_leaks(files, threshold=threshold, progress=bar.update)
+        for leak in leaks[:20]:
+            print(f"look the same ({leak.distance:.1%} of the bits): {leak.first} {leak.second}")
+    print(f"\n{len(shared)} groups and {len(leaks)} pairs of images on both sides of a split")
+    return len(shared) + len(leaks)
+
+
+def parse() -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("json", type=Path, nargs="?", help="COCO JSON to split")
+    parser.add_argument("--parts", nargs="+", default=["train=0.8", "test=0.2"])
+    parser.add_argument("--method", choices=METHODS, help="default: stratified; group with --group")
+    parser.add_argument("--group", help="video, folder, or a field of the images")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="folder; default: that of the JSON file")
+    parser.add_argument("--check", nargs="+", type=Path, metavar="JSON", help="only look for leaks")
+    parser.add_argument("--images", type=Path, help="image folder, to find near-duplicates")
+    parser.add_argument("--threshold", type=float, default=0.1, help="share of differing bits")
+    args = parser.parse_args()
+    if (args.json is None) == (args.check is None):
+        parser.error("give either a JSON file to split, or --check with the parts")
+    return args
+
+
+def main(args: argparse.Namespace) -> int:
+    """Split or check; return 1 where a check found something."""
+    if args.check:
+        parts = {path.stem: read_coco(path) for path in args.check}
+        print(table(parts))
+        return int(check(parts, args.images, args.group or "video", args.threshold) > 0)
+    shares = {}
+    for text in args.parts:
+        name, _, share = text.partition("=")
+        if not share.replace(".", "", 1).isdigit():
+            raise ValueError(f"--parts {text}: expected NAME=SHARE, e.g. train=0.8")
+        shares[name] = float(share)
+    method = args.method or ("group" if args.group else "stratified")
+    coco = read_coco(args.json)
+    parts = split_coco(coco, shares, method=method, group=args.group, seed=args.seed)
+    folder = args.output or args.json.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        with atomic_write(folder / f"{name}.json", "w") as f:
+            json.dump(part, f)
+    print(table(parts) + "\n")
+    found = check(parts, args.images, args.group or "video", args.threshold)
+    if found and method != "group":
+        print("--group video keeps the frames of a video together")
+    print(f"written: {', '.join(str(folder / f'{name}.json') for name in parts)}")
+    return 0
+
+
+if __name__ == "__main__":
+    with user_errors():
+        sys.exit(main(parse()))
