@@ -10,7 +10,7 @@ def register_all(root: str | None = None) -> None:
         root: folder that holds the prepared datasets; by default ``$D2KIT_DATASETS`` or
             ``datasets/data``.
     """
-    from project import patient_video, pennfudan
+    from project import cars, patient_video, pennfudan
 
-    for experiment in (patient_video, pennfudan):
+    for experiment in (cars, patient_video, pennfudan):
         experiment.register(root)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from project.masks import mask_annotation
+
 URL = "https://www.cis.upenn.edu/~jshi/ped_html/PennFudanPed.zip"
 TRAIN, TEST = "pennfudan_train", "pennfudan_test"
 CLASS_NAMES = ("pedestrian",)
@@ -80,7 +82,7 @@ def _coco(base: Path, names: list[str], indices: list[int]) -> dict:
         images.append(image | {"file_name": f"PennFudanPed/PNGImages/{names[index]}.png"})
         for value in np.unique(mask[mask > 0]):
             annotation = {"id": len(annotations) + 1, "image_id": index + 1}
-            annotations.append(annotation | _instance(mask == value))
+            annotations.append(annotation | mask_annotation(mask == value, 1))
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)]
     return {"categories": categories, "images": images, "annotations": annotations}
 
@@ -91,22 +93,6 @@ def _read_mask(path: Path) -> np.ndarray:
 
     with Image.open(path) as image:
         return np.asarray(image)
-
-
-def _instance(mask: np.ndarray) -> dict:
-    """Return box, area and RLE of a (H, W) bool mask."""
-    from pycocotools import mask as mask_util
-
-    rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = [xs[0], ys[0], xs[-1] + 1 - xs[0], ys[-1] + 1 - ys[0]]
-    return {
-        "category_id": 1,
-        "bbox": [float(b) for b in box],
-        "area": int(mask.sum()),
-        "iscrowd": 0,
-        "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")},
-    }
 
 
 def register(root: str | os.PathLike | None = None) -> None:
