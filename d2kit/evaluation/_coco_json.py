@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from d2kit.structures import BitMasks, Instances, ROIMasks
+from d2kit.structures import BitMasks, Boxes, Instances, ROIMasks
 
 
 def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict[str, Any]]:
@@ -99,3 +99,46 @@ def _text_rle(rle: dict[str, Any]) -> dict[str, Any]:
     counts = rle["counts"]
     text = counts.decode("ascii") if isinstance(counts, bytes) else counts
     return {"size": [int(side) for side in rle["size"]], "counts": text}
+
+
+def instances_from_coco_json(
+    results: Sequence[Mapping[str, Any]],
+    image_size: tuple[int, int],
+    to_class: Mapping[int, int] | None = None,
+) -> Instances:
+    """Turn results of one image back into detections; the reverse of `instances_to_coco_json`.
+
+    Args:
+        results: R dicts of COCO's result format.
+        image_size: (h, w) in pixels.
+        to_class: category id -> contiguous class; None: the ids are classes.
+
+    Returns:
+        R detections with `pred_boxes`, `scores`, `pred_classes`, and where all results have them
+        `pred_masks` (run-length masks) and `pred_keypoints` (R, K, 3).
+
+    Raises:
+        ValueError: a result lacks a field, or has a category that is not in `to_class`.
+    """
+    rows = []
+    for result in results:
+        missing = [key for key in ("category_id", "bbox", "score") if key not in result]
+        if missing:
+            raise ValueError(f"a result has no {', '.join(missing)}: {str(dict(result)):.80}")
+        category = result["category_id"]
+        if to_class is not None and category not in to_class:
+            raise ValueError(f"category id {category} of a result is not one of the dataset")
+        rows.append((result, category if to_class is None else to_class[category]))
+    boxes = torch.tensor([r["bbox"] for r, _ in rows], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    instances = Instances(image_size, pred_boxes=Boxes(boxes))
+    instances.scores = torch.tensor([float(r["score"]) for r, _ in rows])
+    instances.pred_classes = torch.tensor([c for _, c in rows], dtype=torch.int64)
+    if rows and all("segmentation" in r for r, _ in rows):
+        instances.pred_masks = [r["segmentation"] for r, _ in rows]
+    if rows and all("keypoints" in r for r, _ in rows):
+        points = torch.tensor([r["keypoints"] for r, _ in rows], dtype=torch.float32)
+        points = points.reshape(len(rows), -1, 3)
+        points[..., :2] += 0.5  # from pixels to points, see `instances_to_coco_json`
+        instances.pred_keypoints = points
+    return instances

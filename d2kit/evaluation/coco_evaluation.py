@@ -21,7 +21,7 @@ from d2kit.config import CfgNode
 from d2kit.data.catalog import MetadataCatalog
 from d2kit.evaluation._box_proposals import _evaluate_box_proposals
 from d2kit.evaluation._coco_backend import _evaluate_predictions_on_coco, load_ground_truth
-from d2kit.evaluation._coco_json import instances_to_coco_json
+from d2kit.evaluation._coco_json import instances_from_coco_json, instances_to_coco_json
 from d2kit.evaluation._coco_results import derive_results, per_class_table, summary_table
 from d2kit.evaluation._gather import gather_on_main, once_per_image
 from d2kit.evaluation.evaluator import DatasetEvaluator
@@ -33,6 +33,7 @@ __all__ = [
     "COCOevalMaxDets",  # noqa: F822 - by __getattr__
     "_evaluate_box_proposals",
     "_evaluate_predictions_on_coco",
+    "instances_from_coco_json",
     "instances_to_coco_json",
 ]
 
@@ -112,11 +113,13 @@ class COCOEvaluator(DatasetEvaluator):
         self._kpt_oks_sigmas = list(kpt_oks_sigmas)
         self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._coco_api = load_ground_truth(
-            self._annotation_file(dataset_name, allow_cached_coco), use_fast_impl
-        )
+        self._coco_api = self._ground_truth(self._annotation_file(dataset_name, allow_cached_coco))
         self._do_evaluation = bool(self._coco_api.dataset.get("annotations"))
         self.reset()
+
+    def _ground_truth(self, path: str) -> Any:
+        """Read an annotation file."""
+        return load_ground_truth(path, self._use_fast_impl)
 
     def _annotation_file(self, dataset_name: str, allow_cached: bool) -> str:
         """Return the dataset's COCO JSON on this machine, after converting it where needed."""
@@ -227,18 +230,24 @@ class COCOEvaluator(DatasetEvaluator):
             self._logger.warning("The model found no instance in any image")
         for task in tasks:
             self._check_results_of(task, coco_results)
-            coco_eval = _evaluate_predictions_on_coco(
-                self._coco_api,
-                coco_results,
-                task,
-                kpt_oks_sigmas=self._kpt_oks_sigmas,
-                use_fast_impl=self._use_fast_impl,
-                img_ids=ids,
-                max_dets_per_image=self._max_dets_per_image,
-            )
+            coco_eval = self._evaluate_task(task, coco_results, ids)
             self._results[task] = self._derive_coco_results(
                 coco_eval, task, class_names=self._class_names()
             )
+
+    def _evaluate_task(
+        self, task: str, results: list[dict[str, Any]], ids: list[int] | None
+    ) -> Any:
+        """Match results of one task with the ground truth; see `_evaluate_predictions_on_coco`."""
+        return _evaluate_predictions_on_coco(
+            self._coco_api,
+            results,
+            task,
+            kpt_oks_sigmas=self._kpt_oks_sigmas,
+            use_fast_impl=self._use_fast_impl,
+            img_ids=ids,
+            max_dets_per_image=self._max_dets_per_image,
+        )
 
     def _check_results_of(self, task: str, results: Sequence[Mapping[str, Any]]) -> None:
         """Raise ValueError where a task was asked for that the predictions do not hold."""
