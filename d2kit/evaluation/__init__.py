@@ -15,6 +15,7 @@ from d2kit.evaluation.evaluator import (
 from d2kit.evaluation.lvis_evaluation import LVISEvaluator
 from d2kit.evaluation.panoptic_evaluation import COCOPanopticEvaluator
 from d2kit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from d2kit.evaluation.rotated_coco_evaluation import RotatedCOCOEvaluator
 from d2kit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from d2kit.evaluation.testing import print_csv_format, verify_results
 
@@ -28,6 +29,7 @@ __all__ = [
     "DatasetEvaluators",
     "LVISEvaluator",
     "PascalVOCDetectionEvaluator",
+    "RotatedCOCOEvaluator",
     "SemSegEvaluator",
     "inference_context",
     "inference_on_dataset",
