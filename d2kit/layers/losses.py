@@ -1,5 +1,7 @@
 """Losses between boxes and on scores, by their names in detection papers."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,7 +34,10 @@ def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
 
     Source: Rezatofighi et al., Generalized Intersection over Union (2019).
     """
-    return _reduce(ops.generalized_box_iou_loss(boxes1, boxes2, "none", eps), reduction)
+    overlap, union = _overlap_and_union(boxes1, boxes2)
+    width, height = _hull(boxes1, boxes2).unbind(-1)
+    hull = width * height
+    return _reduce(1 - overlap / (union + eps) + (hull - union) / (hull + eps), reduction)
 
 
 def diou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -49,7 +54,8 @@ def diou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
 
     Source: Zheng et al., Distance-IoU Loss (2020), equation 7.
     """
-    return _reduce(ops.distance_box_iou_loss(boxes1, boxes2, "none", eps), reduction)
+    overlap, union = _overlap_and_union(boxes1, boxes2)
+    return _reduce(1 - overlap / (union + eps) + _distance(boxes1, boxes2, eps), reduction)
 
 
 def ciou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -66,7 +72,42 @@ def ciou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
 
     Source: Zheng et al., Distance-IoU Loss (2020), equation 10.
     """
-    return _reduce(ops.complete_box_iou_loss(boxes1, boxes2, "none", eps), reduction)
+    overlap, union = _overlap_and_union(boxes1, boxes2)
+    iou = overlap / (union + eps)
+    angles = []
+    for boxes in (boxes1, boxes2):
+        width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+        angles.append(torch.atan(width / height))
+    ratio = 4 / math.pi**2 * (angles[1] - angles[0]).square()
+    with torch.no_grad():
+        trade_off = ratio / (1 - iou + ratio + eps)
+    return _reduce(1 - iou + _distance(boxes1, boxes2, eps) + trade_off * ratio, reduction)
+
+
+# torchvision has these losses too, but selects the pairs that overlap: each step would wait for the
+# device to know how many they are.
+
+
+def _overlap_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the areas (R,) of intersection and union of box i and box i."""
+    low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    width, height = F.relu(torch.minimum(boxes1[..., 2:], boxes2[..., 2:]) - low).unbind(-1)
+    overlap = width * height
+    sides = ((boxes[..., 2:] - boxes[..., :2]).unbind(-1) for boxes in (boxes1, boxes2))
+    return overlap, sum(w * h for w, h in sides) - overlap
+
+
+def _hull(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Return the sides (R, 2) of the smallest box around box i and box i."""
+    low = torch.minimum(boxes1[..., :2], boxes2[..., :2])
+    return torch.maximum(boxes1[..., 2:], boxes2[..., 2:]) - low
+
+
+def _distance(boxes1: Tensor, boxes2: Tensor, eps: float) -> Tensor:
+    """Return the squared distance (R,) of centres over the squared diagonal of the hull."""
+    offset = (boxes1[..., :2] + boxes1[..., 2:] - boxes2[..., :2] - boxes2[..., 2:]) / 2
+    diagonal = _hull(boxes1, boxes2).square().sum(-1)
+    return offset.square().sum(-1) / (diagonal + eps)
 
 
 def smooth_l1_loss(input: Tensor, target: Tensor, beta: float, reduction: str = "none") -> Tensor:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision import ops
 
 from d2kit.layers.losses import (
     ciou_loss,
@@ -30,6 +31,35 @@ def test_box_losses(loss, other, expected):
     other = torch.tensor([other]).float()
     assert loss(BOX, other).tolist() == pytest.approx([expected], abs=1e-5)
     assert loss(BOX, other, reduction="sum").item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "theirs"),
+    [
+        (giou_loss, ops.generalized_box_iou_loss),
+        (diou_loss, ops.distance_box_iou_loss),
+        (ciou_loss, ops.complete_box_iou_loss),
+    ],
+)
+def test_box_losses_and_gradients_are_those_of_torchvision(loss, theirs):
+    rng = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 100, 2, generator=rng) * 50
+    first, second = torch.cat(
+        [corners, corners + 1 + torch.rand(2, 100, 2, generator=rng) * 40], dim=2
+    )
+    values, gradients = [], []
+    for function in (loss, theirs):
+        boxes = first.clone().requires_grad_()
+        values.append(function(boxes, second))
+        gradients += torch.autograd.grad(values[-1].sum(), boxes)
+    torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [giou_loss, diou_loss, ciou_loss])
+def test_box_losses_wait_for_no_value(loss):
+    boxes = torch.empty(5, 4, device="meta", requires_grad=True)
+    loss(boxes, torch.empty(5, 4, device="meta"), reduction="sum").backward()
 
 
 def test_ciou_adds_a_term_for_the_aspect_ratio():

@@ -54,6 +54,17 @@ def test_training_step_with_and_without_ground_truth(name, objects):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["RetinaNet", "FCOS", "SemanticSegmentor"])
+def test_a_training_step_waits_for_no_value(name):
+    """Tensors without values: whatever the host would have to wait for on a GPU raises here."""
+    model = tiny_dense_model(name).to("meta")
+    batch = [labelled_input(0), labelled_input(1, 0), labelled_input(2, 3)]
+    for item in batch:
+        item["instances"] = item["instances"].to("meta")
+        item["sem_seg"], item["image"] = item["sem_seg"].to("meta"), item["image"].to("meta")
+    sum(model(batch).values()).backward()
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 @torch.no_grad()
 def test_detections_in_the_wanted_size(name):
