@@ -18,6 +18,7 @@ def fast_rcnn_inference(
     topk_per_image: int,
     *,
     box_dim: int = 4,
+    min_size: float = 0.0,
 ) -> tuple[list[Instances], list[Tensor]]:
     """Turn the decoded boxes and scores of each image into detections.
 
@@ -29,6 +30,7 @@ def fast_rcnn_inference(
         nms_thresh: IoU above which the weaker of two detections of one class goes.
         topk_per_image: detections kept per image.
         box_dim: numbers per box: 4, or 5 for rotated boxes (XYWHA).
+        min_size: boxes with a shorter side inside the image go, pixels.
 
     Returns:
         Per image: `Instances` with `pred_boxes`, `scores`, `pred_classes`, best first; and the row
@@ -38,7 +40,14 @@ def fast_rcnn_inference(
     """
     results = [
         fast_rcnn_inference_single_image(
-            b, s, shape, score_thresh, nms_thresh, topk_per_image, box_dim=box_dim
+            b,
+            s,
+            shape,
+            score_thresh,
+            nms_thresh,
+            topk_per_image,
+            box_dim=box_dim,
+            min_size=min_size,
         )
         for b, s, shape in zip(boxes, scores, image_shapes, strict=True)
     ]
@@ -54,6 +63,7 @@ def fast_rcnn_inference_single_image(
     topk_per_image: int,
     *,
     box_dim: int = 4,
+    min_size: float = 0.0,
 ) -> tuple[Instances, Tensor]:
     """Do what `fast_rcnn_inference` does, for one image.
 
@@ -65,6 +75,7 @@ def fast_rcnn_inference_single_image(
         nms_thresh: IoU.
         topk_per_image: count.
         box_dim: see there.
+        min_size: pixels.
 
     Returns:
         Detections, and the row of `boxes` from which each came.
@@ -82,6 +93,7 @@ def fast_rcnn_inference_single_image(
         image_shape,
         nms_thresh=nms_thresh,
         topk=topk_per_image,
+        min_size=min_size,
     )
 
 

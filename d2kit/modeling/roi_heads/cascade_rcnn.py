@@ -73,6 +73,8 @@ class CascadeROIHeads(StandardROIHeads):
     Source: Cai and Vasconcelos 2018, sections 4.1 and 4.2 and figure 3 (d).
     """
 
+    box_head: Any
+
     @configurable
     def __init__(
         self,
@@ -173,6 +175,7 @@ class CascadeROIHeads(StandardROIHeads):
             predictor.test_score_thresh,
             predictor.test_nms_thresh,
             predictor.test_topk_per_image,
+            min_size=predictor.test_min_size,
         )[0]
 
     def _run_stage(

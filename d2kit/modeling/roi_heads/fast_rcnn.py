@@ -287,6 +287,7 @@ class FastRCNNOutputLayers(nn.Module):
                 self.test_score_thresh,
                 self.test_nms_thresh,
                 self.test_topk_per_image,
+                min_size=self.test_min_size,
             )
         sizes = [len(p) for p in proposals]
         instances, kept = [], []

@@ -277,7 +277,7 @@ def _bitmaps(masks: BitMasks | PolygonMasks, image_size: tuple[int, int]) -> tup
         return masks.tensor, torch.arange(len(masks), device=masks.device)
     # regions that were matched to one ground truth share its polygons
     rows = {id(polygons): row for row, polygons in enumerate(masks.polygons)}
-    distinct = PolygonMasks([masks.polygons[row] for row in rows.values()])
+    distinct = masks[list(rows.values())]
     place = {key: i for i, key in enumerate(rows)}
     index = torch.tensor([place[id(polygons)] for polygons in masks.polygons])
     return BitMasks.from_polygon_masks(distinct, *image_size).tensor, index

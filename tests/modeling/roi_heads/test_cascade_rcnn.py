@@ -110,6 +110,16 @@ def test_scores_are_averaged_and_boxes_refined_step_by_step():
     torch.testing.assert_close(result.pred_boxes.tensor, moved.repeat(2, 1))
 
 
+@torch.no_grad()
+def test_small_detections_go_where_the_config_says_so():
+    plain = run(heads().eval(), (0,), (60,))[0][0]
+    sides = plain.pred_boxes.tensor[:, 2:] - plain.pred_boxes.tensor[:, :2]
+    assert sides.min() < 15
+    module = heads("MODEL.ROI_HEADS.MIN_SIZE_TEST", 15.0).eval()
+    (large,), _ = run(module, (0,), (60,))
+    assert (large.pred_boxes.tensor[:, 2:] - large.pred_boxes.tensor[:, :2]).min() >= 15
+
+
 def test_later_stages_are_labelled_on_the_refined_boxes_at_their_own_iou():
     """A box of IoU 0.55 is foreground for stage 0 (0.5), background for stage 1 (0.6)."""
     module = fixed_cascade([[0.3, 0.3, 0.4]] * 2, [[0.0] * 4] * 2, proposal_append_gt=False)
