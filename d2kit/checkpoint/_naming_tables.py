@@ -60,6 +60,18 @@ def _mmdetection_fpn(finest: int) -> tuple[Rule, ...]:
 _FOUR_CONVS = (f"{_BOX}conv1.weight", "roi_heads.box_head.0.0.weight")
 _TWO_RPN_CONVS = (f"{_RPN}conv.conv1.weight", "rpn.head.conv.1.0.weight")
 
+
+def _resnets_only(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse detectors on MobileNet: no config of ours makes that network."""
+    other = next((name for name in weights if name.startswith("backbone.body.")), None)
+    if other is not None:
+        raise ValueError(
+            f"the weight '{other}' is of no ResNet: of torchvision's detectors those on ResNets "
+            "can be loaded, those on MobileNet (fasterrcnn_mobilenet_v3_large_fpn) cannot"
+        )
+    return dict(weights)
+
+
 TORCHVISION_RCNN = Naming(
     "torchvision's R-CNN",
     ("rpn.head.cls_logits.weight",),
@@ -89,6 +101,7 @@ TORCHVISION_RCNN = Naming(
     ),
     advice="the models of configs/torchvision compute with them what torchvision computes",
     class_bias=(f"{_PREDICTOR}cls_score.bias", f"{_PREDICTOR}cls_score.bias"),
+    finish=_resnets_only,
 )
 
 
@@ -154,9 +167,8 @@ TORCHVISION_RETINANET = Naming(
 
 _CASCADE = (f"{_PREDICTOR}0.cls_score.weight", "roi_head.bbox_head.0.fc_cls.weight")
 _MMDETECTION_ADVICE = (
-    "configs of style 'pytorch' need INPUT.FORMAT RGB, PIXEL_MEAN [123.675, 116.28, 103.53], "
-    "PIXEL_STD [58.395, 57.12, 57.375], RESNETS.STRIDE_IN_1X1 False; those of style 'caffe' "
-    "BGR, [103.53, 116.28, 123.675], [1, 1, 1], True"
+    "those with style='pytorch' in their config need a config of configs/mmdetection, those with "
+    "'caffe' one of the model zoo (BGR, PIXEL_STD 1, STRIDE_IN_1X1 True)"
 )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "convert_weights",
     "recognise_naming",
     "select_coco_classes",
+    "trained_classes",
 ]
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,21 @@ def convert_weights(weights: Mapping[str, Any], library: str) -> dict[str, Any]:
         f"{library}; this one has e.g. {sorted(ours)[:3]} and lacks {_OURS[0]}, {_TWO_STAGE} or "
         f"{_DENSE}"
     )
+
+
+def trained_classes(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes that MMDetection notes in a checkpoint, or none.
+
+    Args:
+        checkpoint: what a file holds; "meta" has ``CLASSES`` (version 2) or ``dataset_meta``.
+    """
+    meta = checkpoint.get("meta")
+    if not isinstance(meta, Mapping):
+        return []
+    dataset = meta.get("dataset_meta")
+    places = (meta, dataset if isinstance(dataset, Mapping) else {})
+    found = next((p[key] for p in places for key in ("CLASSES", "classes") if key in p), ())
+    return [str(name) for name in found] if isinstance(found, (list, tuple)) else [str(found)]
 
 
 def select_coco_classes(

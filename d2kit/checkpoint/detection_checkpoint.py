@@ -20,7 +20,7 @@ from d2kit.checkpoint.c2_model_loading import (
     is_torchvision_resnet,
 )
 from d2kit.checkpoint.catalog import find_weights
-from d2kit.checkpoint.conversion import recognise_naming, select_coco_classes
+from d2kit.checkpoint.conversion import recognise_naming, select_coco_classes, trained_classes
 from d2kit.utils import comm
 from d2kit.utils.file_io import PathManager, atomic_write
 
@@ -219,6 +219,8 @@ class DetectionCheckpointer(Checkpointer):
             self.logger.info(
                 "%s has the names of %s: %s", self._source, naming.title, naming.advice
             )
+            if classes := trained_classes(checkpoint):
+                self.logger.info("It knows %d classes: %s", len(classes), ", ".join(classes))
             weights, done = select_coco_classes(weights, ours)
             if done:
                 self.logger.info(done)

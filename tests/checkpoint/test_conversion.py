@@ -25,11 +25,15 @@ from d2kit.checkpoint.conversion import (
     convert_weights,
     recognise_naming,
     select_coco_classes,
+    trained_classes,
 )
+from d2kit.config import get_cfg
 from d2kit.data.datasets.builtin_meta import COCO_CATEGORIES
+from d2kit.modeling import META_ARCH_REGISTRY
 from tests.reference import reference_path
 
 DATA = Path(__file__).parents[1] / "data"
+CONFIGS = Path(__file__).parents[2] / "configs"
 TORCHVISION_MODELS = (
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
@@ -392,3 +396,41 @@ def test_loading_says_whose_names_they_are(tmp_path, caplog):
     assert other.roi_heads.box_head.fc1.bias.tolist() == [5, 6]
     assert "where NUM_CLASSES changed, the predictors start from their initial" in caplog.text
     assert "file (81,), model (4,)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "names"),
+    [
+        ({"meta": {"CLASSES": ("cat", "dog")}}, ["cat", "dog"]),
+        ({"meta": {"dataset_meta": {"classes": ["cat"]}}}, ["cat"]),
+        ({"meta": {"dataset_meta": {"CLASSES": "cat"}}}, ["cat"]),
+        ({"meta": {}}, []),
+        ({"meta": 3}, []),
+        ({}, []),
+    ],
+)
+def test_classes_that_mmdetection_notes(checkpoint, names):
+    assert trained_classes(checkpoint) == names
+
+
+def test_mobilenet_is_refused():
+    theirs = distinct(torchvision_shapes("fasterrcnn_mobilenet_v3_large_fpn"))
+    with pytest.raises(ValueError, match=r"of no ResNet.*fasterrcnn_mobilenet_v3_large_fpn"):
+        convert_weights(theirs, "d2kit")
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn", "retinanet", "cascade_rcnn"])
+def test_configs_of_mmdetection_have_its_weights(name):
+    """The model of the config has every weight that MMDetection's has, with its shape."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / "mmdetection" / f"{name}_R_50_FPN.yaml"))
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    shapes = {k: list(v.shape) for k, v in model.state_dict().items()}
+    theirs = {
+        k: torch.empty(s, device="meta")
+        for k, s in mmdetection_shapes(f"{name}_r50_fpn").items()
+        if not k.endswith("num_batches_tracked")
+    }
+    assert {k: list(v.shape) for k, v in convert_weights(theirs, "d2kit").items()} == shapes

@@ -74,9 +74,7 @@ def both(
     """
     model = getattr(detection, name)(weights=None, weights_backbone=None, **theirs).eval()
     # after group norm features are large, and scores would be all 1
-    state = random_weights(
-        model, seed=1, strength=0.1 if name == "retinanet_resnet50_fpn_v2" else 1
-    )
+    state = random_weights(model, seed, 0.1 if name == "retinanet_resnet50_fpn_v2" else 1)
     if not name.endswith("_v2"):
         without_eps(model)
     torch.save(state, folder / f"{name}.pth")
