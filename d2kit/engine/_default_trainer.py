@@ -20,7 +20,7 @@ from d2kit.engine._preflight import (
     check_output_dir,
     default_num_classes,
 )
-from d2kit.engine._scaling import build_scaled_cfg, epochs_to_iterations, start_loader_at
+from d2kit.engine._scaling import build_iterations_cfg, build_scaled_cfg, start_loader_at
 from d2kit.engine._setup import create_ddp_model, default_writers
 from d2kit.engine._tables import table_of_results
 from d2kit.engine._trainer_base import HookBase, TrainerBase
@@ -75,7 +75,7 @@ class DefaultTrainer(TrainerBase):
         self.cfg = self._with_seed(cfg, self.seed)
 
         data_loader = self.build_train_loader(self.cfg)
-        self.cfg = epochs_to_iterations(self.cfg, _number_of_images(data_loader))
+        self.cfg = build_iterations_cfg(self.cfg, _number_of_images(data_loader))
         check_classes(default_num_classes(self.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)

@@ -5,7 +5,7 @@ from typing import Any
 
 from d2kit.config import CfgNode
 
-__all__ = ["build_scaled_cfg", "epochs_to_iterations", "start_loader_at"]
+__all__ = ["build_iterations_cfg", "build_scaled_cfg", "start_loader_at"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def build_scaled_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
     return cfg
 
 
-def epochs_to_iterations(cfg: CfgNode, images: int | None) -> CfgNode:
+def build_iterations_cfg(cfg: CfgNode, images: int | None) -> CfgNode:
     """Turn a schedule in epochs (``SOLVER.MAX_EPOCHS``) into one in iterations.
 
     Epoch e ends at iteration round(e x images / IMS_PER_BATCH): batches run over the end of a pass.

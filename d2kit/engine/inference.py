@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -96,27 +97,20 @@ class Predictor:
         from d2kit.data.detection_utils import build_augmentation
 
         _check(color=color, batch_size=batch_size, tile=tile, tile_overlap=tile_overlap)
-        self.cfg = _read_config(config)
-        if device is not None:
-            self.cfg.MODEL.DEVICE = device
-        if weights is not None:
-            self.cfg.MODEL.WEIGHTS = os.fspath(weights)
-        if confidence is not None:
-            self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(confidence)
-            self.cfg.MODEL.RETINANET.SCORE_THRESH_TEST = float(confidence)
+        self.cfg = build_inference_cfg(config, weights, device, confidence)
+        self.settings = build_settings(self.cfg)
         self.color, self.batch_size, self.agnostic_nms = color, batch_size, agnostic_nms
         self.tile, self.tile_overlap = tile, tile_overlap
         model = build_model(self.cfg).eval()
-        DetectionCheckpointer(model).load(self.cfg.MODEL.WEIGHTS)
+        DetectionCheckpointer(model).load(self.settings.weights)
         self.model = optimize_for_inference(model) if optimize else model
-        names = self.cfg.DATASETS.TEST
-        self.metadata = MetadataCatalog.get(names[0] if names else "__unused")
+        self.metadata = MetadataCatalog.get(self.settings.dataset)
         self._resize = build_augmentation(self.cfg, is_train=False)[0]
 
     @property
     def class_names(self) -> list[str]:
         """Names of the classes in the order of their ids; "0", "1", ... where they are unknown."""
-        count = self.cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        count = self.settings.num_classes
         return list(self.metadata.get("thing_classes") or map(str, range(count)))
 
     CLASSES = class_names  # MMDetection's name
@@ -197,13 +191,12 @@ class Predictor:
         with roi_masks_kept():
             for i in range(0, len(items), self.batch_size):
                 parts += self._run(items[i : i + self.batch_size])
-        heads = self.cfg.MODEL.ROI_HEADS
         merged = merge_tiles(
             parts,
             tiles,
             size,
-            nms_threshold=heads.NMS_THRESH_TEST,
-            most=self.cfg.TEST.DETECTIONS_PER_IMAGE,
+            nms_threshold=self.settings.nms_threshold,
+            most=self.settings.most,
         )
         return self._finish(merged)
 
@@ -211,7 +204,7 @@ class Predictor:
         """Return (H, W, 3) uint8 in the order that the model was trained with."""
         from d2kit.data.detection_utils import read_image
 
-        wanted = self.cfg.INPUT.FORMAT
+        wanted = self.settings.input_format
         if isinstance(image, (str, os.PathLike)):
             return read_image(os.fspath(image), wanted)
         if image.ndim != 3 or image.shape[2] != 3:
@@ -236,7 +229,37 @@ def _check(*, color: str, batch_size: int, tile: int | None, tile_overlap: float
         raise ValueError(f"tile_overlap: expected a share in [0, 1), got {tile_overlap}")
 
 
-def _read_config(config: CfgNode | str | os.PathLike) -> CfgNode:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a predictor takes from its config, beside the model."""
+
+    weights: str
+    dataset: str
+    num_classes: int
+    input_format: str
+    nms_threshold: float
+    most: int
+
+
+def build_settings(cfg: CfgNode) -> Settings:
+    """Return what a predictor needs to know of a config."""
+    heads = cfg.MODEL.RETINANET if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else None
+    return Settings(
+        weights=cfg.MODEL.WEIGHTS,
+        dataset=cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused",
+        num_classes=(heads or cfg.MODEL.ROI_HEADS).NUM_CLASSES,
+        input_format=cfg.INPUT.FORMAT,
+        nms_threshold=(heads or cfg.MODEL.ROI_HEADS).NMS_THRESH_TEST,
+        most=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
+
+
+def build_inference_cfg(
+    config: CfgNode | str | os.PathLike,
+    weights: str | os.PathLike | None,
+    device: str | None,
+    confidence: float | None,
+) -> CfgNode:
     """Return an own, changeable config of a node, a file, or a name of the zoo."""
     if isinstance(config, CfgNode):
         cfg = config.clone()
@@ -247,6 +270,13 @@ def _read_config(config: CfgNode | str | os.PathLike) -> CfgNode:
         cfg = get_cfg()
         cfg.merge_from_file(path if os.path.isfile(path) else model_zoo.get_config_file(path))
     cfg.defrost()
+    if device is not None:
+        cfg.MODEL.DEVICE = device
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = os.fspath(weights)
+    if confidence is not None:
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(confidence)
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = float(confidence)
     return cfg
 
 

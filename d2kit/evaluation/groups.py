@@ -69,20 +69,24 @@ def ap_by_group(
     for name, many in draws.items():
         slices |= {f"{name}/{i}": _distinct(draw, step) for i, draw in enumerate(many)}
     found = evaluation.slice_by(slices)
-    result = {}
-    for name, ids in groups.items():
-        whole = found[f"{name}/whole"]
-        figures = GroupAP(images=len(ids), **{m: _percent(whole[m]) for m in METRICS})
-        drawn = [_percent(found[f"{name}/{i}"]["AP"]) for i in range(len(draws.get(name, [])))]
-        known = np.array([x for x in drawn if np.isfinite(x)])
-        tail = 50 * (1 - confidence)
-        figures["low"], figures["high"] = (
-            (float(x) for x in np.percentile(known, [tail, 100 - tail]))
-            if len(known)
-            else (np.nan, np.nan)
+    return {
+        name: GroupAP(
+            images=len(ids),
+            **{m: _percent(found[f"{name}/whole"][m]) for m in METRICS},
+            **_interval(
+                [found[f"{name}/{i}"]["AP"] for i in range(len(draws.get(name, [])))], confidence
+            ),
         )
-        result[name] = figures
-    return result
+        for name, ids in groups.items()
+    }
+
+
+def _interval(drawn: list[float], confidence: float) -> dict[str, float]:
+    """Return the percentile interval of the AP of bootstrap samples."""
+    known = [100 * value for value in drawn if value >= 0]
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(known, [tail, 100 - tail]) if known else (np.nan, np.nan)
+    return {"low": float(low), "high": float(high)}
 
 
 def _compact(draw: np.ndarray) -> np.ndarray:

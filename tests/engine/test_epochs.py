@@ -3,7 +3,7 @@
 import pytest
 
 from d2kit.config import get_cfg
-from d2kit.engine._scaling import epochs_to_iterations
+from d2kit.engine._scaling import build_iterations_cfg
 from tests.engine.tiny import TinyTrainer, records, register, tiny_cfg
 
 
@@ -27,7 +27,7 @@ def schedule(**keys):
 def test_epochs_become_iterations(images, epochs, steps, expected):
     cfg = schedule(SOLVER__MAX_EPOCHS=epochs, SOLVER__STEPS_EPOCHS=steps, TEST__EVAL_EPOCHS=1)
     cfg.freeze()
-    found = epochs_to_iterations(cfg, images)
+    found = build_iterations_cfg(cfg, images)
     iterations, at, period = found.SOLVER.MAX_ITER, found.SOLVER.STEPS, found.TEST.EVAL_PERIOD
     assert (iterations, at, period) == (*expected, max(1, round(images / 2)))
     assert found.is_frozen()
@@ -36,7 +36,7 @@ def test_epochs_become_iterations(images, epochs, steps, expected):
 
 def test_without_epochs_nothing_changes():
     cfg = schedule()
-    assert epochs_to_iterations(cfg, None) is cfg
+    assert build_iterations_cfg(cfg, None) is cfg
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_without_epochs_nothing_changes():
 )
 def test_impossible_schedules_are_refused(keys, images, message):
     with pytest.raises(ValueError, match=message):
-        epochs_to_iterations(schedule(**keys), images)
+        build_iterations_cfg(schedule(**keys), images)
 
 
 def test_trainer_counts_in_epochs_and_says_so(tmp_path, caplog):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2kit.engine.video.frames import Selection, open_source
+from d2kit.engine.video.frames import Frame, Selection, open_source
 from d2kit.utils.file_io import atomic_write
 
 __all__ = ["extract_frames"]
@@ -50,29 +50,14 @@ def extract_frames(
     coco: dict[str, Any] = {"videos": [], "images": [], "annotations": [], "categories": []}
     for number, video in enumerate(videos, start=1):
         source = open_source(str(video), Selection(stride=1 if fps else every))
-        info = source.info
-        images: list[dict[str, Any]] = []
-        due = 0.0
-        for frame in source:
-            if frame.image is None or (fps and frame.time + 1e-6 < due):
-                continue
-            due = frame.time + 1 / fps if fps and not images else due + 1 / (fps or 1)
+        for frame in source if fps is None else _timed(source, fps):
             file_name = f"frames/{video.stem}/{frame.index:06d}.jpg"
-            _write(output / file_name, frame.image, quality)
-            images.append(
-                {
-                    "id": len(coco["images"]) + len(images) + 1,
-                    "file_name": file_name,
-                    "height": frame.image.shape[0],
-                    "width": frame.image.shape[1],
-                    "video_id": number,
-                    "frame_id": frame.index,
-                    "time": round(frame.time, 6),
-                }
-            )
+            height, width = _write(output / file_name, frame.image, quality)
+            image = {"id": len(coco["images"]) + 1, "file_name": file_name}
+            image |= {"height": height, "width": width, "video_id": number}
+            coco["images"].append(image | {"frame_id": frame.index, "time": round(frame.time, 6)})
             progress(1)
-        coco["images"] += images
-        entry = {"id": number, "name": video.stem, "file_name": str(video), "fps": info.fps}
+        entry = {"id": number, "name": video.stem, "file_name": str(video), "fps": source.info.fps}
         coco["videos"].append(entry | {"frames": source.seen, "problem": source.problem})
     output.mkdir(parents=True, exist_ok=True)
     with atomic_write(output / "frames.json", "w") as f:
@@ -80,9 +65,20 @@ def extract_frames(
     return coco
 
 
-def _write(path: Path, bgr: Any, quality: int) -> None:
+def _timed(frames: Iterable[Frame], fps: float) -> Iterator[Frame]:
+    """Leave out frames until the next one is due."""
+    due = None
+    for frame in frames:
+        if due is None or frame.time + 1e-6 >= due:
+            yield frame
+            due = (frame.time if due is None else due) + 1 / fps
+
+
+def _write(path: Path, bgr: Any, quality: int) -> tuple[int, int]:
+    """Write a picture; return its height and width."""
     import cv2
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, quality]):
         raise OSError(f"could not write {path}: is the disk full?")
+    return bgr.shape[:2]
