@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--subject", type=int, nargs="+", default=(), help="identity of the patient"
     )
     parser.add_argument(
-        *("--bed",), type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="bed, pixels"
+        "--bed", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="bed, pixels"
     )
     parser.add_argument(
         "--video", type=Path, help="the tracked video, for limbs inside the outline"
@@ -113,7 +113,7 @@ def describe(content: dict) -> str:
             ["true shaking", true],
             ["temporal IoU", iou],
             ["false intervals", c["false_intervals"]],
-            *([name.upper(), f"{c[name]:.3f}"] for name in ("hota", "idf1", "mota")),
+            *([name.upper(), f"{c[name]:.1f}"] for name in ("hota", "idf1", "mota")),
             ["identity switches", c["switches"]],
         ]
         lines.append(tabulate(rows, ["against the truth", ""], tablefmt="github"))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from project.patient_video.shaking import Interval, Span, temporal_iou
 from project.patient_video.subject import Subject, box_iou
 from project.patient_video.tracks import Tracks
+from project.patient_video.truth import write_mot
 
 SAME_BOX = 0.5  # least IoU of a box with the true one to be on the patient
 
@@ -25,9 +28,9 @@ class Comparison:
         identities: number of identities that the patient had, of those joined.
         iou: for each true spell, the best temporal IoU with an interval found.
         false_intervals: found intervals that overlap no true spell by a temporal IoU of 0.1.
-        hota: higher-order tracking accuracy of everybody, 0 to 1.
-        idf1: F1 of identities of everybody at IoU 0.5, 0 to 1.
-        mota: multi-object tracking accuracy of everybody at IoU 0.5, up to 1.
+        hota: higher-order tracking accuracy of everybody, percent.
+        idf1: F1 of identities of everybody at IoU 0.5, percent.
+        mota: multi-object tracking accuracy of everybody at IoU 0.5, percent.
         switches: identity switches of everybody.
     """
 
@@ -68,21 +71,12 @@ def compare(
     return Comparison(one, joined, len(subject.tracks), best, wrong, **metrics)
 
 
-def _looked_at(tracks: Tracks, truth: Tracks) -> np.ndarray:
-    """Return the numbers of the true frames that the tracker looked at, empty ones included."""
-    if len(tracks.frames) < 2:
-        return truth.frames
-    stride = int(np.median(np.diff(tracks.frames)))
-    return truth.frames[(truth.frames - tracks.frames[0]) % stride == 0]
-
-
 def followed_share(
     tracks: Tracks, subject: Subject, truth: Tracks, patient: int = 1
 ) -> tuple[float, float]:
     """Return the shares of frames with the patient's main identity, and with any joined one."""
-    true_rows = np.flatnonzero(
-        (truth.track == patient) & np.isin(truth.frame, _looked_at(tracks, truth))
-    )
+    looked_at = np.isin(truth.frame, tracks.frames)
+    true_rows = np.flatnonzero((truth.track == patient) & looked_at)
     found = dict(zip(tracks.frames.tolist(), subject.rows.tolist(), strict=True))
     hits: dict[int, int] = {}
     for true_row in true_rows:
@@ -95,34 +89,13 @@ def followed_share(
 
 
 def tracking_metrics(tracks: Tracks, truth: Tracks) -> dict[str, float]:
-    """Return hota, idf1, mota and switches of everybody, on the frames that were looked at.
+    """Return hota, idf1, mota (percent) and switches of everybody, on the frames looked at."""
+    from d2kit.evaluation.track_evaluation import evaluate_tracks
 
-    Source: HOTA: Luiten et al., "HOTA: A Higher Order Metric for Evaluating Multi-Object Tracking"
-    (2020); IDF1: Ristani et al. (2016); computed by the package trackers.
-    """
-    from trackers.eval import (
-        box_iou as pairwise_iou,
-    )
-    from trackers.eval import (
-        compute_clear_metrics,
-        compute_hota_metrics,
-        compute_identity_metrics,
-    )
-
-    true_ids, ids, similarity = [], [], []
-    _, true_index = np.unique(truth.track, return_inverse=True)
-    _, index = np.unique(tracks.track, return_inverse=True)
-    for frame in _looked_at(tracks, truth):
-        a = slice(*np.searchsorted(truth.frame, [frame, frame + 1]))
-        b = slice(*np.searchsorted(tracks.frame, [frame, frame + 1]))
-        true_ids.append(true_index[a])
-        ids.append(index[b])
-        similarity.append(pairwise_iou(truth.box[a], tracks.box[b]))
-    sequence = (true_ids, ids, similarity)
-    clear = compute_clear_metrics(*sequence)
-    return {
-        "hota": float(compute_hota_metrics(*sequence)["HOTA"]),
-        "idf1": float(compute_identity_metrics(*sequence)["IDF1"]),
-        "mota": float(clear["MOTA"]),
-        "switches": int(clear["IDSW"]),
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        wanted, found = Path(folder) / "truth.txt", Path(folder) / "found.txt"
+        write_mot(truth.only(np.isin(truth.frame, tracks.frames)), wanted)
+        write_mot(tracks, found)
+        metrics = evaluate_tracks(wanted, found)["overall"]
+    values = {name: float(metrics[name.upper()]) for name in ("hota", "idf1", "mota")}
+    return {**values, "switches": int(metrics["IDSW"])}

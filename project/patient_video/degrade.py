@@ -47,14 +47,8 @@ def degrade(tracks: Tracks, detector: Detector, seed: int = 0) -> Tracks:
     for row, corners in zip(keep, box, strict=True):
         seen = _mask_head(decode_mask(tracks, row), corners, detector, rng)
         masks.append(mask_util.encode(np.asfortranarray(seen, np.uint8)))
-    return dataclasses.replace(
-        tracks,
-        **{f: getattr(tracks, f)[keep] for f in ("frame", "time", "track", "category")},
-        score=rng.uniform(0.5, 1.0, len(keep)),
-        interpolated=tracks.interpolated[keep],
-        box=box,
-        masks=masks,
-    )
+    scores = rng.uniform(0.5, 1.0, len(keep))
+    return dataclasses.replace(tracks.only(keep), score=scores, box=box, masks=masks)
 
 
 def _mask_head(

@@ -263,8 +263,8 @@ def find_intervals(
     """Return the spells of shaking, in order of time.
 
     Windows whose score reaches `high` are kept together with their neighbours above `low`
-    (hysteresis); neighbours of one frequency are merged; each end is then moved to where the
-    oscillation at the spell's frequency rises above, or falls below, half of its usual amplitude.
+    (hysteresis); each end is then moved to where the oscillation at the spell's frequency rises
+    above, or falls below, half of its usual amplitude; neighbours of one frequency are merged.
 
     Args:
         signal: what `rhythm` was computed from.
@@ -274,8 +274,8 @@ def find_intervals(
     p = params or ShakingParams()
     score = np.nan_to_num(rhythm.score)
     score[rhythm.amplitude < p.min_amplitude] = 0
-    runs = _merge(_hysteresis(score, rhythm.frequency, p), rhythm, p)
-    found = [_interval(run, signal, rhythm, p) for run in runs]
+    runs = _hysteresis(score, rhythm.frequency, p)
+    found = _merge([_interval(run, signal, rhythm, p) for run in runs], p)
     return [i for i in found if i.end - i.start >= p.min_duration]
 
 
@@ -294,18 +294,28 @@ def _hysteresis(
     return [(a, b) for a, b in runs if score[a : b + 1].max() >= p.high]
 
 
-def _merge(runs: list[tuple[int, int]], rhythm: Rhythm, p: ShakingParams) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for run in runs:
-        if merged:
-            before = merged[-1]
-            gap = rhythm.times[run[0]] - rhythm.times[before[1]]
-            apart = abs(_frequency(run, rhythm) - _frequency(before, rhythm))
-            if gap <= p.merge_gap and apart <= p.merge_hz:
-                merged[-1] = (before[0], run[1])
-                continue
-        merged.append(run)
+def _merge(found: list[Interval], p: ShakingParams) -> list[Interval]:
+    """Join intervals of one frequency with a short pause or none; let others not overlap."""
+    merged: list[Interval] = []
+    for interval in sorted(found, key=lambda i: i.start):
+        if not merged or interval.start > merged[-1].end + p.merge_gap:
+            merged.append(interval)
+        elif abs(interval.frequency - merged[-1].frequency) <= p.merge_hz:
+            merged[-1] = _union(merged[-1], interval)
+        else:
+            start = max(interval.start, merged[-1].end)
+            merged.append(dataclasses.replace(interval, start=start, end=max(start, interval.end)))
     return merged
+
+
+def _union(a: Interval, b: Interval) -> Interval:
+    """Return one interval of two; frequency, score and amplitude are means over their lengths."""
+    lengths = np.array([a.end - a.start, b.end - b.start]) + 1e-9
+    means = [
+        float(np.average([getattr(a, name), getattr(b, name)], weights=lengths))
+        for name in ("frequency", "score", "amplitude")
+    ]
+    return Interval(a.start, max(a.end, b.end), *means)
 
 
 def _frequency(run: tuple[int, int], rhythm: Rhythm) -> float:

@@ -48,6 +48,13 @@ class Tracks:
     def __len__(self) -> int:
         return len(self.frame)
 
+    def only(self, keep: np.ndarray) -> Tracks:
+        """Return the sightings that an (R,) bool or index array names; of the same frames."""
+        rows = np.arange(len(self))[keep]
+        columns = ("frame", "time", "track", "category", "score", "box", "interpolated")
+        parts = {name: getattr(self, name)[rows] for name in columns}
+        return dataclasses.replace(self, **parts, masks=[self.masks[r] for r in rows])
+
     def by_frame(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield each frame's position in `frames` and the rows of its sightings."""
         first = np.searchsorted(self.frame, self.frames, "left")
@@ -63,7 +70,7 @@ def read_tracks(folder: str | os.PathLike) -> Tracks:
         folder: output folder with ``tracks.json``.
 
     Returns:
-        The tracks; frames without a sighting are filled in between the first and the last one.
+        The tracks, with the frames in which nobody was seen.
 
     Raises:
         FileNotFoundError: there is no ``tracks.json``.
@@ -102,7 +109,8 @@ def from_annotations(
         annotations: one dict per sighting, in order of frames; ``segmentation`` is a compressed
             RLE, ``interpolated`` tells what fills a gap; both may be missing.
         names: category id -> name.
-        info: entry of the video; ``height`` and ``width`` are read where it has them.
+        info: entry of the video: ``height``, ``width``; ``first_frame``, ``last_frame``, ``stride``
+            and ``fps`` of what was looked at. Without them, that is all between the sightings.
     """
     info = info or {}
     xywh = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
@@ -115,7 +123,7 @@ def from_annotations(
         size = (info["height"], info["width"])
     if size is None:
         size = np.ceil(xywh[:, [1, 0]] + xywh[:, [3, 2]]).max(0) if len(xywh) else (0, 0)
-    frames, times = _all_frames(frame, time)
+    frames, times = _all_frames(frame, time, info)
     return Tracks(
         frame=frame,
         time=time,
@@ -132,15 +140,27 @@ def from_annotations(
     )
 
 
-def _all_frames(frame: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return all frames that were looked at: those with a sighting, and those missing between."""
+def _all_frames(
+    frame: np.ndarray, time: np.ndarray, info: Mapping
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return number and time stamp of all frames that were looked at, empty ones included."""
     seen, first = np.unique(frame, return_index=True)
+    stamps = time[first]
+    if {"first_frame", "last_frame", "stride", "fps"} <= set(info):
+        frames = np.arange(info["first_frame"], info["last_frame"] + 1, info["stride"])
+        frames = np.union1d(frames, seen)
+        step = 1 / info["fps"]
+        if not len(seen):
+            return frames, frames * step
+        times = np.interp(frames, seen, stamps)
+        times += step * ((frames - seen[-1]).clip(0) - (seen[0] - frames).clip(0))
+        return frames, times
     if len(seen) < 2:
-        return seen, time[first]
+        return seen, stamps
     stride = int(np.median(np.diff(seen)))
     missing = [np.arange(a + stride, b, stride) for a, b in zip(seen, seen[1:], strict=False)]
     frames = np.unique(np.concatenate([seen, *missing]))
-    return frames, np.interp(frames, seen, time[first])
+    return frames, np.interp(frames, seen, stamps)
 
 
 def as_json(tracks: Tracks) -> dict:
@@ -162,10 +182,9 @@ def as_json(tracks: Tracks) -> dict:
         for r in range(len(tracks))
     ]
     ids, first = np.unique(tracks.track, return_index=True)
-    height, width = tracks.size
     return {
         "info": {"description": "tracks of people in a video"},
-        "videos": [{"id": 1, "height": height, "width": width, "length": len(tracks.frames)}],
+        "videos": [_video(tracks)],
         "categories": [{"id": i, "name": name} for i, name in tracks.names.items()],
         "tracks": [
             {"id": int(i), "category_id": int(tracks.category[r]), "video_id": 1}
@@ -173,6 +192,19 @@ def as_json(tracks: Tracks) -> dict:
         ],
         "annotations": annotations,
     }
+
+
+def _video(tracks: Tracks) -> dict:
+    info = {"id": 1, "height": tracks.size[0], "width": tracks.size[1]}
+    if len(tracks.frames) > 1:
+        steps, times = np.diff(tracks.frames), np.diff(tracks.times)
+        info |= {
+            "fps": float(steps.sum() / times.sum()),
+            "first_frame": int(tracks.frames[0]),
+            "last_frame": int(tracks.frames[-1]),
+            "stride": int(np.median(steps)),
+        }
+    return info
 
 
 def _text(mask: Rle | None) -> Rle | None:
