@@ -63,7 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--no-video", action="store_true", help="do not draw: tracks only")
     add("--blur", choices=BLUR_MODES, help="whom to make unrecognisable")
     add("--subject", type=int, help="identity that stays visible with --blur bystanders")
-    add("--blur-classes", nargs="+", default=[], help="classes that are people")
+    add("--blur-class", action="append", default=[], help="a class of people; may be repeated")
     add("--keep-frames", action="store_true", help="keep the frames, blurred where --blur says so")
     add("--preset", default="veryfast", help="of x264: ultrafast ... veryslow")
     add("--crf", type=int, default=23, help="of x264: 18 looks lossless, 28 is small")
@@ -93,7 +93,7 @@ def options(args: argparse.Namespace) -> VideoOptions:
         video=not args.no_video,
         blur=args.blur,
         subject=args.subject,
-        blur_classes=tuple(args.blur_classes),
+        blur_classes=tuple(args.blur_class),
         keep_frames=args.keep_frames,
         fps=args.fps,
         preset=args.preset,

@@ -109,7 +109,11 @@ def test_mistakes_are_one_line(ward, tmp_path):
     command += ["--config-file", str(ward / "config.yaml"), "--output", str(tmp_path / "out")]
     run = subprocess.run(
         [*command, "--input", str(tmp_path / "page.mp4")],
-        **{"capture_output": True, "text": True, "timeout": 120, "check": False, "cwd": REPO},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=REPO,
     )
     assert run.returncode == 1
     assert "cannot be read as a video" in run.stderr

@@ -86,7 +86,7 @@ class VideoOptions:
         wanted = self.blur_classes or (("person",) if "person" in names else tuple(names))
         unknown = sorted(set(wanted) - set(names))
         if unknown:
-            raise ValueError(f"--blur-classes {', '.join(unknown)}: the classes are {names}")
+            raise ValueError(f"--blur-class: no class {', '.join(unknown)}; there are {names}")
         return [i for i, name in enumerate(names) if name in wanted]
 
 
