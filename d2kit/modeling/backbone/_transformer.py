@@ -129,6 +129,11 @@ def join_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
     return tiles.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
 
 
+def learnt_positions(*shape: int) -> nn.Parameter:
+    """Return positions drawn from a normal of deviation 0.02, cut at 2."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
+
+
 def positions_for(pos_embed: Tensor, size: tuple[int, int], with_cls_token: bool) -> Tensor:
     """Resize learnt positions of a square map to another size.
 

@@ -6,9 +6,9 @@ Source: Fan et al., Multiscale Vision Transformers (2021), section 3; Li et al.,
 Multiscale Vision Transformers for Classification and Detection (2022), sections 4 and 4.3.
 """
 
+import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from d2kit.modeling.backbone._mvit_blocks import MultiScaleAttention, MultiScaleBlock
@@ -19,6 +19,7 @@ from d2kit.modeling.backbone._transformer import (
     drop_path_rates,
     freeze_module,
     init_transformer_weights,
+    learnt_positions,
     positions_for,
     run_block,
 )
@@ -101,51 +102,47 @@ class MViT(Backbone):
         self._stage_ends = _check_stages(last_block_indexes, depth, out_features)
         self.pretrain_use_cls_token = pretrain_use_cls_token
         self.use_act_checkpoint = use_act_checkpoint
-        self.patch_embed = PatchEmbed(
-            patch_kernel, patch_stride, patch_padding, in_chans, embed_dim
-        )
+        patch = (patch_kernel, patch_stride, patch_padding)
+        self.patch_embed = PatchEmbed(*patch, in_chans, embed_dim)
         self.pos_embed: nn.Parameter | None = None
         if use_abs_pos:
-            per_axis = [pretrain_img_size // stride for stride in patch_stride]
-            positions = per_axis[0] * per_axis[1] + int(pretrain_use_cls_token)
-            self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim))
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        rates = drop_path_rates(drop_path_rate, depth)
+            positions = math.prod(pretrain_img_size // stride for stride in patch_stride)
+            positions += int(pretrain_use_cls_token)
+            self.pos_embed = learnt_positions(1, positions, embed_dim)
         self.blocks = nn.ModuleList()
-        for i in range(depth):
+        for i, rate in enumerate(drop_path_rates(drop_path_rate, depth)):
             scales = _Scales(i, last_block_indexes)
-            finer = 2**scales.of_input
-            window = 0 if i in last_block_indexes[1:] else adaptive_window_size // finer
             block = MultiScaleBlock(
-                embed_dim * finer,
-                embed_dim * 2**scales.stage,
-                num_heads * 2**scales.stage,
-                mlp_ratio,
-                qkv_bias,
-                rates[i],
-                norm_layer,
-                act_layer,
-                qkv_pool_kernel,
-                2 if scales.starts_stage else 1,
-                scales.key_stride(adaptive_kv_stride),
-                residual_pooling,
-                window,
-                use_rel_pos,
-                rel_pos_zero_init,
-                (img_size // patch_stride[0] // finer, img_size // patch_stride[1] // finer),
+                **scales.sizes(embed_dim, num_heads, adaptive_kv_stride, adaptive_window_size),
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop_path=rate,
+                norm_layer=norm_layer,
+                act_layer=act_layer,
+                qkv_pool_kernel=qkv_pool_kernel,
+                residual_pooling=residual_pooling,
+                use_rel_pos=use_rel_pos,
+                rel_pos_zero_init=rel_pos_zero_init,
+                input_size=scales.grid(img_size, patch_stride),
             )
             self.blocks.append(block)
+        self._add_outputs(out_features, embed_dim, patch_stride[0], norm_layer)
+        self.apply(init_transformer_weights)
+        self._freeze(freeze_at)
+
+    def _add_outputs(
+        self, out_features: Sequence[str], embed_dim: int, stride: int, norm_layer: Norm
+    ) -> None:
+        """Add the norms of the returned maps and state their shapes."""
         self._out_features = list(out_features)
         self._out_feature_channels = {}
         self._out_feature_strides = {}
         for stage, name in enumerate(self._stage_ends.values()):
             if name in out_features:
                 self._out_feature_channels[name] = embed_dim * 2**stage
-                self._out_feature_strides[name] = patch_stride[0] * 2**stage
+                self._out_feature_strides[name] = stride * 2**stage
                 self.add_module(f"{name}_norm", norm_layer(embed_dim * 2**stage))
-        self._size_divisibility = patch_stride[0] * 2 ** (len(last_block_indexes) - 1)
-        self.apply(init_transformer_weights)
-        self._freeze(freeze_at)
+        self._size_divisibility = stride * 2 ** (len(self._stage_ends) - 1)
 
     def _freeze(self, freeze_at: int) -> None:
         if freeze_at >= 1:
@@ -192,13 +189,33 @@ class _Scales:
         self.starts_stage = i - 1 in last_blocks
         self.of_input = self.stage - int(self.starts_stage)
         self._looks_far = i in last_blocks[1:3]
+        self._sees_all = i in last_blocks[1:]
 
-    def key_stride(self, adaptive_kv_stride: int) -> int:
-        """Return the stride of keys and values, in tokens of the input.
+    def grid(self, img_size: int, patch_stride: tuple[int, int]) -> tuple[int, int]:
+        """Return rows and columns of the tokens that enter the block, for a square image."""
+        stride_y, stride_x = (stride * 2**self.of_input for stride in patch_stride)
+        return img_size // stride_y, img_size // stride_x
 
-        The last blocks of the second and third stage look at a whole large map: twice the stride.
+    def sizes(self, dim: int, heads: int, kv_stride: int, window: int) -> dict[str, int]:
+        """Return the arguments of the block that depend on its place.
+
+        The last blocks of the second and third stage look at a whole large map: their keys and
+        values are pooled by twice the stride of their stage.
+
+        Args:
+            dim: channels of the first stage.
+            heads: its heads.
+            kv_stride: its stride of keys and values.
+            window: side of its windows.
         """
-        return max(adaptive_kv_stride // 2**self.stage, 1) * (2 if self._looks_far else 1)
+        return {
+            "dim": dim * 2**self.of_input,
+            "dim_out": dim * 2**self.stage,
+            "num_heads": heads * 2**self.stage,
+            "stride_q": 2 if self.starts_stage else 1,
+            "stride_kv": max(kv_stride // 2**self.stage, 1) * (2 if self._looks_far else 1),
+            "window_size": 0 if self._sees_all else window // 2**self.of_input,
+        }
 
 
 def _check_stages(

@@ -91,15 +91,7 @@ class AnyNet(Backbone):
             )
         known = ["stem", *(f"s{i + 1}" for i in range(len(depths)))]
         self._out_features = list(known[-1:] if out_features is None else out_features)
-        for name in self._out_features:
-            if name not in known:
-                raise ValueError(
-                    f"AnyNet out_features: unknown name {name!r}, expected some of {known}; "
-                    f"nearest: {nearest_names(name, known)}."
-                )
-        if not self._out_features:
-            raise ValueError(f"AnyNet out_features must name at least one of {known}, got none.")
-        kept = max(known.index(name) for name in self._out_features)
+        kept = _last_wanted(self._out_features, known)
         self.stem = stem_class(in_channels, stem_width, norm, activation_class)
         self._parts = known[: kept + 1]
         channels, stride = stem_width, self.stem.stride
@@ -162,6 +154,19 @@ class AnyNet(Backbone):
                 if isinstance(block, CNNBlockBase):
                     block.freeze()
         return self
+
+
+def _last_wanted(out_features: Sequence[str], known: list[str]) -> int:
+    """Return the index in `known` of the last of the wanted outputs."""
+    for name in out_features:
+        if name not in known:
+            raise ValueError(
+                f"AnyNet out_features: unknown name {name!r}, expected some of {known}; "
+                f"nearest: {nearest_names(name, known)}."
+            )
+    if not out_features:
+        raise ValueError(f"AnyNet out_features must name at least one of {known}, got none.")
+    return max(known.index(name) for name in out_features)
 
 
 def regnet_widths(depth: int, w_a: float, w_0: int, w_m: float) -> tuple[list[int], list[int]]:

@@ -8,7 +8,6 @@ Source: Liu et al., Swin Transformer: Hierarchical Vision Transformer using Shif
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from d2kit.modeling.backbone._transformer import (
     drop_path_rates,
     freeze_module,
     init_transformer_weights,
+    learnt_positions,
     positions_for,
     run_block,
 )
@@ -138,16 +138,15 @@ class SwinTransformer(Backbone):
                 f"be in [0, {stages}), got depths {list(depths)}, num_heads {list(num_heads)}, "
                 f"out_indices {list(out_indices)}."
             )
-        self.use_checkpoint = use_checkpoint
-        self.out_indices = tuple(out_indices)
-        patch_norm_layer = norm_layer if patch_norm else None
-        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_norm_layer)
+        self.use_checkpoint, self.out_indices = use_checkpoint, tuple(out_indices)
+        norm = norm_layer if patch_norm else None
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, norm)
         self.absolute_pos_embed: nn.Parameter | None = None
         if ape:
             side = pretrain_img_size // patch_size
-            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, side, side))
-            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+            self.absolute_pos_embed = learnt_positions(1, embed_dim, side, side)
         self.pos_drop = nn.Dropout(drop_rate)
+        options = (mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         widths = [embed_dim * 2**i for i in range(stages)]
         self.layers = nn.ModuleList()
@@ -157,27 +156,27 @@ class SwinTransformer(Backbone):
                     width,
                     heads,
                     window_size,
-                    window_size // 2 if j % 2 else 0,
-                    mlp_ratio,
-                    qkv_bias,
-                    qk_scale,
-                    drop_rate,
-                    attn_drop_rate,
+                    j % 2 * (window_size // 2),
+                    *options,
                     next(rates),
                     norm_layer,
                 )
                 for j in range(depth)
             ]
-            last = i == stages - 1
-            self.layers.append(_Stage(blocks, None if last else PatchMerging(width, norm_layer)))
+            merging = PatchMerging(width, norm_layer) if i < stages - 1 else None
+            self.layers.append(_Stage(blocks, merging))
+        self._add_outputs(widths, patch_size, norm_layer)
+        self.apply(init_transformer_weights)
+        self._freeze(frozen_stages)
+
+    def _add_outputs(self, widths: Sequence[int], patch_size: int, norm_layer: Norm) -> None:
+        """Add the norms of the returned maps and state their shapes."""
         for i in self.out_indices:
             self.add_module(f"norm{i}", norm_layer(widths[i]))
         self._out_features = [f"p{i}" for i in self.out_indices]
         self._out_feature_channels = {f"p{i}": widths[i] for i in self.out_indices}
         self._out_feature_strides = {f"p{i}": patch_size * 2**i for i in self.out_indices}
-        self._size_divisibility = patch_size * 2 ** (stages - 1)
-        self.apply(init_transformer_weights)
-        self._freeze(frozen_stages)
+        self._size_divisibility = patch_size * 2 ** (len(widths) - 1)
 
     def _freeze(self, frozen_stages: int) -> None:
         if frozen_stages >= 0:

@@ -28,6 +28,7 @@ from d2kit.modeling.backbone._transformer import (
     freeze_module,
     init_transformer_weights,
     join_windows,
+    learnt_positions,
     positions_for,
     run_block,
     split_windows,
@@ -281,8 +282,7 @@ class ViT(Backbone):
         self.pos_embed: nn.Parameter | None = None
         if use_abs_pos:
             positions = (pretrain_img_size // patch_size) ** 2 + int(pretrain_use_cls_token)
-            self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim))
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            self.pos_embed = learnt_positions(1, positions, embed_dim)
         rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(
             Block(
@@ -305,6 +305,9 @@ class ViT(Backbone):
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}
         self.apply(init_transformer_weights)
+        self._freeze(freeze_at)
+
+    def _freeze(self, freeze_at: int) -> None:
         if freeze_at >= 1:
             freeze_module(self.patch_embed)
             if self.pos_embed is not None:
