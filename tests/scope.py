@@ -5,7 +5,6 @@ _LATER_MODULES = {
     "MMDetection's models": "modeling.mmdet_wrapper",
 }
 _LATER_NAMES = {
-    "PointRend without coarse masks": "ImplicitPointRendMaskHead",
     "export": "TracingAdapter",
     "MMDetection's models": "MMDetBackbone MMDetDetector",
 }

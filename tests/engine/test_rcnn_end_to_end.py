@@ -12,6 +12,7 @@ from d2kit.projects.point_rend import add_pointrend_config
 from d2kit.utils.file_io import atomic_write
 from tests.engine import rcnn_data
 from tests.engine.rcnn_data import train, training_config
+from tests.modeling.roi_heads.test_implicit_point_rend import IMPLICIT as IMPLICIT_OPTIONS
 from tests.modeling.roi_heads.test_point_rend import OPTIONS as POINTREND_OPTIONS
 from tests.modeling.tiny import tiny_config
 from tests.modeling.tiny_heads import CASCADE_OPTIONS, KEYPOINT_OPTIONS
@@ -61,10 +62,13 @@ def test_three_steps_and_evaluation(kind, tmp_path):
     check(trainer, results, tasks)
 
 
-def test_point_rend(tmp_path):
+@pytest.mark.parametrize(
+    "options", [POINTREND_OPTIONS, IMPLICIT_OPTIONS], ids=["plain", "implicit"]
+)
+def test_point_rend(options, tmp_path):
     base = tiny_config()
     add_pointrend_config(base)
-    trainer, results = train(training_config(tmp_path, *POINTREND_OPTIONS, base=base))
+    trainer, results = train(training_config(tmp_path, *options, base=base))
     check(trainer, results, {"bbox", "segm"})
 
 

@@ -7,6 +7,7 @@ from d2kit.modeling.roi_heads.box_head import (
 )
 from d2kit.modeling.roi_heads.cascade_rcnn import CascadeROIHeads
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from d2kit.modeling.roi_heads.implicit_point_rend import ImplicitPointRendMaskHead
 from d2kit.modeling.roi_heads.keypoint_head import (
     ROI_KEYPOINT_HEAD_REGISTRY,
     BaseKeypointRCNNHead,
@@ -40,6 +41,7 @@ __all__ = [
     "CascadeROIHeads",
     "FastRCNNConvFCHead",
     "FastRCNNOutputLayers",
+    "ImplicitPointRendMaskHead",
     "KRCNNConvDeconvUpsampleHead",
     "MaskRCNNConvUpsampleHead",
     "PointRendMaskHead",

@@ -3,6 +3,7 @@
 Source: PointRend (Kirillov et al. 2020), sections 3.2, 3.3 and 4.1.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,12 +91,11 @@ def roi_mask_point_loss(
 
 
 class ConvFCHead(nn.Module):
-    """Coarse mask: a convolution that halves the side, fully connected layers, and all cells.
+    """A convolution that halves the side, fully connected layers, and all numbers of a region.
 
     Args:
         input_shape: channels and side of a pooled region.
-        num_classes: K, or 1 for masks that do not depend on the class.
-        output_side: cells per side of the mask.
+        output_shape: of the result of one region, for example (K, M, M) for coarse masks.
         conv_dim: channels of the convolutions; a 1x1 convolution leads to them from more.
         fc_dims: width of each fully connected layer.
 
@@ -106,14 +106,13 @@ class ConvFCHead(nn.Module):
         self,
         input_shape: ShapeSpec,
         *,
-        num_classes: int,
-        output_side: int,
+        output_shape: Sequence[int],
         conv_dim: int,
         fc_dims: Sequence[int],
     ) -> None:
         super().__init__()
         channels, height, width = region_shape(input_shape, "ConvFCHead")
-        self.mask_shape = (num_classes, output_side, output_side)
+        self.output_shape = tuple(output_shape)
         self.reduce_channel_dim_conv: nn.Module = nn.Identity()
         if channels > conv_dim:
             conv = Conv2d(channels, conv_dim, kernel_size=1, activation=nn.ReLU())
@@ -132,16 +131,16 @@ class ConvFCHead(nn.Module):
             self.add_module(f"fc{k}", fc)
             self.fc_names.append(f"fc{k}")
             size = dim
-        self.prediction = nn.Linear(size, num_classes * output_side**2)
+        self.prediction = nn.Linear(size, math.prod(self.output_shape))
         nn.init.normal_(self.prediction.weight, std=0.001)
         nn.init.zeros_(self.prediction.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pooled features (R, C, H, W) to logits (R, K, M, M)."""
+        """Map pooled features (R, C, H, W) to (R, *output_shape)."""
         x = self.reduce_spatial_dim_conv(self.reduce_channel_dim_conv(x)).flatten(1)
         for name in self.fc_names:
             x = F.relu(getattr(self, name)(x))
-        return self.prediction(x).view(-1, *self.mask_shape)
+        return self.prediction(x).view(-1, *self.output_shape)
 
 
 @POINT_HEAD_REGISTRY.register()

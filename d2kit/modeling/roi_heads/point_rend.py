@@ -6,7 +6,7 @@
 Source: PointRend: Image Segmentation as Rendering (Kirillov et al. 2020).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,17 +41,99 @@ from d2kit.structures import BitMasks, Boxes, Instances, PolygonMasks
 __all__ = ["PointRendMaskHead"]
 
 
+def build_region_shape(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
+    """Return the shape of the samples that the head for whole regions gets."""
+    node = cfg.MODEL.ROI_MASK_HEAD
+    shapes = shapes_of(node.IN_FEATURES, input_shape, "MODEL.ROI_MASK_HEAD.IN_FEATURES")
+    channels, side = sum(shape.channels or 0 for shape in shapes), node.POOLER_RESOLUTION
+    return ShapeSpec(channels=channels, height=side, width=side)
+
+
+def build_point_shape(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
+    """Return the shape of the features that the point head gets."""
+    names = cfg.MODEL.POINT_HEAD.IN_FEATURES
+    shapes = shapes_of(names, input_shape, "MODEL.POINT_HEAD.IN_FEATURES")
+    return ShapeSpec(channels=sum(shape.channels or 0 for shape in shapes), height=1, width=1)
+
+
+class SamplingMaskHead(nn.Module):
+    """Base of mask heads that sample feature maps at points of the boxes by themselves.
+
+    Args:
+        coarse_in_features: names of the levels of the head for whole regions; channels are joined.
+        point_in_features: names of the levels of the point head, likewise.
+        feature_scales: name -> 1 / stride.
+        coarse_side: samples per side that the head for whole regions gets.
+    """
+
+    def __init__(
+        self,
+        coarse_in_features: Sequence[str],
+        point_in_features: Sequence[str],
+        feature_scales: dict[str, float],
+        coarse_side: int,
+    ) -> None:
+        super().__init__()
+        self.coarse_in_features = list(coarse_in_features)
+        self.point_in_features = list(point_in_features)
+        self.feature_scales = feature_scales
+        self.coarse_side = coarse_side
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the arguments that all such heads take, for `cfg` and the shapes of the levels.
+
+        Raises:
+            ValueError: if keys are missing, or the features are pooled by somebody else.
+        """
+        if "POINT_HEAD" not in cfg.MODEL:
+            raise ValueError(
+                f"{cls.__name__} needs the keys MODEL.POINT_HEAD.*: call "
+                "d2kit.projects.point_rend.add_pointrend_config(cfg) before the file is merged"
+            )
+        if not isinstance(input_shape, dict):
+            raise ValueError(
+                f"{cls.__name__} samples the feature maps by itself: set "
+                "MODEL.ROI_MASK_HEAD.POOLER_TYPE '' and MODEL.ROI_HEADS.NAME StandardROIHeads"
+            )
+        return {
+            "coarse_in_features": cfg.MODEL.ROI_MASK_HEAD.IN_FEATURES,
+            "point_in_features": cfg.MODEL.POINT_HEAD.IN_FEATURES,
+            "feature_scales": {name: 1.0 / (s.stride or 1) for name, s in input_shape.items()},
+            "coarse_side": cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
+        }
+
+    def _pooled(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """Sample a regular grid over each box (R, C, S, S)."""
+        count = sum(map(len, boxes))
+        first = features[self.coarse_in_features[0]]
+        grid = generate_regular_grid_point_coords(count, self.coarse_side, first.device)
+        sampled, _ = self._sample(features, self.coarse_in_features, boxes, grid)
+        return sampled.unflatten(2, (self.coarse_side, self.coarse_side))
+
+    def _sample(
+        self,
+        features: dict[str, Tensor],
+        names: list[str],
+        boxes: list[Boxes],
+        points: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        levels = [features[name] for name in names]
+        scales = [self.feature_scales[name] for name in names]
+        return point_sample_fine_grained_features(levels, scales, boxes, points)
+
+
 @ROI_MASK_HEAD_REGISTRY.register()
-class PointRendMaskHead(nn.Module):
+class PointRendMaskHead(SamplingMaskHead):
     """Coarse mask of each region, and a point head that refines it by subdivision.
 
     It pools by itself: `MODEL.ROI_MASK_HEAD.POOLER_TYPE` must be empty.
 
     Args:
-        coarse_in_features: names of the levels of the coarse head; their channels are joined.
-        point_in_features: names of the levels of the point head, likewise.
-        feature_scales: name -> 1 / stride.
-        coarse_side: samples per side that the coarse head gets.
+        coarse_in_features: see `SamplingMaskHead`, as the next three.
+        point_in_features: see there.
+        feature_scales: see there.
+        coarse_side: see there.
         coarse_head: (R, C, S, S) -> logits (R, K or 1, M, M).
         point_head: see `StandardPointHead`; None: the coarse mask is the result.
         train_num_points: points per region in training.
@@ -79,11 +161,7 @@ class PointRendMaskHead(nn.Module):
         subdivision_num_points: int = 28 * 28,
         vis_period: int = 0,
     ) -> None:
-        super().__init__()
-        self.coarse_in_features = list(coarse_in_features)
-        self.point_in_features = list(point_in_features)
-        self.feature_scales = feature_scales
-        self.coarse_side = coarse_side
+        super().__init__(coarse_in_features, point_in_features, feature_scales, coarse_side)
         self.coarse_head = coarse_head
         self.point_head = point_head
         self.train_num_points = train_num_points
@@ -98,47 +176,29 @@ class PointRendMaskHead(nn.Module):
         """Return the constructor's arguments for `cfg` and the shapes of the levels.
 
         Raises:
-            ValueError: if keys are missing or do not fit each other.
+            ValueError: if the numbers of classes of the two heads differ; see also the base class.
         """
-        if "POINT_HEAD" not in cfg.MODEL:
-            raise ValueError(
-                "PointRendMaskHead needs the keys MODEL.POINT_HEAD.*: call "
-                "d2kit.projects.point_rend.add_pointrend_config(cfg) before the file is merged"
-            )
-        node, point = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
-        if not isinstance(input_shape, dict):
-            raise ValueError(
-                "PointRendMaskHead samples the feature maps by itself: set "
-                "MODEL.ROI_MASK_HEAD.POOLER_TYPE '' and MODEL.ROI_HEADS.NAME StandardROIHeads"
-            )
-        classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        if node.POINT_HEAD_ON and classes != point.NUM_CLASSES:
-            raise ValueError(
-                "MODEL.POINT_HEAD.NUM_CLASSES must be MODEL.ROI_HEADS.NUM_CLASSES, got "
-                f"{point.NUM_CLASSES} and {classes}"
-            )
-        shapes = shapes_of(node.IN_FEATURES, input_shape, "MODEL.ROI_MASK_HEAD.IN_FEATURES")
-        side = node.POOLER_RESOLUTION
-        coarse = ShapeSpec(channels=_joined_channels(shapes), height=side, width=side)
-        arguments: dict[str, Any] = {
-            "coarse_in_features": node.IN_FEATURES,
-            "point_in_features": point.IN_FEATURES,
-            "feature_scales": {name: 1.0 / (s.stride or 1) for name, s in input_shape.items()},
-            "coarse_side": side,
+        node, classes = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        arguments = super().from_config(cfg, input_shape)
+        cells = node.OUTPUT_SIDE_RESOLUTION
+        arguments |= {
             "coarse_head": ConvFCHead(
-                coarse,
-                num_classes=1 if node.CLS_AGNOSTIC_MASK else classes,
-                output_side=node.OUTPUT_SIDE_RESOLUTION,
+                build_region_shape(cfg, input_shape),
+                output_shape=(1 if node.CLS_AGNOSTIC_MASK else classes, cells, cells),
                 conv_dim=node.CONV_DIM,
                 fc_dims=[node.FC_DIM] * node.NUM_FC,
             ),
             "vis_period": cfg.VIS_PERIOD,
         }
         if node.POINT_HEAD_ON:
-            shapes = shapes_of(point.IN_FEATURES, input_shape, "MODEL.POINT_HEAD.IN_FEATURES")
-            fine = ShapeSpec(channels=_joined_channels(shapes), height=1, width=1)
+            point = cfg.MODEL.POINT_HEAD
+            if classes != point.NUM_CLASSES:
+                raise ValueError(
+                    "MODEL.POINT_HEAD.NUM_CLASSES must be MODEL.ROI_HEADS.NUM_CLASSES, got "
+                    f"{point.NUM_CLASSES} and {classes}"
+                )
             arguments |= {
-                "point_head": build_point_head(cfg, fine),
+                "point_head": build_point_head(cfg, build_point_shape(cfg, input_shape)),
                 "train_num_points": point.TRAIN_NUM_POINTS,
                 "oversample_ratio": point.OVERSAMPLE_RATIO,
                 "importance_sample_ratio": point.IMPORTANCE_SAMPLE_RATIO,
@@ -174,25 +234,6 @@ class PointRendMaskHead(nn.Module):
         mask_rcnn_inference(masks, instances)
         return instances
 
-    def _pooled(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """Sample a regular grid over each box (R, C, S, S)."""
-        count = sum(map(len, boxes))
-        first = features[self.coarse_in_features[0]]
-        grid = generate_regular_grid_point_coords(count, self.coarse_side, first.device)
-        sampled, _ = self._sample(features, self.coarse_in_features, boxes, grid)
-        return sampled.unflatten(2, (self.coarse_side, self.coarse_side))
-
-    def _sample(
-        self,
-        features: dict[str, Tensor],
-        names: list[str],
-        boxes: list[Boxes],
-        points: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        levels = [features[name] for name in names]
-        scales = [self.feature_scales[name] for name in names]
-        return point_sample_fine_grained_features(levels, scales, boxes, points)
-
     def _point_logits(
         self, features: dict[str, Tensor], coarse: Tensor, boxes: list[Boxes], points: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -224,26 +265,41 @@ class PointRendMaskHead(nn.Module):
     def _subdivided(
         self, features: dict[str, Tensor], coarse: Tensor, boxes: list[Boxes], classes: Tensor
     ) -> Tensor:
-        """Refine each region's own mask (R, 1, M, M), logits.
-
-        Source: PointRend, section 3.1, "Inference", and figure 4.
-        """
-        mask = own_class(coarse, classes)
-        for left in reversed(range(self.subdivision_steps)):
-            mask = F.interpolate(mask, scale_factor=2.0, mode="bilinear", align_corners=False)
-            if left > 0 and (2 * mask.shape[-1]) ** 2 <= self.subdivision_num_points:
-                continue  # the next step predicts every point anyway
-            index, points = get_uncertain_point_coords_on_grid(
-                -mask.abs(), self.subdivision_num_points
-            )
-            logits, _ = self._point_logits(features, coarse, boxes, points)
-            refined = own_class(logits, classes).to(mask.dtype)
-            mask = mask.flatten(2).scatter(2, index.unsqueeze(1), refined).view_as(mask)
-        return mask
+        """Refine each region's own mask: logits (R, 1, M, M)."""
+        return subdivide(
+            own_class(coarse, classes),
+            lambda points: own_class(
+                self._point_logits(features, coarse, boxes, points)[0], classes
+            ),
+            self.subdivision_steps,
+            self.subdivision_num_points,
+        )
 
 
-def _joined_channels(shapes: Sequence[ShapeSpec]) -> int:
-    return sum(shape.channels or 0 for shape in shapes)
+def subdivide(
+    mask: Tensor, predict: Callable[[Tensor], Tensor], steps: int, num_points: int
+) -> Tensor:
+    """Double the side of masks, predicting anew where they are uncertain.
+
+    Args:
+        mask: (R, 1, S, S) logits.
+        predict: points (R, P, 2) in [0, 1] of the boxes -> logits (R, 1, P).
+        steps: doublings.
+        num_points: points predicted at each of them.
+
+    Returns:
+        (R, 1, M, M) logits, M = S * 2 ** steps.
+
+    Source: PointRend, section 3.1, "Inference", and figure 4.
+    """
+    for left in reversed(range(steps)):
+        mask = F.interpolate(mask, scale_factor=2.0, mode="bilinear", align_corners=False)
+        if left > 0 and (2 * mask.shape[-1]) ** 2 <= num_points:
+            continue  # the next step predicts every point anyway
+        index, points = get_uncertain_point_coords_on_grid(-mask.abs(), num_points)
+        refined = predict(points).to(mask.dtype)
+        mask = mask.flatten(2).scatter(2, index.unsqueeze(1), refined).view_as(mask)
+    return mask
 
 
 @torch.no_grad()

@@ -19,11 +19,12 @@ where the file has, beside those of a Mask R-CNN with FPN, the keys
 
 from d2kit.projects.point_rend.color_augmentation import ColorAugSSDTransform
 from d2kit.projects.point_rend.config import add_pointrend_config
-from d2kit.projects.point_rend.mask_head import PointRendMaskHead
+from d2kit.projects.point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from d2kit.projects.point_rend.point_head import StandardPointHead, build_point_head
 
 __all__ = [
     "ColorAugSSDTransform",
+    "ImplicitPointRendMaskHead",
     "PointRendMaskHead",
     "StandardPointHead",
     "add_pointrend_config",

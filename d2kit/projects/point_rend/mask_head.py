@@ -1,5 +1,6 @@
-"""PointRend's mask head."""
+"""PointRend's mask heads."""
 
+from d2kit.modeling.roi_heads.implicit_point_rend import ImplicitPointRendMaskHead
 from d2kit.modeling.roi_heads.point_rend import PointRendMaskHead
 
-__all__ = ["PointRendMaskHead"]
+__all__ = ["ImplicitPointRendMaskHead", "PointRendMaskHead"]
