@@ -39,7 +39,7 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | N
         return evaluation.COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
 
     def panoptic() -> Any:
-        parts = [evaluation.COCOPanopticEvaluator(dataset_name, folder)]
+        parts: list[Any] = [evaluation.COCOPanopticEvaluator(dataset_name, folder)]
         if metadata.get("sem_seg_root"):
             parts.insert(0, evaluation.SemSegEvaluator(dataset_name, output_dir=folder))
         if metadata.get("json_file"):

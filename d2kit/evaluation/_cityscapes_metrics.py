@@ -254,6 +254,6 @@ def semantic_scores(counts: SemanticCounts) -> dict[str, float]:
     return {
         "IoU": mean_of_defined(ratio(hits, hits + missed + false)),
         "iIoU": mean_of_defined(instance[things]),
-        "IoU_sup": mean_of_defined(groups),
-        "iIoU_sup": mean_of_defined(groups_weighted),
+        "IoU_sup": mean_of_defined(np.array(groups)),
+        "iIoU_sup": mean_of_defined(np.array(groups_weighted)),
     }

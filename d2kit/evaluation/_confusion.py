@@ -49,9 +49,9 @@ def is_boundary(labels: np.ndarray) -> np.ndarray:
     window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     # 1 more than the labels, so that the 0 of the border differs from all of them
     padded = np.pad(labels.astype(np.int32) + 1, 1).astype(np.uint16)
-    settings = {"borderType": cv2.BORDER_REPLICATE}
-    differs = cv2.dilate(padded, window, **settings) != cv2.erode(padded, window, **settings)
-    return differs[1:-1, 1:-1]
+    highest = cv2.dilate(padded, window, borderType=cv2.BORDER_REPLICATE)
+    lowest = cv2.erode(padded, window, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(highest != lowest)[1:-1, 1:-1]
 
 
 def boundary_iou_counts(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -73,8 +73,9 @@ def _scan(path: str) -> list[Any]:
         if os.fstat(file.fileno()).st_size:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 match = re.search(rb'"categories"\s*:\s*(?=\[)', content)
-                for window in _WINDOWS if match else ():
-                    text = content[match.end() : match.end() + window].decode("utf-8", "ignore")
+                start = match.end() if match else len(content)
+                for window in _WINDOWS:
+                    text = content[start : start + window].decode("utf-8", "ignore")
                     try:
                         return json.JSONDecoder().raw_decode(text)[0]
                     except ValueError:

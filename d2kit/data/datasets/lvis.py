@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
@@ -82,7 +82,7 @@ def load_lvis_json(
     return records
 
 
-def _name_classes(tables: CocoTables, dataset_name: str) -> Mapping[int, int]:
+def _name_classes(tables: CocoTables, dataset_name: str) -> dict[int, int]:
     """Set what the metadata do not have yet; return category id -> contiguous index."""
     if "cocofied" in dataset_name:
         facts = _get_coco_instances_meta()
