@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2kit.engine.video.frames import Frame, Selection, open_source
+from d2kit.engine.video.frames import Frame, Selection
+from d2kit.engine.video.sources import open_source
 from d2kit.utils.file_io import atomic_write
 
 __all__ = ["extract_frames"]

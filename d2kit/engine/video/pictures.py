@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from d2kit.engine.video.frames import STILL_SUFFIXES, Frame, Selection, SourceInfo
+from d2kit.engine.video.frames import Frame, Selection, SourceInfo
 
-__all__ = ["Camera", "PictureFolder"]
+__all__ = ["STILL_SUFFIXES", "Camera", "PictureFolder"]
+
+STILL_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 logger = logging.getLogger(__name__)
 

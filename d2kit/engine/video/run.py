@@ -16,9 +16,10 @@ import numpy as np
 from d2kit.config import CfgNode
 from d2kit.engine.video.association import Associator, TrackedFrame, build_associator
 from d2kit.engine.video.background import Background
-from d2kit.engine.video.detections import FrameDetections, build_class_names, build_detector
+from d2kit.engine.video.detections import build_class_names, build_detector
 from d2kit.engine.video.encoder import VideoEncoder
-from d2kit.engine.video.frames import Frame, FrameSource, Selection, open_source
+from d2kit.engine.video.feed import DetectionFeed, Pair
+from d2kit.engine.video.frames import Frame, FrameSource, Selection
 from d2kit.engine.video.outputs import TrackWriter
 from d2kit.engine.video.overlay import draw_tracks
 from d2kit.engine.video.plan import (
@@ -28,6 +29,7 @@ from d2kit.engine.video.plan import (
     stored_detections,
 )
 from d2kit.engine.video.privacy import Anonymizer
+from d2kit.engine.video.sources import open_source
 from d2kit.engine.video.store import DetectionStore, DetectionWriter
 from d2kit.utils.file_io import atomic_write
 
@@ -39,92 +41,6 @@ COMPLETE, DAMAGED, INTERRUPTED = "complete", "input damaged", "interrupted"
 """How a run ended: `summary["status"]`."""
 
 _QUEUED_BYTES = 2**26  # of frames between two stages
-Pair = tuple[Frame, FrameDetections]
-
-
-class _Detections:
-    """Brings frames and detections together: stored ones first, then the detector's.
-
-    Attributes:
-        stored: frames whose detections were read.
-        detected: frames that went through the detector.
-        problem: why the detections end before the frames.
-    """
-
-    def __init__(
-        self,
-        options: VideoOptions,
-        store: DetectionStore | None,
-        writer: Callable[[], DetectionWriter],
-        detector: Callable[[], Any],
-    ) -> None:
-        self._options, self._store = options, store
-        self._writer, self._detector = writer, detector
-        self.stored, self.detected, self.problem = 0, 0, ""
-        self.file: DetectionWriter | None = None
-
-    def alone(self) -> Iterator[Pair]:
-        """Yield the stored detections with frames that have no picture."""
-        assert self._store is not None
-        for found in self._store:
-            self.stored += 1
-            yield Frame(found.index, found.time, None), found
-        self._note_cut()
-
-    def join(self, frames: Iterable[Frame]) -> Iterator[Pair]:
-        """Yield each frame with its detections."""
-        earlier = iter(self._store) if self._store is not None else iter(())
-        batch: list[Frame] = []
-        reading, known = True, 0
-        for frame in frames:
-            found = next(earlier, None) if reading else None
-            # Batches hold the frames that they would in an undisturbed run, those included whose
-            # detections are known: the last digits of a frame's numbers may depend on its batch.
-            batch.append(frame)
-            if found is not None:
-                self._check(frame, found)
-                self.stored += 1
-                known = len(batch)
-                yield frame, found
-            else:
-                reading = False
-                if self._options.from_detections or (self._store and self._store.end is not None):
-                    self._note_cut(frame)
-                    return
-            if len(batch) == self._options.batch_size:
-                yield from self._detect(batch, known)
-                batch, known = [], 0
-        yield from self._detect(batch, known)
-
-    def _detect(self, batch: list[Frame], known: int) -> Iterator[Pair]:
-        """Run the detector on a batch; yield all but the first `known` frames."""
-        if known == len(batch):
-            return
-        if self.file is None:
-            self.file = self._writer()
-            self._model = self._detector()
-        results = self._model(
-            [f.index for f in batch], [f.time for f in batch], [f.image for f in batch]
-        )
-        for frame, found in zip(batch[known:], results[known:], strict=True):
-            self.file.write(found)
-            self.detected += 1
-            yield frame, found
-
-    def _check(self, frame: Frame, found: FrameDetections) -> None:
-        if frame.index != found.index or abs(frame.time - found.time) > 1e-3:
-            raise ValueError(
-                f"{self._options.store}: the stored detections are of another video: frame "
-                f"{found.index} at {found.time:.3f} s there, {frame.index} at {frame.time:.3f} s "
-                f"in {self._options.input}"
-            )
-
-    def _note_cut(self, frame: Frame | None = None) -> None:
-        """Say so where the stored detections are cut short."""
-        assert self._store is not None
-        if self._store.end is None or frame is not None:
-            damage = f" ({self._store.damage})" if self._store.damage else ""
-            self.problem = f"the stored detections end after {self.stored} frames{damage}"
 
 
 class _Drawer:
@@ -263,24 +179,15 @@ def track_video(
     tracker_probe = build_associator(cfg, (1, 1))
     setup = _prepare(cfg, options, tracker_probe.needs_image)
     options.output.mkdir(parents=True, exist_ok=True)
-    detections = _Detections(
+    detections = DetectionFeed(
         options,
         setup.store,
         lambda: DetectionWriter(options.store, setup.header, append=setup.store),
         lambda: build_detector(cfg)[0],
     )
     writer = TrackWriter(options.output, size=setup.size, names=setup.names)
-    encoder = None
+    encoder = _encoder(options, setup)
     try:
-        if options.video:
-            encoder = VideoEncoder(
-                options.output / "annotated.mp4",
-                width=setup.size[1],
-                height=setup.size[0],
-                fps=setup.fps / options.selection.stride,
-                preset=options.preset,
-                crf=options.crf,
-            )
         frames = _run(cfg, options, setup, detections, writer, encoder, stop, on_frame)
         if frames.count == 0:
             why = f": {detections.problem}" if detections.problem else ""
@@ -297,11 +204,24 @@ def track_video(
     return _finish(options, setup, detections, writer, frames, stop, time.perf_counter() - began)
 
 
+def _encoder(options: VideoOptions, setup: _Setup) -> VideoEncoder | None:
+    if not options.video:
+        return None
+    return VideoEncoder(
+        options.output / "annotated.mp4",
+        width=setup.size[1],
+        height=setup.size[0],
+        fps=setup.fps / options.selection.stride,
+        preset=options.preset,
+        crf=options.crf,
+    )
+
+
 def _run(
     cfg: CfgNode,
     options: VideoOptions,
     setup: _Setup,
-    detections: _Detections,
+    detections: DetectionFeed,
     writer: TrackWriter,
     encoder: VideoEncoder | None,
     stop: threading.Event,
@@ -351,7 +271,7 @@ def _run(
 def _finish(
     options: VideoOptions,
     setup: _Setup,
-    detections: _Detections,
+    detections: DetectionFeed,
     writer: TrackWriter,
     frames: _Done,
     stop: threading.Event,
