@@ -9,7 +9,7 @@ from typing import Any
 
 import fvcore.nn
 import torch
-from fvcore.nn import activation_count, parameter_count, parameter_count_table
+from fvcore.nn import ActivationCountAnalysis, parameter_count, parameter_count_table
 from torch import Tensor, nn
 
 __all__ = [
@@ -58,6 +58,16 @@ class _Traceable(nn.Module):
         return tuple(_tensors(self.model(batch)))
 
 
+def _silence(analysis: Any) -> None:
+    """Turn off warnings that say nothing about a count.
+
+    Elementwise operators and indexing have no multiply-adds, and which levels of a pyramid are
+    called depends on the boxes.
+    """
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis.tracer_warnings("none")
+
+
 class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):
     """fvcore's count of multiply-adds, also for models that take `list[dict]`.
 
@@ -69,7 +79,7 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         wrapper = _Traceable(model, inputs)
         super().__init__(wrapper, wrapper.flat_inputs)
-        self.unsupported_ops_warnings(False)  # elementwise and indexing: no multiply-adds
+        _silence(self)
 
 
 def flop_count_operators(model: nn.Module, inputs: list[Any]) -> defaultdict[str, float]:
@@ -95,12 +105,15 @@ def activation_count_operators(
     Args:
         model: in eval mode for detection models.
         inputs: a batch `list[dict]`, or the positional arguments.
-        kwargs: passed to ``fvcore.nn.activation_count``.
+        kwargs: `supported_ops`: operator -> how to count its outputs, beside fvcore's.
 
     Returns:
         Operator -> 10**6 elements.
     """
     wrapper = _Traceable(model, inputs)
+    analysis = ActivationCountAnalysis(wrapper, wrapper.flat_inputs)
+    analysis.set_op_handle(**(kwargs.get("supported_ops") or {}))
+    _silence(analysis)
     with torch.no_grad():
-        counts, _ = activation_count(wrapper, wrapper.flat_inputs, **kwargs)
-    return counts
+        counts = analysis.by_operator()
+    return defaultdict(float, {name: count / 1e6 for name, count in counts.items()})
