@@ -12,8 +12,14 @@ from tests.modeling.train_in_processes import NAMES, train
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 20
+RPN = {"loss_rpn_cls", "loss_rpn_loc"}
 LOSSES = {
-    "GeneralizedRCNN": {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"},
+    "GeneralizedRCNN": {"loss_cls", "loss_box_reg", "loss_mask", *RPN},
+    "cascade with keypoints": {
+        *(f"{loss}_stage{k}" for loss in ("loss_cls", "loss_box_reg") for k in range(3)),
+        *("loss_mask", "loss_keypoint", *RPN),
+    },
+    "PointRend": {"loss_cls", "loss_box_reg", "loss_mask", "loss_mask_point", *RPN},
     "RetinaNet": {"loss_cls", "loss_box_reg"},
     "SemanticSegmentor": {"loss_sem_seg"},
 }

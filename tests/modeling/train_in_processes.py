@@ -9,18 +9,35 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from d2kit.modeling import build_model
+from d2kit.projects.point_rend import add_pointrend_config
+from tests.modeling.roi_heads.test_point_rend import OPTIONS as POINTREND_OPTIONS
 from tests.modeling.tiny import tiny_config
 from tests.modeling.tiny_dense import labelled_input, tiny_dense_config
+from tests.modeling.tiny_heads import CASCADE_OPTIONS, KEYPOINT_OPTIONS, with_keypoints
 
 BATCH = 4
 OBJECTS = (0, 3, 1, 5)  # the two halves have different counts of foreground
-NAMES = ("GeneralizedRCNN", "RetinaNet", "SemanticSegmentor")
+HEADS = {
+    "GeneralizedRCNN": [],
+    "cascade with keypoints": [*CASCADE_OPTIONS, *KEYPOINT_OPTIONS],
+    "PointRend": POINTREND_OPTIONS,
+}
+NAMES = (*HEADS, "RetinaNet", "SemanticSegmentor")
+
+
+def config(name):
+    if name not in HEADS:
+        return tiny_dense_config(name)
+    cfg = tiny_config()
+    add_pointrend_config(cfg)
+    cfg.merge_from_list(HEADS[name])
+    return cfg
 
 
 def train(name: str, rank: int, world: int, steps: int) -> dict[str, list[float]]:
     """Train model `name` and return name of the loss -> its value at each step."""
     torch.manual_seed(0)
-    model = build_model(tiny_config() if name == "GeneralizedRCNN" else tiny_dense_config(name))
+    model = build_model(config(name))
     torch.manual_seed(rank)  # what is drawn later must not depend on it
     if world > 1:
         model = DistributedDataParallel(model)
@@ -29,6 +46,7 @@ def train(name: str, rank: int, world: int, steps: int) -> dict[str, list[float]
     curves = {}
     for step in range(steps):
         batch = [labelled_input(BATCH * (step % 5) + i, OBJECTS[i]) for i in range(BATCH)]
+        batch = [with_keypoints(item) for item in batch]
         for i, item in enumerate(batch):
             item["sample_seed"] = BATCH * step + i
             if i == 0:

@@ -29,8 +29,8 @@ from d2kit.modeling.roi_heads.roi_heads import (
     build_roi_heads,
     select_foreground_proposals,
 )
-
 from d2kit.modeling.roi_heads.rotated_fast_rcnn import RotatedFastRCNNOutputLayers, RROIHeads
+
 __all__ = [
     "ROI_BOX_HEAD_REGISTRY",
     "ROI_HEADS_REGISTRY",
@@ -46,11 +46,11 @@ __all__ = [
     "MaskRCNNConvUpsampleHead",
     "PointRendMaskHead",
     "ROIHeads",
-    "Res5ROIHeads",
-    "StandardROIHeads",
     "RROIHeads",
-    "build_box_head",
+    "Res5ROIHeads",
     "RotatedFastRCNNOutputLayers",
+    "StandardROIHeads",
+    "build_box_head",
     "build_keypoint_head",
     "build_mask_head",
     "build_roi_heads",

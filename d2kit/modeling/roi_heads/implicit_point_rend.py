@@ -183,7 +183,7 @@ class ImplicitPointRendMaskHead(SamplingMaskHead):
         """
         arguments = super().from_config(cfg, input_shape)
         node, point = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
-        point_head = build_point_head(cfg, build_point_shape(cfg, input_shape))
+        point_head: Any = build_point_head(cfg, build_point_shape(cfg, input_shape))
         if not hasattr(point_head, "num_params"):
             raise ValueError(
                 "ImplicitPointRendMaskHead predicts the weights of its point head: set "
