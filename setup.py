@@ -62,7 +62,9 @@ setup(
         "timm": ["timm>=1.0.9"],
         "dev": [
             "hypothesis>=6.100",
+            "ipykernel>=6.29",
             "mypy>=1.11",
+            "nbclient>=0.10",
             "omegaconf>=2.3",
             "pytest>=8.2",
             "pytest-xdist>=3.6",

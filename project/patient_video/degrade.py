@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 
 from project.patient_video.signals import decode_mask
-from project.patient_video.tracks import Tracks
+from project.patient_video.tracks import Tracks, as_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,44 @@ def degrade(tracks: Tracks, detector: Detector, seed: int = 0) -> Tracks:
         masks.append(mask_util.encode(np.asfortranarray(seen, np.uint8)))
     scores = rng.uniform(0.5, 1.0, len(keep))
     return dataclasses.replace(tracks.only(keep), score=scores, box=box, masks=masks)
+
+
+def store_detections(tracks: Tracks, path: str | os.PathLike, source: str | os.PathLike) -> None:
+    """Write tracks without their identities, as ``track_video`` stores what a model detected.
+
+    Args:
+        tracks: of one video.
+        path: file to write; must not exist.
+        source: the video.
+    """
+    from d2kit.engine.video import DetectionWriter, FrameDetections, Selection, open_source
+
+    info = open_source(str(source), Selection()).info
+    ids = sorted(tracks.names)
+    header = {
+        "source": Path(source).name,
+        "bytes": info.bytes,
+        "height": info.height,
+        "width": info.width,
+        "fps": info.fps,
+        "selection": dataclasses.asdict(Selection()),
+        "classes": [tracks.names[i] for i in ids],
+        "model": "made up",
+    }
+    writer = DetectionWriter(Path(path), header)
+    for k, rows in tracks.by_frame():
+        masks = [tracks.masks[r] for r in rows]
+        writer.write(
+            FrameDetections(
+                int(tracks.frames[k]),
+                float(tracks.times[k]),
+                tracks.box[rows],
+                tracks.score[rows],
+                np.searchsorted(ids, tracks.category[rows]),
+                [as_text(m)["counts"] for m in masks],
+            )
+        )
+    writer.close({"frames": len(tracks.frames), "problem": ""})
 
 
 def _mask_head(

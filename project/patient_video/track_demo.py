@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from d2kit.config import CfgNode
-from d2kit.engine.video import Selection, VideoOptions, track_video
+from d2kit.engine.video import DETECTIONS, Selection, VideoOptions, track_video
 from project.patient_video.analyze import analyze, describe
 from project.patient_video.compare import compare
 from project.patient_video.report import write_report
@@ -56,6 +56,7 @@ def track_and_report(
         selection=Selection(stride=max(1, int(fps / LEAST_FPS))),
         video=draw,
     )
+    (options.output / DETECTIONS).unlink(missing_ok=True)  # those of a model of an earlier run
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(weights)

@@ -175,7 +175,7 @@ def as_json(tracks: Tracks) -> dict:
             "bbox": [
                 float(v) for v in (*tracks.box[r, :2], *(tracks.box[r, 2:] - tracks.box[r, :2]))
             ],
-            "segmentation": _text(tracks.masks[r]),
+            "segmentation": tracks.masks[r] and as_text(tracks.masks[r]),
             "area": _area(tracks.masks[r], tracks.box[r]),
             "interpolated": bool(tracks.interpolated[r]),
         }
@@ -207,9 +207,8 @@ def _video(tracks: Tracks) -> dict:
     return info
 
 
-def _text(mask: Rle | None) -> Rle | None:
-    if mask is None:
-        return None
+def as_text(mask: Rle) -> Rle:
+    """Return an RLE as JSON takes it, its counts as text."""
     counts = mask["counts"]
     text = counts.decode("ascii") if isinstance(counts, bytes) else counts
     return {"size": [int(v) for v in mask["size"]], "counts": text}
