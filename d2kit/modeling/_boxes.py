@@ -1,5 +1,6 @@
 """Upright (4 numbers) and rotated (5 numbers) boxes by the same code."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -57,3 +58,15 @@ def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Ten
 def sides_of(boxes: Tensor) -> Tensor:
     """Return widths and heights (..., 2) of boxes (..., 4) XYXY or (..., 5) XYWHA."""
     return boxes[..., 2:4] - boxes[..., :2] if boxes.shape[-1] == 4 else boxes[..., 2:4]
+
+
+def outlines_of(boxes: Tensor) -> Tensor:
+    """Return upright boxes (R, 4) as they are, rotated ones (R, 5) as four corners (R, 8)."""
+    if boxes.shape[-1] == 4:
+        return boxes
+    angle = boxes[:, 4] * (math.pi / 180)
+    along = torch.stack([angle.cos(), -angle.sin()], dim=1) * boxes[:, 2:3] / 2
+    down = torch.stack([angle.sin(), angle.cos()], dim=1) * boxes[:, 3:4] / 2
+    centre = boxes[:, :2]
+    corners = (centre - along - down, centre + along - down, centre + along + down)
+    return torch.cat([*corners, centre - along + down], dim=1)

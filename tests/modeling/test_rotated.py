@@ -3,6 +3,7 @@ import torch
 
 from d2kit.layers import nms_rotated
 from d2kit.modeling import build_model
+from d2kit.modeling._boxes import outlines_of
 from d2kit.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from d2kit.modeling.proposal_generator.rrpn import RRPN, find_top_rrpn_proposals
 from d2kit.modeling.roi_heads.rotated_fast_rcnn import (
@@ -225,3 +226,11 @@ def test_upright_ground_truth_in_a_rotated_model_and_the_reverse():
         rotated([tiny_input(0)])
     with pytest.raises(ValueError, match="RRPN"):
         upright([rotated_input(0)])
+
+
+def test_outlines():
+    upright = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    assert outlines_of(upright) is upright
+    boxes = torch.tensor([[50.0, 30.0, 20.0, 10.0, 0.0], [50.0, 30.0, 20.0, 10.0, 90.0]])
+    expected = torch.tensor([[40.0, 25, 60, 25, 60, 35, 40, 35], [45, 40, 45, 20, 55, 20, 55, 40]])
+    torch.testing.assert_close(outlines_of(boxes), expected)

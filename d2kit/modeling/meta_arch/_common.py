@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2kit.layers import move_device_like
+from d2kit.modeling._boxes import outlines_of
 from d2kit.modeling._metrics import put_image
 from d2kit.modeling.postprocessing import detector_postprocess
 from d2kit.modeling.sampling import per_image_seeds
@@ -209,7 +210,7 @@ def _panes(item: dict[str, Any], best: Boxes, input_format: str) -> list[Tensor]
         picture = picture.flip(0)
     panes = []
     for boxes, colour in ((item["instances"].gt_boxes, "lime"), (best[:_SHOWN_BOXES], "orange")):
-        usable = boxes[boxes.nonempty()].tensor.detach().cpu()
+        usable = outlines_of(boxes[boxes.nonempty()].tensor.detach().cpu())
         panes.append(
             draw_bounding_boxes(picture, usable, colors=colour, width=2) if len(usable) else picture
         )
