@@ -60,6 +60,7 @@ setup(
     extras_require={
         "lazy": ["omegaconf>=2.3"],
         "timm": ["timm>=1.0.9"],
+        "oracle": ["lvis>=0.5.3"],
         "dev": [
             "hypothesis>=6.100",
             "ipykernel>=6.29",
