@@ -2,11 +2,9 @@
 
 _LATER_MODULES = {
     "export and other projects": "export projects.deeplab projects.panoptic_deeplab",
-    "MMDetection's models": "modeling.mmdet_wrapper",
 }
 _LATER_NAMES = {
     "export": "TracingAdapter",
-    "MMDetection's models": "MMDetBackbone MMDetDetector",
 }
 LATER_MODULES = {f"d2kit.{m}": why for why, text in _LATER_MODULES.items() for m in text.split()}
 """Module -> the later piece of work that it belongs to."""
