@@ -172,6 +172,11 @@ class Naming:
         known = set(names)
         return any(mark in known for mark in self.marks)
 
+    def without_twin(self, weights: Mapping[str, Any]) -> list[str]:
+        """Return the names of ours to which the other library has no equal."""
+        active = [r for r in self.rules if r.only_if is None or r.only_if[0] in weights]
+        return [name for name in weights if _first(active, name, 0)[0] is None]
+
     def to_ours(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return the weights under Detectron2's names; what no rule knows keeps its name."""
         return self._finish(self._convert(weights, 1))

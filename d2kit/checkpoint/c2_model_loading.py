@@ -1,9 +1,13 @@
-"""Matches the parameter names of other libraries' ResNets to those of a model."""
+"""Matches names of Caffe2's models and torchvision's ResNets to those of a model."""
 
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
+
+from d2kit.checkpoint._naming import as_tensor
 
 __all__ = [
     "align_and_update_state_dicts",
@@ -21,6 +25,31 @@ _C2_BLOCK = re.compile(r"res(\d)_(\d+)_branch(1|2[abc])(_bn|_gn)?_(w|b|s|rm|riv)
 _C2_STEM = re.compile(r"(?:res_)?conv1(_bn|_gn)?_(w|b|s|rm|riv)")
 _C2_CLASSIFIER = re.compile(r"(?:fc1000|pred)_(w|b)")
 
+# Blobs of Detectron's detectors, without the suffix -> our layer.
+_C2_LAYERS = {
+    r"fpn_inner_res(?P<n>\d)_\d+_sum(_lateral)?": "backbone.fpn_lateral{n}",
+    r"fpn_res(?P<n>\d)_\d+_sum": "backbone.fpn_output{n}",
+    r"fpn_(?P<n>[67])": "backbone.top_block.p{n}",
+    r"conv_rpn(_fpn2)?": "proposal_generator.rpn_head.conv",
+    r"rpn_cls_logits(_fpn2)?": "proposal_generator.rpn_head.objectness_logits",
+    r"rpn_bbox_pred(_fpn2)?": "proposal_generator.rpn_head.anchor_deltas",
+    r"fc6": "roi_heads.box_head.fc1",
+    r"fc7": "roi_heads.box_head.fc2",
+    r"cls_score": "roi_heads.box_predictor.cls_score",
+    r"bbox_pred": "roi_heads.box_predictor.bbox_pred",
+    r"_\[mask\]_fcn(?P<n>\d)": "roi_heads.mask_head.mask_fcn{n}",
+    r"conv5_mask": "roi_heads.mask_head.deconv",
+    r"mask_fcn_logits": "roi_heads.mask_head.predictor",
+    r"conv_fcn(?P<n>\d)": "roi_heads.keypoint_head.conv_fcn{n}",
+    r"kps_score_lowres": "roi_heads.keypoint_head.score_lowres",
+    r"retnet_cls_pred_fpn3": "head.cls_score",
+    r"retnet_bbox_pred_fpn3": "head.bbox_pred",
+}
+# Predictors whose first rows are background's -> how many.
+_C2_BACKGROUND = {"cls_score": 1, "bbox_pred": 4, "mask_fcn_logits": 1}
+_C2_LAYER = {re.compile(f"{blob}_(w|b)"): layer for blob, layer in _C2_LAYERS.items()}
+_C2_TOWER = re.compile(r"retnet_(cls|bbox)_conv_n(\d)_fpn3_(w|b)")
+
 _TV_PREFIX = r"(?:module\.|backbone\.body\.)*"
 _TV_BLOCK = re.compile(_TV_PREFIX + r"layer([1-4])\.(\d+)\.(conv|bn)(\d)\.(\w+)")
 _TV_SHORTCUT = re.compile(_TV_PREFIX + r"layer([1-4])\.(\d+)\.downsample\.([01])\.(\w+)")
@@ -29,7 +58,7 @@ _TV_CLASSIFIER = re.compile(_TV_PREFIX + r"fc\.(\w+)")
 
 
 def _c2_name(blob: str) -> str:
-    """Return our name for a blob of a Caffe2 ResNet; other blobs keep theirs."""
+    """Return our name for a blob of a Caffe2 model; blobs of other layers keep theirs."""
     if found := _C2_BLOCK.fullmatch(blob):
         stage, block, branch, norm, suffix = found.groups()
         layer = f"res{stage}.{block}.{_C2_BRANCH[branch]}"
@@ -39,15 +68,36 @@ def _c2_name(blob: str) -> str:
     elif found := _C2_CLASSIFIER.fullmatch(blob):
         norm, suffix, layer = None, found.group(1), "linear"
     else:
-        return blob
+        return _c2_head_name(blob)
     return f"{layer}{'.norm' if norm else ''}.{_C2_SUFFIX[suffix]}"
 
 
+def _c2_head_name(blob: str) -> str:
+    """Return our name for a blob of Detectron's pyramid or heads; other blobs keep theirs."""
+    if found := _C2_TOWER.fullmatch(blob):
+        tower, number, suffix = found.groups()
+        return f"head.{tower}_subnet.{2 * int(number)}.{_C2_SUFFIX[suffix]}"
+    for pattern, layer in _C2_LAYER.items():
+        if found := pattern.fullmatch(blob):
+            place = layer.format(n=found.groupdict().get("n"))
+            return f"{place}.{_C2_SUFFIX[blob[-1]]}"
+    return blob
+
+
 def convert_c2_names(blobs: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the blobs of a Caffe2 ResNet, e.g. ``res2_0_branch2a_bn_s`` to
-    ``res2.0.conv1.norm.weight``.
+    """Rename the blobs of a Caffe2 model, e.g. ``res2_0_branch2a_bn_s`` to
+    ``res2.0.conv1.norm.weight``; background comes last, its boxes and masks go.
     """  # noqa: D205 - one sentence
-    return {_c2_name(blob): value for blob, value in blobs.items()}
+    converted = {}
+    for blob, value in blobs.items():
+        layer = blob.removesuffix("_w").removesuffix("_b")
+        if layer in _C2_BACKGROUND:
+            rows = _C2_BACKGROUND[layer]
+            first = as_tensor(value)[:rows]
+            value = as_tensor(value)[rows:]  # noqa: PLW2901 - without, or with it at the end
+            value = torch.cat([value, first]) if layer == "cls_score" else value  # noqa: PLW2901
+        converted[_c2_name(blob)] = value
+    return converted
 
 
 def is_torchvision_resnet(names: Iterable[str]) -> bool:

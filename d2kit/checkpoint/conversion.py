@@ -7,6 +7,7 @@ changes, so that a weight that goes there and back is the same bit for bit.
 
 import logging
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ logger = logging.getLogger(__name__)
 LIBRARIES = ("d2kit", "detectron2", *NAMINGS)
 """Libraries whose names `convert_weights` writes; d2kit's are Detectron2's."""
 
-_OURS = ("backbone.bottom_up.stem.conv1.weight", "backbone.stem.conv1.weight")
+_STEM = "backbone.bottom_up.stem.conv1.weight"
+_CONSTANT = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
 _DENSE = "head.cls_score.weight"
 _PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.", "head.cls_score.")
 _TWO_STAGE = "proposal_generator.rpn_head.anchor_deltas.weight"
@@ -84,16 +86,21 @@ def convert_weights(weights: Mapping[str, Any], library: str) -> dict[str, Any]:
     ours = plain if source is None else source.to_ours(plain)
     if library not in NAMINGS:
         return ours
+    ours = {name: value for name, value in ours.items() if not _CONSTANT.search(name)}
     two_stage, dense = NAMINGS[library]
-    if _OURS[0] in ours and _TWO_STAGE in ours:
-        return two_stage.to_theirs(ours)
-    if _OURS[0] in ours and _DENSE in ours:
-        return dense.to_theirs(ours)
-    raise ValueError(
-        f"only detectors with ResNet, FPN and RPN or RetinaNet's head can be converted to "
-        f"{library}; this one has e.g. {sorted(ours)[:3]} and lacks {_OURS[0]}, {_TWO_STAGE} or "
-        f"{_DENSE}"
-    )
+    target = two_stage if _TWO_STAGE in ours else dense
+    if _STEM not in ours or not (_TWO_STAGE in ours or _DENSE in ours):
+        raise ValueError(
+            f"only detectors with ResNet, FPN and RPN or RetinaNet's head can be converted to "
+            f"{library}; this one has e.g. {sorted(ours)[:3]} and lacks {_STEM}, {_TWO_STAGE} or "
+            f"{_DENSE}"
+        )
+    if left := target.without_twin(ours):
+        raise ValueError(
+            f"{target.title} has no equal of {len(left)} weights, e.g. {sorted(left)[:3]}: a "
+            f"model with such parts cannot be converted to {library}"
+        )
+    return target.to_theirs(ours)
 
 
 def trained_classes(checkpoint: Mapping[str, Any]) -> list[str]:

@@ -78,11 +78,39 @@ C2_BLOBS = {
         ("res3_0_branch2b_gn_b", "res3.0.conv2.norm.bias"),
         ("fc1000_b", "linear.bias"),
         ("pred_w", "linear.weight"),
-        ("fpn_inner_res2_2_sum_w", "fpn_inner_res2_2_sum_w"),
+        ("fpn_inner_res5_2_sum_w", "backbone.fpn_lateral5.weight"),
+        ("fpn_inner_res4_22_sum_lateral_b", "backbone.fpn_lateral4.bias"),
+        ("fpn_res2_2_sum_w", "backbone.fpn_output2.weight"),
+        ("fpn_7_b", "backbone.top_block.p7.bias"),
+        ("conv_rpn_fpn2_w", "proposal_generator.rpn_head.conv.weight"),
+        ("conv_rpn_b", "proposal_generator.rpn_head.conv.bias"),
+        ("rpn_cls_logits_fpn2_b", "proposal_generator.rpn_head.objectness_logits.bias"),
+        ("rpn_bbox_pred_fpn2_w", "proposal_generator.rpn_head.anchor_deltas.weight"),
+        ("fc6_w", "roi_heads.box_head.fc1.weight"),
+        ("fc7_b", "roi_heads.box_head.fc2.bias"),
+        ("_[mask]_fcn4_w", "roi_heads.mask_head.mask_fcn4.weight"),
+        ("conv5_mask_w", "roi_heads.mask_head.deconv.weight"),
+        ("conv_fcn8_b", "roi_heads.keypoint_head.conv_fcn8.bias"),
+        ("kps_score_lowres_w", "roi_heads.keypoint_head.score_lowres.weight"),
+        ("retnet_cls_conv_n3_fpn3_w", "head.cls_subnet.6.weight"),
+        ("retnet_bbox_pred_fpn3_b", "head.bbox_pred.bias"),
+        ("kps_score_w", "kps_score_w"),
     ],
 )
 def test_caffe2_names(blob, name):
     assert list(convert_c2_names({blob: 0})) == [name]
+
+
+def test_background_of_caffe2_is_first():
+    blobs = {
+        "cls_score_b": np.arange(3, dtype=np.float32),
+        "bbox_pred_b": np.arange(12, dtype=np.float32),
+        "mask_fcn_logits_w": np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1),
+    }
+    scores, boxes, masks = convert_c2_names(blobs).values()
+    assert scores.tolist() == [1, 2, 0]
+    assert boxes.tolist() == list(range(4, 12))
+    assert masks.flatten().tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

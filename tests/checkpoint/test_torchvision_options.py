@@ -128,7 +128,9 @@ def test_whole_pixel_masks_are_pasted_and_encoded_alike():
     found = Instances((40, 50), scores=torch.rand(5, generator=rng))
     found.pred_classes = torch.zeros(5, dtype=torch.int64)
     corner = torch.rand(5, 2, generator=rng) * 20
-    found.pred_boxes = Boxes(torch.cat([corner, corner + 4.3 + torch.rand(5, 2, generator=rng)], dim=1))
+    found.pred_boxes = Boxes(
+        torch.cat([corner, corner + 4.3 + torch.rand(5, 2, generator=rng)], dim=1)
+    )
     masks = torch.rand(5, 1, 28, 28, generator=rng)
     found.pred_masks = ROIMasks(masks[:, 0], whole_pixels=True)
     assert found[:2].pred_masks.whole_pixels
