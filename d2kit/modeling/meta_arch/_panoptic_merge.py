@@ -38,24 +38,28 @@ def combine_semantic_and_instance_outputs(
     device = semantic_results.device
     rows = instance_results.scores.argsort(descending=True, stable=True)
     rows = rows[instance_results.scores[rows] >= instances_score_thresh]
-    masks = _masks(instance_results[rows], semantic_results.shape[-2:]).to(device)
+    height, width = semantic_results.shape
+    masks = _masks(instance_results[rows], height, width).to(device)
     segments = torch.zeros_like(semantic_results, dtype=torch.int32)
+    free = torch.ones_like(segments, dtype=torch.bool)
     kept = []
     for i, mask in enumerate(masks):  # no step waits for the device: ids are ranks for now
-        free = mask & (segments == 0)
-        area, visible = mask.sum(), free.sum()
-        keep = (visible > 0) & ((area - visible) / area <= overlap_threshold)
-        segments = torch.where(free & keep, i + 1, segments)
+        visible = mask & free
+        area, left = mask.count_nonzero(), visible.count_nonzero()
+        keep = (left > 0) & ((area - left) / area <= overlap_threshold)
+        visible &= keep
+        segments.add_(visible, alpha=i + 1)  # 0 there; masked_fill takes 7 ms at 800x1333, this 0.2
+        free ^= visible
         kept.append(keep)
-    count = torch.bincount(semantic_results[segments == 0].long().flatten())
+    pixels = torch.bincount(semantic_results[free].long())
     things = torch.stack(kept).nonzero().flatten().cpu() if kept else torch.zeros(0).long()
-    stuff = [(k, n) for k, n in enumerate(count.tolist()) if k > 0 and n > 0]
+    stuff = [(k, n) for k, n in enumerate(pixels.tolist()) if k > 0 and n > 0]
     stuff = [(k, n) for k, n in stuff if n >= stuff_area_thresh]
 
     # rank of an instance -> its id; class of stuff -> its id
     thing_ids = torch.zeros(len(masks) + 1, dtype=torch.int32)
     thing_ids[things + 1] = torch.arange(1, len(things) + 1, dtype=torch.int32)
-    stuff_ids = torch.zeros(max(len(count), 1), dtype=torch.int32)
+    stuff_ids = torch.zeros(max(len(pixels), 1), dtype=torch.int32)
     for offset, (category, _) in enumerate(stuff):
         stuff_ids[category] = len(things) + 1 + offset
     of_stuff = stuff_ids.to(device)[semantic_results.long().clamp(max=len(stuff_ids) - 1)]
@@ -64,11 +68,11 @@ def combine_semantic_and_instance_outputs(
     return ids, _infos(chosen, rows.cpu()[things].tolist(), stuff)
 
 
-def _masks(instances: Instances, size: tuple[int, int]) -> Tensor:
+def _masks(instances: Instances, height: int, width: int) -> Tensor:
     """Return the masks (R, H, W), bool."""
     masks = instances.pred_masks
     if isinstance(masks, ROIMasks):
-        return masks.to_bitmasks(instances.pred_boxes, *size).tensor
+        return masks.to_bitmasks(instances.pred_boxes, height, width).tensor
     return masks.bool()
 
 

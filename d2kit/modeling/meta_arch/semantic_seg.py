@@ -150,12 +150,10 @@ class SemSegFPNHead(nn.Module):
         self.common_stride = common_stride
         self.loss_weight = loss_weight
         self.ignore_value = ignore_value
-        self.scale_heads: list[nn.Module] = []
         for name, shape in levels:
             doublings = _doublings(name, shape.stride or 0, common_stride)
-            head = _upsampling_head(region_shape(shape, name)[0], conv_dims, doublings, norm)
-            self.scale_heads.append(head)
-            self.add_module(name, head)
+            channels, _, _ = region_shape(shape, name)
+            self.add_module(name, _upsampling_head(channels, conv_dims, doublings, norm))
         self.predictor = Conv2d(conv_dims, num_classes, kernel_size=1)
         msra_fill(self.predictor)
 

@@ -54,6 +54,25 @@ def test_training_step_with_and_without_ground_truth(name, objects):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_mixed_precision(name):
+    model = tiny_dense_model(name)
+    batch = [labelled_input(0), labelled_input(1, 3)]
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(batch)
+    sum(losses.values()).backward()
+    for key, value in losses.items():
+        assert value.dtype == torch.float32, key
+        torch.testing.assert_close(value, exact[key], rtol=0.15, atol=0.05)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (output,) = model.eval()([labelled_input(0)])
+    if "instances" in output:
+        assert output["instances"].pred_boxes.tensor.dtype == torch.float32
+        assert output["instances"].scores.dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", ["RetinaNet", "FCOS", "SemanticSegmentor"])
 def test_a_training_step_waits_for_no_value(name):
     """Tensors without values: whatever the host would have to wait for on a GPU raises here."""
