@@ -5,6 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.models.detection.retinanet import (
+    RetinaNetClassificationHead,
+    RetinaNetRegressionHead,
+)
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FeaturePyramidNetwork
 
 from d2kit.checkpoint._naming import Template
 from d2kit.checkpoint._naming_tables import (
@@ -94,23 +101,40 @@ def test_names_both_ways(naming, ours, theirs):
     assert list(naming.to_ours({theirs: torch.ones(1)})) == [ours]
 
 
-OLD_TORCHVISION = {  # names until torchvision 0.12, which the released files have
-    "backbone.fpn.inner_blocks.2.weight": "backbone.fpn_lateral4.weight",
-    "backbone.fpn.layer_blocks.0.bias": "backbone.fpn_output2.bias",
-    "rpn.head.conv.bias": "proposal_generator.rpn_head.conv.bias",
-    "roi_heads.mask_head.mask_fcn3.weight": "roi_heads.mask_head.mask_fcn3.weight",
-}
+# Module, where it stands, its parameter until torchvision 0.12 (in the released files) and now.
+OLD_TORCHVISION = [
+    (
+        FeaturePyramidNetwork([2, 2], 2),
+        "backbone.fpn.",
+        "inner_blocks.1.bias",
+        "inner_blocks.1.0.bias",
+    ),
+    (
+        FeaturePyramidNetwork([2, 2], 2),
+        "backbone.fpn.",
+        "layer_blocks.0.bias",
+        "layer_blocks.0.0.bias",
+    ),
+    (RPNHead(2, 3), "rpn.head.", "conv.bias", "conv.0.0.bias"),
+    (MaskRCNNHeads(2, (2, 2), 1), "roi_heads.mask_head.", "mask_fcn2.bias", "1.0.bias"),
+    (
+        RetinaNetClassificationHead(2, 1, 1),
+        "head.classification_head.",
+        "conv.4.bias",
+        "conv.2.0.bias",
+    ),
+    (RetinaNetRegressionHead(2, 1), "head.regression_head.", "conv.6.bias", "conv.3.0.bias"),
+]
 
 
-@pytest.mark.parametrize("old", OLD_TORCHVISION)
-def test_old_names_of_torchvision(old):
-    ours = TORCHVISION_RCNN.to_ours({old: torch.ones(1)})
-    assert list(ours) == [OLD_TORCHVISION[old]]
-    newest = next(iter(TORCHVISION_RCNN.to_theirs(ours)))
-    assert newest in torchvision_shapes("maskrcnn_resnet50_fpn")
-    # torchvision itself takes the old name for the newest
-    retinanet = TORCHVISION_RETINANET.to_ours({"head.regression_head.conv.4.bias": torch.ones(1)})
-    assert list(retinanet) == ["head.bbox_subnet.4.bias"]
+@pytest.mark.parametrize(("module", "place", "old", "new"), OLD_TORCHVISION)
+def test_old_names_of_torchvision(module, place, old, new):
+    naming = TORCHVISION_RETINANET if place.startswith("head") else TORCHVISION_RCNN
+    target = list(naming.to_ours({place + new: torch.ones(1)}))
+    assert list(naming.to_ours({place + old: torch.ones(1)})) == target
+    assert list(naming.to_theirs({target[0]: torch.ones(1)})) == [place + new]
+    module.load_state_dict({old: torch.full((2,), 7.0)}, strict=False)  # torchvision's own upgrade
+    assert module.state_dict()[new].tolist() == [7, 7]
 
 
 @pytest.mark.parametrize("name", TORCHVISION_MODELS)
