@@ -88,8 +88,7 @@ def overlaps_of_image(
     Returns:
         The counts; empty masks are left out.
     """
-    values, inverse, pixels = np.unique(truth, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(truth.shape)
+    values, inverse, pixels = _values(truth)
     of_value = np.where(values < FIRST_INSTANCE, values, values // FIRST_INSTANCE)
     things = np.isin(of_value, list(THING_IDS.values()))
     void = (values <= MAX_LABEL) & ~np.isin(values, LABEL_IDS)
@@ -108,6 +107,18 @@ def overlaps_of_image(
         truth_pixels=pixels[things],
         counted=(values[things] >= FIRST_INSTANCE) & (pixels[things] >= MIN_PIXELS),
     )
+
+
+def _values(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the V values of an image in [0, 65535], their numbers (H, W), their pixels (V,).
+
+    As ``np.unique``, without its sorting, which takes longest on images of 2 megapixels.
+    """
+    counts = np.bincount(image.ravel())
+    values = np.flatnonzero(counts)
+    number = np.zeros(len(counts), dtype=np.int64)
+    number[values] = np.arange(len(values))
+    return values, number[image], counts[values]
 
 
 def average_precisions(images: Sequence[InstanceOverlaps]) -> np.ndarray:
@@ -212,13 +223,13 @@ def count_labels(predicted: np.ndarray, truth: np.ndarray, instances: np.ndarray
     group_of = np.full(classes + 1, -1)
     for number, names in enumerate(_group_indices()):
         group_of[names] = number
-    values, inverse = np.unique(instances, return_inverse=True)
-    size = np.bincount(inverse.ravel())
+    values, inverse, size = _values(instances)
     target = to_train[np.clip(values // FIRST_INSTANCE, 0, 255)]
     wanted = (values > FIRST_INSTANCE) & (target < classes)
-    of_pixel = target[inverse.ravel()]
-    same = np.bincount(inverse.ravel(), predicted.ravel() == of_pixel)
-    kin = np.bincount(inverse.ravel(), group_of[predicted.ravel()] == group_of[of_pixel])
+    of_pixel = target[inverse]
+    same = np.bincount(inverse[predicted == of_pixel], minlength=len(values))
+    related = group_of[predicted] == group_of[of_pixel]
+    kin = np.bincount(inverse[related], minlength=len(values))
     for i in np.flatnonzero(wanted):
         name = CITYSCAPES_CATEGORIES[target[i]]["name"]
         if name in MEAN_SIZES:
