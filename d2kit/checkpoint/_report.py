@@ -43,7 +43,9 @@ def report(
     Returns:
         Several lines; one line where everything fits.
     """
-    missing, unexpected, misshapen = list(missing), list(unexpected), list(misshapen)
+    unexpected, misshapen = list(unexpected), list(misshapen)
+    other_shape = {name for name, _, _ in misshapen}  # fvcore counts them as missing, too
+    missing = [name for name in missing if name not in other_shape]
     loaded = total - len(missing) - len(misshapen)
     lines = [f"Loaded {loaded} of the model's {total} weights from {source}"]
     rows = [

@@ -229,6 +229,9 @@ def test_another_class_count_loads_all_but_the_predictor(tmp_path, caplog):
     assert torch.equal(target.cls_score.weight, kept)
     assert "NUM_CLASSES changed" in caplog.text
     assert "file (80, 2), model (3, 2)" in caplog.text
+    total = len(target.state_dict())
+    assert f"Loaded {total - 2} of the model's {total} weights" in caplog.text
+    assert "not in the file" not in caplog.text
 
 
 def test_constants_and_shared_weights_are_not_reported(tmp_path, caplog):
