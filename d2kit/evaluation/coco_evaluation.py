@@ -114,7 +114,7 @@ class COCOEvaluator(DatasetEvaluator):
         self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
         self._coco_api = self._ground_truth(self._annotation_file(dataset_name, allow_cached_coco))
-        self._do_evaluation = bool(self._coco_api.dataset.get("annotations"))
+        self._do_evaluation = bool(self._coco_api.getAnnIds())
         self.reset()
 
     def _ground_truth(self, path: str) -> Any:
