@@ -122,13 +122,20 @@ def report(summary: dict[str, Any], output: Path) -> None:
         print(f"{summary['status']}{': ' + why if why else ''}", file=sys.stderr)
 
 
+def end(stop: threading.Event) -> None:
+    """End the run after the frames at hand; at once, when asked again."""
+    if stop.is_set():
+        raise KeyboardInterrupt
+    stop.set()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Track, print a summary, return the exit code."""
     args = parse(argv)
     project.register_all()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: end(stop))
     summary = track_video(build_cfg(args), options(args), stop=stop)
     report(summary, args.output)
     return EXIT_CODES[summary["status"]]

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from d2kit.engine.video.frames import Frame, Selection, SourceInfo
 
@@ -134,7 +135,8 @@ class Camera:
         self._selection = selection
         self.seen, self.problem, self.damaged = 0, "", 0
         self._capture = cv2.VideoCapture(int(name) if name.isdigit() else name)
-        done, image = self._capture.read()
+        self._waiting = self._capture.read()
+        done, image = self._waiting
         if not done:
             raise ValueError(
                 f"--input {name}: no camera of that number gives a picture; is it connected, and "
@@ -154,10 +156,12 @@ class Camera:
         """Yield frames until the selected end, or until it gives no more."""
         began = time.monotonic()
         selected = 0
+        waiting: Any = self._waiting
         try:
             while True:
-                done, image = self._capture.read()
-                moment = time.monotonic() - began
+                done, image = waiting or self._capture.read()
+                moment = 0.0 if waiting else time.monotonic() - began
+                waiting = None
                 if self._selection.end is not None and moment >= self._selection.end:
                     return
                 if not done:

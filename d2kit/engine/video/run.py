@@ -20,6 +20,7 @@ from d2kit.engine.video.detections import build_class_names, build_detector
 from d2kit.engine.video.encoder import VideoEncoder
 from d2kit.engine.video.feed import DetectionFeed, Pair
 from d2kit.engine.video.frames import Frame, FrameSource, Selection
+from d2kit.engine.video.lock import sole_writer
 from d2kit.engine.video.outputs import TrackWriter
 from d2kit.engine.video.overlay import draw_tracks
 from d2kit.engine.video.plan import (
@@ -174,11 +175,22 @@ def track_video(
         FileNotFoundError, ValueError: for a mistake in input or options, before anything is
             written; for a video without a frame.
     """
-    began = time.perf_counter()
-    stop = stop or threading.Event()
     tracker_probe = build_associator(cfg, (1, 1))
     setup = _prepare(cfg, options, tracker_probe.needs_image)
     options.output.mkdir(parents=True, exist_ok=True)
+    with sole_writer(options.output):
+        return _track(cfg, options, setup, stop or threading.Event(), on_frame)
+
+
+def _track(
+    cfg: CfgNode,
+    options: VideoOptions,
+    setup: _Setup,
+    stop: threading.Event,
+    on_frame: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    """Write everything; of a run that fails, only the detections are kept."""
+    began = time.perf_counter()
     detections = DetectionFeed(
         options,
         setup.store,
@@ -199,7 +211,7 @@ def track_video(
         if encoder is not None:
             encoder.discard()
         if detections.file is not None:
-            detections.file.close()  # what was detected is kept, and continued by the next run
+            detections.file.close()  # the next run goes on from here
         raise
     return _finish(options, setup, detections, writer, frames, stop, time.perf_counter() - began)
 

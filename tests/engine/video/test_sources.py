@@ -1,5 +1,6 @@
 """Frames from videos in every state, folders and what is neither (FAULTS 31)."""
 
+import itertools
 import shutil
 
 import av
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from d2kit.engine.video import Selection, VideoEncoder, open_source
+from d2kit.engine.video.pictures import Camera
 from d2kit.engine.video.video_file import _entry
 from tests.engine.video.clips import FPS, SIZE, ward_frames, write_video
 
@@ -231,6 +233,21 @@ def test_folder_without_pictures(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
     with pytest.raises(ValueError, match="none of the 1"):
         open_source(str(tmp_path), Selection())
+
+
+def test_camera_reads_until_it_gives_no_more(tmp_path):
+    """OpenCV's capture reads files too, so a file stands for the camera here."""
+    path = write_video(tmp_path / "clip.mp4", IMAGES)
+    camera = Camera(str(path), Selection(stride=10))
+    frames = list(camera)
+    assert (camera.info.width, camera.info.height) == SIZE
+    assert len(frames) == 3
+    assert camera.seen == 30
+    assert frames[0].time == 0
+    assert all(a.time < b.time for a, b in itertools.pairwise(frames))
+    assert "no picture" in camera.problem
+    with pytest.raises(ValueError, match="no camera"):
+        Camera(str(tmp_path / "missing.mp4"), Selection())
 
 
 @pytest.mark.parametrize("size", [(64, 48), (63, 47)])

@@ -25,6 +25,7 @@ from d2kit.engine.video import (
     track_video,
 )
 from d2kit.engine.video.overlay import track_color
+from d2kit.engine.video.pictures import Camera
 from tests.engine.video import tiny_detector
 from tests.engine.video.clips import (
     FPS,
@@ -318,6 +319,27 @@ def test_a_failure_keeps_the_detections_and_nothing_half_done(short_clip, weight
     assert [p.name for p in tmp_path.iterdir()] == [DETECTIONS]
 
 
+def test_one_run_at_a_time_in_a_folder(short_clip, weights, tmp_path):
+    """A second process is told which one is there, and changes nothing."""
+    code = (
+        "import sys; from pathlib import Path; from d2kit.engine.video.lock import sole_writer\n"
+        "with sole_writer(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"process {holder.pid} on"):
+            track_video(
+                tiny_detector.detector_cfg(weights), tiny_detector.options(short_clip, tmp_path)
+            )
+        assert [p.name for p in tmp_path.iterdir()] == [".running"]
+        holder.kill()
+    options = tiny_detector.options(short_clip, tmp_path, video=False)
+    assert track_video(tiny_detector.detector_cfg(weights), options)["status"] == COMPLETE
+    assert not (tmp_path / ".running").exists()
+
+
 # ---------------------------------------------------------------- damaged and odd input
 
 
@@ -384,6 +406,22 @@ def test_wrong_options_are_named(tracked, clip, tmp_path, changes, message):
         track_video(
             tracking_cfg(), quiet(settings.pop("input"), tmp_path, detections=tracked, **settings)
         )
+
+
+def test_a_recording_of_a_camera_is_not_continued(clip, tmp_path, weights, monkeypatch):
+    """OpenCV's capture reads files too, so a file stands for the camera here."""
+    monkeypatch.setattr(
+        "d2kit.engine.video.run.open_source", lambda name, selection, fps: Camera(name, selection)
+    )
+    cfg = tiny_detector.detector_cfg(weights)
+    options = tiny_detector.options(clip, tmp_path, selection=Selection(stride=20), video=False)
+    summary = track_video(cfg, options)
+    assert summary["frames"] == 3
+    assert "no picture after 60 frames" in summary["problem"]
+    with pytest.raises(ValueError, match="camera"):
+        track_video(cfg, options)
+    again = dataclasses.replace(options, input="", from_detections=True, selection=Selection())
+    assert track_video(cfg, again)["frames_from_store"] == 3
 
 
 @pytest.mark.slow
