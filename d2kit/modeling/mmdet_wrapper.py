@@ -64,8 +64,9 @@ class MMDetBackbone(Backbone):
         self.backbone = _built(backbone)
         self.neck = None if neck is None else _built(neck)
         for part in (self.backbone, self.neck):
-            if hasattr(part, "init_weights"):
-                part.init_weights()
+            initialise = getattr(part, "init_weights", None)
+            if initialise is not None:
+                initialise()
         self._shapes = dict(zip(names, output_shapes, strict=True))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -143,7 +143,8 @@ def _create(name: str, arguments: dict[str, Any]) -> Any:
             "MODEL.BACKBONE.NAME build_timm_fpn_backbone needs the package timm: "
             "pip install d2kit[timm]"
         ) from error
-    if not timm.is_model(name.split(".", maxsplit=1)[0]):
+    on_a_hub = ":" in name  # hf_hub:owner/model, local-dir:path
+    if not on_a_hub and not timm.is_model(name.split(".", maxsplit=1)[0]):
         near = nearest_names(name, timm.list_models())
         raise ValueError(f"MODEL.TIMM.NAME: timm has no model {name!r}; nearest: {near}")
     try:  # those made for one size of images are told that there will be others

@@ -8,6 +8,7 @@ from torch import nn
 from d2kit.config import get_cfg
 from d2kit.modeling.backbone import TimmBackbone, build_backbone
 from d2kit.modeling.backbone.timm_fpn import _centred
+from d2kit.structures import ImageList
 
 SMALL = {
     "build_regnet_fpn_backbone": (
@@ -53,6 +54,43 @@ def test_pyramids_by_name(name, top, levels):
     sum(v.square().mean() for v in out.values()).backward()
     missing = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_batches_of_any_size_are_padded_to_what_fits(name):
+    torch.manual_seed(0)
+    net = build_backbone(config(name)).eval()
+    sizes = [(50, 70), (33, 65)]
+    batch = ImageList.from_tensors(
+        [torch.randn(3, *size) for size in sizes],
+        net.size_divisibility,
+        padding_constraints=net.padding_constraints,
+    )
+    assert batch.tensor.shape == (2, 3, 64, 96)
+    out = net(batch.tensor)
+    assert out["p5"].shape == (2, 8, 2, 3)
+
+
+def test_square_padding():
+    net = build_backbone(config("build_vit_sfp_backbone", "MODEL.VIT.SQUARE_PAD", 100))
+    batch = ImageList.from_tensors(
+        [torch.zeros(3, 50, 70)],
+        net.size_divisibility,
+        padding_constraints=net.padding_constraints,
+    )
+    assert batch.tensor.shape[2:] == (128, 128)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16(name):
+    torch.manual_seed(0)
+    net = build_backbone(config(name)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        exact = net(x)["p4"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = net(x)["p4"]
+    assert (rough.float() - exact).norm() < 0.05 * exact.norm()
 
 
 @pytest.mark.parametrize("name", SMALL)
