@@ -19,10 +19,22 @@ def require_omegaconf() -> Any:
     return omegaconf
 
 
+def _with_lists(value: Any) -> Any:
+    """Return nested dicts and lists with lists for tuples.
+
+    What omegaconf 2.4 keeps as a tuple can only be replaced by another sequence, and a number
+    often stands where several could.
+    """
+    if type(value) is dict:
+        return {key: _with_lists(item) for key, item in value.items()}
+    return [_with_lists(item) for item in value] if type(value) in (list, tuple) else value
+
+
 def as_config(value: Any) -> Any:
     """Return a dict as a DictConfig that may hold any object, and anything else unchanged."""
     if isinstance(value, dict):
-        return require_omegaconf().DictConfig(content=value, flags={"allow_objects": True})
+        content = _with_lists(value)
+        return require_omegaconf().DictConfig(content=content, flags={"allow_objects": True})
     return value
 
 

@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from d2kit.config import CfgNode, get_cfg
+from d2kit.config import CfgNode, LazyConfig, get_cfg
 from d2kit.engine._preflight import check_output_dir, check_weights
 from d2kit.utils import comm
 from d2kit.utils.env import seed_all_rng
@@ -89,7 +90,7 @@ def _try_get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
     for key in keys:
         node = cfg
         for part in key.split("."):
-            node = node[part] if isinstance(node, dict) and part in node else None
+            node = node[part] if isinstance(node, Mapping) and part in node else None
             if node is None:
                 break
         if node is not None:
@@ -138,61 +139,81 @@ def _choose_seed(seed: int, output_dir: str, resume: bool) -> int:
     return comm.shared_random_seed() if found is None else found
 
 
-def default_setup(cfg: CfgNode, args: Any) -> None:
+def _set_seed(cfg: Any, seed: int) -> None:
+    """Write the seed of the run into a config, where it has a place for it."""
+    if not isinstance(cfg, CfgNode):
+        if "train" in cfg:
+            cfg.train.seed = seed
+        return
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.SEED = seed
+    if frozen:
+        cfg.freeze()
+
+
+def default_setup(cfg: Any, args: Any) -> None:
     """Check the folders and files of a run, set up logging and seeds, write the config.
 
     Where SEED is negative a random one is drawn, written into `cfg` and logged, so that
     ``config.yaml`` repeats the run; a resumed run takes that of its checkpoint.
 
     Args:
-        cfg: the full config; frozen ones stay frozen.
+        cfg: the full config; frozen ones stay frozen. Of a lazy config the section ``train`` is
+            read: output_dir, init_checkpoint, seed, cudnn_benchmark, float32_precision.
         args: what the argument parser returned (`resume`, `eval_only`, `config_file` are used).
 
     Raises:
         OSError: if OUTPUT_DIR cannot be written to.
         FileNotFoundError: if MODEL.WEIGHTS is a path without a file.
     """
-    output, rank = cfg.OUTPUT_DIR, comm.get_rank()
+    output = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir", default="./output")
+    rank = comm.get_rank()
     resume = bool(getattr(args, "resume", False))
     eval_only = bool(getattr(args, "eval_only", False))
     check_output_dir(output)
     if not resume:
-        check_weights(cfg.MODEL.WEIGHTS)
+        check_weights(_try_get_key(cfg, "MODEL.WEIGHTS", "train.init_checkpoint", default=""))
     setup_logger(output, distributed_rank=rank, name="fvcore")
     setup_logger(output, distributed_rank=rank, name="project")
     logger = setup_logger(output, distributed_rank=rank)
 
-    seed = _choose_seed(cfg.SEED, output, resume)
-    if seed != cfg.SEED:
-        frozen = cfg.is_frozen()
-        cfg.defrost()
-        cfg.SEED = seed
-        if frozen:
-            cfg.freeze()
+    given = _try_get_key(cfg, "SEED", "train.seed", default=-1)
+    seed = _choose_seed(given, output, resume)
+    if seed != given:
+        _set_seed(cfg, seed)
     seed_all_rng(seed + rank)
 
     if comm.is_main_process():
-        default_log(cfg, args, logger)
+        default_log(cfg, args, logger, output)
+        logger.info("%d processes; seed %d", comm.get_world_size(), seed)
     if not eval_only:
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    if cfg.FLOAT32_PRECISION:
-        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        torch.backends.cudnn.benchmark = _try_get_key(
+            cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False
+        )
+    precision = _try_get_key(cfg, "FLOAT32_PRECISION", "train.float32_precision", default="")
+    if precision:
+        torch.set_float32_matmul_precision(precision)
 
 
-def default_log(cfg: CfgNode, args: Any, logger: logging.Logger) -> None:
-    """Log machine, arguments and changed keys; write the whole config."""
+def default_log(cfg: Any, args: Any, logger: logging.Logger, output_dir: str) -> None:
+    """Log machine, arguments and changed keys; write the whole config into `output_dir`."""
     from d2kit.utils.collect_env import collect_env_info
 
     logger.info("Machine:\n%s", collect_env_info())
     given = {key: value for key, value in sorted(vars(args).items()) if value not in (None, [], "")}
     logger.info("Command: %s", " ".join(sys.argv))
     logger.info("Arguments: %s", given)
-    changed = _changed_keys(cfg, get_cfg())
-    logger.info("Config keys that differ from the defaults:\n  %s", "\n  ".join(changed))
-    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    with atomic_write(path, "w") as file:
-        file.write(cfg.dump())
-    logger.info("%d processes; seed %d; full config in %s", comm.get_world_size(), cfg.SEED, path)
+    path = Path(output_dir) / "config.yaml"
+    if isinstance(cfg, CfgNode):
+        changed = "\n  ".join(_changed_keys(cfg, get_cfg()))
+        logger.info("Config keys that differ from the defaults:\n  %s", changed)
+        with atomic_write(path, "w") as file:
+            file.write(cfg.dump())
+    else:
+        logger.info("Config:\n%s", LazyConfig.to_py(cfg))
+        LazyConfig.save(cfg, str(path))
+    logger.info("Full config in %s", path)
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:

@@ -150,13 +150,14 @@ class TrainerBase:
         return named
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the iteration done last and the states of the hooks that have one."""
+        """Return the iteration done last, the seed, and the states of the hooks that have one."""
         states = {name: hook.state_dict() for name, hook in self._hook_names()}
         # After the training `iter` is one beyond the iteration done last.
         done = self.iter if self.iter < self.max_iter else max(self.max_iter - 1, 0)
         return {
             "iteration": done,
             "hooks": {name: state for name, state in states.items() if state},
+            **({} if self.seed is None else {"seed": self.seed}),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -11,8 +11,7 @@ from d2kit.config import LazyCall, LazyConfig, _lazy_files, instantiate, trust_c
 from d2kit.config._zoo_folder import zoo_folder
 from tests.config import lazy_caller
 
-omegaconf = pytest.importorskip("omegaconf")
-DictConfig = omegaconf.DictConfig
+DictConfig = pytest.importorskip("omegaconf").DictConfig
 
 
 @pytest.fixture
@@ -230,8 +229,18 @@ def test_to_py():
         "cfg.train.twice = '${.lr}'",
     ]
     assert LazyConfig.to_py(LazyCall(nn.ReLU)(), prefix="x.") == "x = torch.nn.ReLU()\n"
-    one = "(1,)" if hasattr(omegaconf, "TupleConfig") else "[1]"  # 2.4 keeps tuples
-    assert LazyConfig.to_py({"a": {"b": {}, "c": (1,)}}, prefix="") == f"a.b = {{}}\na.c = {one}\n"
+    assert LazyConfig.to_py({"a": {"b": {}, "c": (1,)}}, prefix="") == "a.b = {}\na.c = [1]\n"
+
+
+def test_a_tuple_can_be_replaced_by_a_number():
+    cfg = LazyCall(record)(size=(640, 800), inner={"size": (1, 2)})
+    cfg.size = 7
+    LazyConfig.apply_overrides(cfg, ["inner.size=8"])
+    assert instantiate(cfg) == {"size": 7, "inner": {"size": 8}}
+
+
+def record(**kwargs):
+    return kwargs
 
 
 @pytest.mark.parametrize(
