@@ -184,8 +184,8 @@ def check_dataset_matches(num_classes: int, dataset_names: Iterable[str]) -> Non
             shown = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
             raise ValueError(
                 f"the model is configured for {num_classes} classes, but dataset '{name}' has "
-                f"{len(classes)} ({shown}); set MODEL.ROI_HEADS.NUM_CLASSES (or "
-                f"MODEL.RETINANET.NUM_CLASSES) to {len(classes)}, or register the right dataset"
+                f"{len(classes)} ({shown}); set MODEL.ROI_HEADS.NUM_CLASSES (with "
+                f"RETINANET or FCOS: theirs) to {len(classes)}, or register the right dataset"
             )
 
 
