@@ -50,6 +50,7 @@ def _check_form(text: str, path: Path) -> None:
     sizes: dict[str | None, int] = {}  # of each anchor that is complete
     open_parts: list[tuple[str | None, int]] = []  # anchor and size so far, outermost first
     size = 0
+    event: Any
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
             open_parts.append((event.anchor, size))

@@ -116,7 +116,7 @@ class _GridAnchors(nn.Module):
                 f"anchor generator: made for {self.num_features} feature maps (strides "
                 f"{self.strides}), got {len(features)}."
             )
-        sizes = [feature.shape[-2:] for feature in features]
+        sizes: list[Any] = [feature.shape[-2:] for feature in features]
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # sizes may be symbols
             return [
                 self._make_grid(i, h, w, *step)
