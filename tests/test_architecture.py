@@ -21,6 +21,7 @@ RANKS = {
     **dict.fromkeys(("data", "modeling", "solver", "checkpoint", "tracking", "visualization"), 4),
     **dict.fromkeys(("evaluation", "model_zoo", "export", "projects"), 5),
     "engine": 6,
+    "as_detectron2": 7,
 }
 DOORS = {
     *("d2kit.utils.visualizer", "d2kit.utils.video_visualizer", "d2kit.utils.analysis"),
@@ -33,7 +34,7 @@ MAX_FILE, MAX_FUNCTION = 400, 60
 # Detectron2's public functions with a parameter `cfg`, other than from_config, build_*, default_*
 API_WITH_CFG = {
     *("verify_results", "upgrade_config", "downgrade_config", "set_global_cfg"),
-    "maybe_add_gradient_clipping",
+    *("maybe_add_gradient_clipping", "add_export_config"),
 }
 
 
@@ -208,7 +209,10 @@ FORBIDDEN_CALLS = {
 
 
 RUNS_FILES = {"exec_module", "run_path", "run_module"}
-MAY_RUN_FILES = {"d2kit/config/_lazy_files.py"}  # Python configs that the caller trusts
+MAY_RUN_FILES = {
+    "d2kit/config/_lazy_files.py",  # Python configs that the caller trusts
+    "d2kit/as_detectron2/__main__.py",  # the user's own script, named on the command line
+}
 
 
 def test_nothing_runs_code_out_of_files():

@@ -21,6 +21,15 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    """Forward `TracingAdapter`, which user code imports from here."""
+    if name == "TracingAdapter":
+        from d2kit.export import TracingAdapter
+
+        return TracingAdapter
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested outputs; of `Instances` and boxes, their fields."""
     if isinstance(value, Tensor):

@@ -1,0 +1,289 @@
+"""Reads somebody's code, without running it, and tells what of it d2kit supports."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from d2kit.as_detectron2._redirect import ABSENT, MOVED, ORIGINAL
+from d2kit.utils.registry import nearest_names
+
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": "META_ARCH_REGISTRY",
+    "MODEL.BACKBONE.NAME": "BACKBONE_REGISTRY",
+    "MODEL.PROPOSAL_GENERATOR.NAME": "PROPOSAL_GENERATOR_REGISTRY",
+    "MODEL.RPN.HEAD_NAME": "RPN_HEAD_REGISTRY",
+    "MODEL.ANCHOR_GENERATOR.NAME": "ANCHOR_GENERATOR_REGISTRY",
+    "MODEL.ROI_HEADS.NAME": "ROI_HEADS_REGISTRY",
+    "MODEL.ROI_BOX_HEAD.NAME": "ROI_BOX_HEAD_REGISTRY",
+    "MODEL.ROI_MASK_HEAD.NAME": "ROI_MASK_HEAD_REGISTRY",
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": "ROI_KEYPOINT_HEAD_REGISTRY",
+    "MODEL.SEM_SEG_HEAD.NAME": "SEM_SEG_HEADS_REGISTRY",
+}
+"""Config key -> name of the registry, in `d2kit.modeling`, that its value must be in."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One name of Detectron2 that the code uses.
+
+    Attributes:
+        where: ``file:line``.
+        kind: ``symbol``, ``config key``, ``registry name`` or ``file``.
+        name: as the code has it.
+        supported: whether it works here.
+        fix: what to do where it does not.
+    """
+
+    where: str
+    kind: str
+    name: str
+    supported: bool
+    fix: str = ""
+
+
+@dataclass
+class _Found:
+    """What the files say, before it is judged."""
+
+    symbols: list[tuple[str, str]] = field(default_factory=list)
+    keys: list[tuple[str, str]] = field(default_factory=list)
+    values: list[tuple[str, str, str]] = field(default_factory=list)
+    own_keys: set[str] = field(default_factory=set)
+    own_names: set[str] = field(default_factory=set)
+    broken: list[Use] = field(default_factory=list)
+
+
+def scan(paths: Sequence[Path]) -> list[Use]:
+    """Find and judge the uses of Detectron2 in Python and YAML files.
+
+    Args:
+        paths: files, and folders searched recursively.
+
+    Returns:
+        Each distinct name once per file, in the order of the files.
+    """
+    found = _Found()
+    for path in _files(paths):
+        try:
+            if path.suffix == ".py":
+                _read_python(path, found)
+            else:
+                _read_yaml(path, found)
+        except (SyntaxError, ValueError, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0]
+            found.broken.append(Use(str(path), "file", "cannot be read", False, reason))
+    uses = [_judge_symbol(where, name) for where, name in found.symbols]
+    uses += [_judge_key(where, name, found.own_keys) for where, name in found.keys]
+    uses += [_judge_value(*value, found.own_names) for value in found.values]
+    return [*_once_per_file(uses), *found.broken]
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            inside = (p for p in sorted(path.rglob("*")) if p.suffix in (".py", ".yaml", ".yml"))
+            yield from (p for p in inside if p.is_file() and ".git" not in p.parts)
+        else:
+            yield path
+
+
+def _once_per_file(uses: list[Use]) -> list[Use]:
+    seen: set[tuple[str, str, str]] = set()
+    kept = []
+    for use in uses:
+        key = (use.where.rpartition(":")[0], use.kind, use.name)
+        if key not in seen:
+            seen.add(key)
+            kept.append(use)
+    return kept
+
+
+# ---------------------------------------------------------------- Python
+
+
+def _read_python(path: Path, found: _Found) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    modules: dict[str, str] = {}  # name in the file -> module or symbol of Detectron2
+    for node in ast.walk(tree):
+        where = f"{path}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == ORIGINAL:
+                    found.symbols.append((where, alias.name))
+                    modules[alias.asname or ORIGINAL] = alias.name if alias.asname else ORIGINAL
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            if (node.module or "").split(".")[0] == ORIGINAL:
+                for alias in node.names:
+                    full = node.module if alias.name == "*" else f"{node.module}.{alias.name}"
+                    found.symbols.append((where, full or ""))
+                    modules[alias.asname or alias.name] = full or ""
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef) and any(
+            "REGISTRY" in ast.unparse(decorator) for decorator in node.decorator_list
+        ):
+            found.own_names.add(node.name)
+    _read_chains(path, tree, modules, found)
+
+
+def _read_chains(path: Path, tree: ast.Module, modules: dict[str, str], found: _Found) -> None:
+    """Collect ``comm.get_rank`` and ``cfg.MODEL.DEVICE``, each whole chain once."""
+    inner = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or id(node) in inner:
+            continue
+        chain = ast.unparse(node).split(".")
+        where = f"{path}:{node.lineno}"
+        if chain[0] in modules and all(part.isidentifier() for part in chain):
+            full = ".".join([modules[chain[0]], *chain[1:]])
+            found.symbols.append((where, full))
+        keys = _config_key(chain)
+        if keys and isinstance(node.ctx, ast.Store):
+            found.own_keys.add(keys)
+        elif keys:
+            found.keys.append((where, keys))
+
+
+def _config_key(chain: list[str]) -> str:
+    """Return ``MODEL.DEVICE`` of ``self.cfg.MODEL.DEVICE.lower``, or an empty string."""
+    for i, part in enumerate(chain[:-1]):
+        if part.lower().endswith("cfg") or part in ("_C", "config"):
+            keys = []
+            for name in chain[i + 1 :]:
+                if not (name.isidentifier() and name == name.upper()):
+                    break
+                keys.append(name)
+            return ".".join(keys)
+    return ""
+
+
+# ---------------------------------------------------------------- YAML
+
+
+def _read_yaml(path: Path, found: _Found) -> None:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"not safe YAML: {error}") from error
+    if not isinstance(content, dict) or not {"MODEL", "SOLVER", "DATASETS", "_BASE_"} & set(
+        content
+    ):
+        return  # no config of Detectron2
+    for key, value in _flat(content):
+        where = f"{path}:0"
+        if key != "_BASE_":
+            found.keys.append((where, key))
+        if key in REGISTRIES and isinstance(value, str):
+            found.values.append((where, key, value))
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+# ---------------------------------------------------------------- judging
+
+
+def resolve(name: str) -> Any:
+    """Return what a dotted name of Detectron2 stands for here.
+
+    Raises:
+        AttributeError: if there is nothing; the message says why, or lists the nearest names.
+    """
+    tail = name.split(".")[1:]
+    for path in (".".join(tail[:i]) for i in range(1, len(tail) + 1)):
+        if path in ABSENT:
+            raise AttributeError(ABSENT[path])
+    if ".".join(tail) in MOVED:
+        return getattr(importlib.import_module(f"d2kit.{MOVED['.'.join(tail)]}"), tail[-1])
+    owner: Any = importlib.import_module("d2kit")
+    for depth in range(1, len(tail) + 1):
+        path = ".".join(["d2kit", *tail[:depth]])
+        try:
+            owner = pkgutil.resolve_name(path)
+        except (ImportError, AttributeError):
+            near = ", ".join(nearest_names(tail[depth - 1], dir(owner)))
+            place = ".".join(["d2kit", *tail[: depth - 1]])
+            raise AttributeError(
+                f"not in {place}" + (f"; nearest: {near}" if near else "")
+            ) from None
+    return owner
+
+
+def _judge_symbol(where: str, name: str) -> Use:
+    try:
+        resolve(name)
+    except AttributeError as error:
+        return Use(where, "symbol", name, False, str(error))
+    return Use(where, "symbol", name, True)
+
+
+def _judge_key(where: str, key: str, own: set[str]) -> Use:
+    from d2kit.config import get_cfg
+
+    node: Any = get_cfg()
+    if any(key == mine or key.startswith(f"{mine}.") for mine in own):
+        return Use(where, "config key", key, True)
+    for part in key.split("."):
+        if not isinstance(node, dict):
+            break
+        if part not in node:
+            from d2kit.config._keys import KEYS
+
+            near = ", ".join(nearest_names(key, KEYS))
+            fix = f"add it to the config before it is read; nearest: {near or 'none'}"
+            return Use(where, "config key", key, False, fix)
+        node = node[part]
+    return Use(where, "config key", key, True)
+
+
+def _judge_value(where: str, key: str, value: str, own: set[str]) -> Use:
+    from d2kit import modeling
+    from d2kit.modeling import proposal_generator, roi_heads
+
+    places = (
+        modeling,
+        proposal_generator,
+        roi_heads,
+        proposal_generator.rpn,
+        modeling.anchor_generator,
+    )
+    registry = next(
+        getattr(place, REGISTRIES[key]) for place in places if hasattr(place, REGISTRIES[key])
+    )
+    known = [name for name, _ in registry]
+    if value in known or value in own or value == "PrecomputedProposals":
+        return Use(where, "registry name", f"{key}: {value}", True)
+    near = ", ".join(nearest_names(value, known))
+    fix = f"register it ({REGISTRIES[key]}.register()); nearest: {near or 'none'}"
+    return Use(where, "registry name", f"{key}: {value}", False, fix)
+
+
+def report(uses: Sequence[Use]) -> str:
+    """Return a table of what is not supported, and the counts by kind."""
+    from tabulate import tabulate
+
+    missing = [use for use in uses if not use.supported]
+    kinds = list(dict.fromkeys(use.kind for use in uses))
+    counts = [
+        [k, sum(u.kind == k and u.supported for u in uses), sum(u.kind == k for u in missing)]
+        for k in kinds
+    ]
+    lines = [tabulate(counts, ["kind", "supported", "not"], tablefmt="github")]
+    if missing:
+        rows = [[use.where, use.name, use.fix] for use in missing]
+        widths = [40, 48, 60]
+        lines.append(tabulate(rows, ["where", "not supported", "fix"], maxcolwidths=widths))
+    if not uses:
+        return "No use of Detectron2 was found."
+    return "\n\n".join(lines)

@@ -1,0 +1,205 @@
+"""Turns nested inputs and outputs of models into tuples of tensors and back, for tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2kit.structures import (
+    BitMasks,
+    Boxes,
+    ImageList,
+    Instances,
+    Keypoints,
+    ROIMasks,
+    RotatedBoxes,
+)
+
+__all__ = ["Schema", "TracingAdapter", "flatten_to_tuple"]
+
+WRAPPERS: dict[type, Callable[[Tensor], Any]] = {
+    Boxes: Boxes,
+    RotatedBoxes: RotatedBoxes,
+    BitMasks: BitMasks,
+    ROIMasks: ROIMasks,
+    Keypoints: Keypoints,
+}
+PLAIN = (str, bytes, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Schema:
+    """How a nested object is made of a flat tuple.
+
+    Attributes:
+        kind: type of the object; None for a tensor, which is a leaf.
+        children: schemas of its parts, in order.
+        names: keys or field names of the parts, where they have some.
+        constant: what is not a tensor: the object itself, or the image size of `Instances`.
+    """
+
+    kind: type | None
+    children: tuple[Schema, ...] = ()
+    names: tuple[Any, ...] = ()
+    constant: Any = None
+
+    def __call__(self, values: tuple[Any, ...]) -> Any:
+        """Return the object made of the leaves `values`, in the order of `flatten_to_tuple`.
+
+        Raises:
+            ValueError: if there are too few or too many.
+        """
+        left = iter(values)
+        try:
+            result = self._build(left)
+        except StopIteration:
+            raise ValueError(f"the schema needs more than {len(values)} values") from None
+        if next(left, None) is not None:
+            raise ValueError(f"the schema needs fewer than {len(values)} values")
+        return result
+
+    def _build(self, left: Iterator[Any]) -> Any:
+        if self.kind is None:
+            return next(left)
+        parts = [child._build(left) for child in self.children]
+        if self.kind in (list, tuple):
+            return self.kind(parts)
+        if self.kind is dict:
+            return dict(zip(self.names, parts, strict=True))
+        if self.kind is Instances:
+            fields = dict(zip(self.names, parts[1:], strict=True))
+            height, width = (int(x) for x in parts[0])
+            return Instances((height, width), **fields)
+        if self.kind is ImageList:
+            return ImageList(parts[0], self.constant)
+        if self.kind in WRAPPERS:
+            return WRAPPERS[self.kind](parts[0])
+        return self.constant
+
+
+def flatten_to_tuple(obj: Any) -> tuple[tuple[Any, ...], Schema]:
+    """Take an object apart into tensors.
+
+    Args:
+        obj: tensors, lists, tuples, dictionaries, `Instances`, `Boxes` and the other structures of
+            d2kit, nested; strings, numbers and None become part of the schema.
+
+    Returns:
+        The leaves, and the schema that makes an equal object of them. The image size of
+        `Instances` is a leaf, so that it may depend on the input.
+
+    Raises:
+        ValueError: for an object of another type.
+    """
+    if isinstance(obj, Tensor):
+        return (obj,), Schema(None)
+    if isinstance(obj, PLAIN):
+        return (), Schema(type(obj), constant=obj)
+    if isinstance(obj, list | tuple):
+        return _join(list(obj), list if isinstance(obj, list) else tuple)
+    if isinstance(obj, dict):
+        return _join(list(obj.values()), dict, names=tuple(obj))
+    if isinstance(obj, Instances):
+        fields = obj.get_fields()
+        size = torch.as_tensor(obj.image_size)
+        return _join([size, *fields.values()], Instances, names=tuple(fields))
+    if isinstance(obj, ImageList):
+        return _join([obj.tensor], ImageList, constant=list(obj.image_sizes))
+    if type(obj) in WRAPPERS:
+        return _join([obj.tensor], type(obj))
+    raise ValueError(
+        f"cannot flatten an object of type {type(obj).__name__}; expected tensors, lists, tuples, "
+        "dictionaries and structures of d2kit"
+    )
+
+
+def _join(
+    parts: list[Any], kind: type, names: tuple[Any, ...] = (), constant: Any = None
+) -> tuple[tuple[Any, ...], Schema]:
+    flat = [flatten_to_tuple(part) for part in parts]
+    leaves = tuple(leaf for values, _ in flat for leaf in values)
+    return leaves, Schema(kind, tuple(schema for _, schema in flat), names, constant)
+
+
+class TracingAdapter(nn.Module):
+    """Makes any model callable with tensors and returning tensors, so that it can be traced.
+
+    Args:
+        model: a model.
+        inputs: its inputs, as one argument or a tuple of several.
+        inference_func: called as ``inference_func(model, *inputs)``; by default the model itself,
+            in d2kit's detectors without the pasting of masks into full-size images.
+        allow_non_tensor: keep strings and numbers in the inputs and outputs, as constants. Without
+            it, they are an error.
+
+    Attributes:
+        flattened_inputs: tuple of tensors to trace with.
+        inputs_schema: makes the model's inputs of such a tuple.
+        outputs_schema: makes the model's outputs of what `forward` returned; known after a call.
+
+    Raises:
+        ValueError: if the inputs hold no tensor, or something else without `allow_non_tensor`.
+
+    Example:
+        >>> adapter = TracingAdapter(model, [{"image": image}])  # doctest: +SKIP
+        >>> traced = torch.jit.trace(adapter, adapter.flattened_inputs)  # doctest: +SKIP
+        >>> detections = adapter.outputs_schema(traced(image2))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        inference_func: Callable[..., Any] | None = None,
+        allow_non_tensor: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        self.inference_func = inference_func or _call
+        self.non_tensor = allow_non_tensor
+        self.flattened_inputs, self.inputs_schema = flatten_to_tuple(self.inputs)
+        if not self.flattened_inputs:
+            raise ValueError("TracingAdapter: the inputs hold no tensor")
+        if not allow_non_tensor:
+            self._refuse_constants(self.inputs_schema, "inputs")
+        self.outputs_schema: Schema | None = None
+
+    def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
+        """Run the model.
+
+        Args:
+            *args: tensors in the order of `flattened_inputs`.
+
+        Returns:
+            The outputs' tensors; `outputs_schema` makes the outputs of them.
+        """
+        with torch.no_grad():
+            outputs = self.inference_func(self.model, *self.inputs_schema(args))
+        flat, schema = flatten_to_tuple(outputs)
+        if not self.non_tensor:
+            self._refuse_constants(schema, "outputs")
+        self.outputs_schema = schema
+        return flat
+
+    @staticmethod
+    def _refuse_constants(schema: Schema, what: str) -> None:
+        waiting = [schema]
+        while waiting:
+            part = waiting.pop()
+            if part.kind in PLAIN:
+                raise ValueError(
+                    f"TracingAdapter: the {what} hold {part.constant!r}, which a trace would make "
+                    "a constant; leave it out, or pass allow_non_tensor=True"
+                )
+            waiting += part.children
+
+
+def _call(model: nn.Module, *inputs: Any) -> Any:
+    if hasattr(model, "roi_heads") and hasattr(model, "inference"):
+        return model.inference(*inputs, do_postprocess=False)
+    return model(*inputs)

@@ -1,0 +1,106 @@
+"""Code written for Detectron2 runs on d2kit; each case in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(code, *arguments, path="", **environment):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    env["PYTHONPATH"] = os.pathsep.join(p for p in (path, str(ROOT)) if p)
+    return subprocess.run(
+        [sys.executable, *arguments, *(("-c", code) if code else ())],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=env,
+        cwd=path or ROOT,
+    )
+
+
+USER_CODE = """
+import sys
+import detectron2
+from detectron2 import model_zoo
+from detectron2.config import CfgNode as CN, get_cfg
+from detectron2.config.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase
+from detectron2.engine.defaults import _highlight
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, FastRCNNOutputs
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.visualizer import ColorMode, Visualizer
+import detectron2.data.transforms as T
+import detectron2.utils.comm as comm
+
+import d2kit.config, d2kit.structures, d2kit.engine
+assert get_cfg is d2kit.config.get_cfg and Boxes is d2kit.structures.Boxes
+assert DefaultTrainer is d2kit.engine.DefaultTrainer and CN is CfgNode
+assert detectron2.config is d2kit.config and comm is sys.modules["d2kit.utils.comm"]
+assert d2kit.config.__spec__.name == "d2kit.config", "the real module is left as it is"
+cfg = get_cfg()
+cfg.merge_from_file(model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"))
+assert detectron2.__version__ == "0.6"
+print("ran", *sys.argv[1:])
+"""
+
+
+def test_a_script_runs_with_its_arguments(tmp_path):
+    script = tmp_path / "script.py"
+    (tmp_path / "helper.py").write_text("NAME = 'beside it'")
+    script.write_text("from helper import NAME\nprint(NAME)\n" + USER_CODE)
+    done = run("", "-m", "d2kit.as_detectron2", str(script), "--flag", "value")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["beside it", "ran --flag value"]
+
+
+def test_import_does_the_same():
+    done = run("import d2kit.as_detectron2\n" + USER_CODE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_it_there_is_no_detectron2():
+    done = run("import d2kit\nimport detectron2")
+    assert "No module named 'detectron2'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["_C", "export.caffe2_modeling", "nowhere"])
+def test_what_is_left_out_says_why(name):
+    done = run(f"import d2kit.as_detectron2\nimport detectron2.{name}")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"detectron2.{name}" in last
+    assert ("No module named" in last) == (name == "nowhere")
+
+
+@pytest.fixture
+def original(tmp_path):
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2/__init__.py").write_text("__version__ = 'the original'")
+    return str(tmp_path)
+
+
+def test_an_installed_original_stops_it(original):
+    done = run("import d2kit.as_detectron2", path=original)
+    assert "the original detectron2 is installed" in done.stderr
+    assert "D2KIT_AS_DETECTRON2=d2kit" in done.stderr
+
+
+@pytest.mark.parametrize(("choice", "version"), [("d2kit", "0.6"), ("original", "the original")])
+def test_the_choice_is_the_users(original, choice, version):
+    code = "import d2kit.as_detectron2, detectron2; print(detectron2.__version__)"
+    done = run(code, path=original, D2KIT_AS_DETECTRON2=choice)
+    assert done.stdout.strip() == version, done.stderr
+
+
+def test_an_imported_original_and_a_wrong_choice_are_errors(original):
+    done = run("import detectron2, d2kit.as_detectron2", path=original, D2KIT_AS_DETECTRON2="d2kit")
+    assert "is imported already" in done.stderr
+    done = run("import d2kit.as_detectron2", D2KIT_AS_DETECTRON2="yes")
+    assert "expected 'd2kit' or 'original', got 'yes'" in done.stderr
