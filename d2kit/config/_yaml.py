@@ -50,8 +50,8 @@ def _check_form(text: str, path: Path) -> None:
     sizes: dict[str | None, int] = {}  # of each anchor that is complete
     open_parts: list[tuple[str | None, int]] = []  # anchor and size so far, outermost first
     size = 0
-    event: Any
     for event in yaml.parse(text, Loader=_Loader):
+        mark: Any = event.start_mark
         if isinstance(event, yaml.CollectionStartEvent):
             open_parts.append((event.anchor, size))
             size = 0
@@ -65,13 +65,13 @@ def _check_form(text: str, path: Path) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if any(event.anchor == anchor for anchor, _ in open_parts):
                 raise ValueError(
-                    f"{path}:{event.start_mark.line + 1}: *{event.anchor} stands inside of what it "
+                    f"{path}:{mark.line + 1}: *{event.anchor} stands inside of what it "
                     "names, which would hold itself"
                 )
             size += sizes.get(event.anchor, 0)
         if len(open_parts) > MAX_DEPTH or size > MAX_VALUES:
             raise ValueError(
-                f"{path}:{event.start_mark.line + 1}: nested more than {MAX_DEPTH} deep, or more "
+                f"{path}:{mark.line + 1}: nested more than {MAX_DEPTH} deep, or more "
                 f"than {MAX_VALUES:,} values with aliases (*name) written out; no config needs "
                 "that: refused"
             )
