@@ -85,8 +85,9 @@ def _trace(axes, motion: Motion) -> None:  # noqa: ANN001 - matplotlib is not im
 def _spectrogram(axes, rhythm: Rhythm, p: ShakingParams) -> None:  # noqa: ANN001
     shown = rhythm.frequencies <= p.ceiling + 0.3
     step = max(1, len(rhythm.times) // MAX_COLUMNS)
-    power = rhythm.power[::step][:, shown].T
+    power = rhythm.power[:, shown]
     if power.size and power.max() > 0:
+        power = np.maximum.reduceat(power, np.arange(0, len(power), step)).T  # keeps short spells
         decibel = 10 * np.log10(np.maximum(power, 1e-12))
         moving = decibel[rhythm.frequencies[shown] >= p.floor]
         high = float(np.quantile(moving, 0.998)) if moving.size else float(decibel.max())
@@ -135,10 +136,11 @@ def _timeline(axes, motion: Motion, intervals, truth) -> None:  # noqa: ANN001
     rows.append(("not seen", _unseen(motion), "#b0b0b0"))
     if (motion.coverage == UNKNOWN).any() and motion.observed.any():
         rows.append(("partly hidden", _hidden(motion), "#d8c9a8"))
+    length = float(np.ptp(motion.times)) if len(motion.times) else 0.0
     for y, (_, items, colour) in enumerate(rows):
         for item in items:
             axes.broken_barh([(item.start, item.end - item.start)], (y - 0.4, 0.8), color=colour)
-            if item.frequency:
+            if item.frequency and item.end - item.start > 0.04 * length:
                 axes.text(
                     (item.start + item.end) / 2,
                     y,

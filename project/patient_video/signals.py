@@ -79,7 +79,7 @@ class Motion:
         their mean squares is then the oscillation of a cell of the body.
         """
         known = self.coverage != UNKNOWN
-        share = np.where(known, self.coverage, np.nan).astype(np.float32) / LEVELS
+        share = np.where(known, self.coverage, np.float32(np.nan)) / np.float32(LEVELS)
         body = float(np.nanmedian(np.nansum(share[self.observed], axis=1))) if known.any() else 0.0
         if self.light is not None:
             often = np.nan_to_num(share).mean(0) > 0.05

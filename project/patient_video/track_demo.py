@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -78,3 +79,32 @@ def _held_out(data: Path, video: str | None) -> str:
     if video is not None and video not in names:
         raise ValueError(f"video: expected one of the held-out {', '.join(names)}, got '{video}'")
     return video or names[0]
+
+
+def main() -> None:
+    """Follow held-out videos with a trained model and print the reports."""
+    import project
+    from d2kit.config import get_cfg
+    from d2kit.engine import user_errors
+    from project.datasets_root import datasets_root
+
+    run = Path("output/patient_video_demo")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=run, help=f"trained run (default {run})")
+    parser.add_argument("--output", type=Path, help="default: tracked/ in the run's folder")
+    parser.add_argument("--videos", nargs="*", help="held-out videos by name; default: the first")
+    parser.add_argument("--no-video", action="store_true", help="do not draw")
+    args = parser.parse_args()
+    with user_errors():
+        project.register_all()
+        cfg = get_cfg()
+        cfg.merge_from_file(str(args.run / "config.yaml"))
+        data, weights = datasets_root() / "patient_video", args.run / "model_final.pth"
+        for name in args.videos or [None]:
+            out = (args.output or args.run / "tracked") / (name or "")
+            text = track_and_report(cfg, weights, data, out, video=name, draw=not args.no_video)
+            print(f"{text}\n\nFiles: {out}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,10 @@ from d2kit.config import get_cfg
 from d2kit.engine.video import DETECTIONS, DetectionStore, VideoOptions, track_video
 from project.patient_video import WardSpec, generate
 from project.patient_video.analyze import analyze
+from project.patient_video.calibrate import DETECTORS, cases, score
 from project.patient_video.compare import compare
 from project.patient_video.degrade import Detector, degrade, store_detections
+from project.patient_video.shaking import ShakingParams
 from project.patient_video.track_demo import track_and_report
 from project.patient_video.tracks import read_tracks
 from project.patient_video.truth import read_truth
@@ -68,3 +70,16 @@ def test_what_is_missing_is_said(ward, tmp_path):
         track_and_report(get_cfg(), "w.pth", tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="held-out video01, got 'video00'"):
         track_and_report(get_cfg(), "w.pth", ward, tmp_path / "out", video="video00")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shaking", [True, False])
+def test_thresholds_hold_in_rooms_of_another_seed(shaking):
+    params = ShakingParams()
+    result = score(list(cases(range(4), WardSpec(seed=5), params, shaking)), params)
+    assert set(result) == set(DETECTORS)
+    for mean, _, share, false in result.values():
+        assert false <= 1
+        if shaking:
+            assert mean > 0.8
+            assert share >= 0.75
