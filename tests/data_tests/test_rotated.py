@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from d2kit.data import DatasetMapper
+from d2kit.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from d2kit.data import transforms as T  # noqa: N812
 from d2kit.data._annotations import transform_rotated_annotations
+from d2kit.data.datasets import convert_to_coco_json, load_coco_json
 from d2kit.data.detection_utils import (
     annotations_to_instances,
     transform_instance_annotations,
@@ -62,6 +63,23 @@ def test_boxes_follow_the_pixels(tmp_path, augmentation):
     both = np.logical_and(bright, mask[..., 0])
     assert both.sum() / np.logical_or(bright, mask[..., 0]).sum() > 0.8
     assert given["annotations"][0]["bbox_mode"] == BoxMode.XYWHA_ABS  # the record is left alone
+
+
+def test_rotated_boxes_survive_a_json_file(tmp_path):
+    given = [record(tmp_path, seed, objects=seed) for seed in range(3)]
+    DatasetCatalog.register("rotated_json", lambda: given)
+    MetadataCatalog.get("rotated_json").thing_classes = ["a", "b"]
+    try:
+        path = tmp_path / "rotated.json"
+        convert_to_coco_json("rotated_json", path)
+        for before, after in zip(given, load_coco_json(path, "/", None), strict=True):
+            assert len(before["annotations"]) == len(after["annotations"])
+            for a, b in zip(before["annotations"], after["annotations"], strict=True):
+                assert b["bbox_mode"] == BoxMode.XYWHA_ABS
+                np.testing.assert_allclose(b["bbox"], a["bbox"], atol=1e-3)
+    finally:
+        DatasetCatalog.remove("rotated_json")
+        MetadataCatalog.remove("rotated_json")
 
 
 def test_upright_boxes_get_angle_0_and_crowds_are_left_out(tmp_path):

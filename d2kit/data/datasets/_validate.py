@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass, field
-from math import isfinite
+from math import hypot, isfinite
 from typing import Any
 
 from d2kit.data.datasets._rle import rle_problem
@@ -308,6 +308,8 @@ class _AnnotationCheck:
 
     def _box(self, a: dict[str, Any], image: dict[str, Any] | None) -> str | None:
         box = a.get("bbox")
+        if all_numbers(box) and len(box) == 5:  # type: ignore[arg-type]
+            return self._rotated_box(box, image)  # type: ignore[arg-type]
         if not all_numbers(box) or len(box) != 4:  # type: ignore[arg-type]
             return _expected("4 finite numbers [x, y, width, height]", a, "bbox")
         x, y, w, h = box  # type: ignore[misc]
@@ -319,6 +321,17 @@ class _AnnotationCheck:
         if width and (min(x, y) < -1 or x + w > width + 1 or y + h > height + 1):
             where = f"annotation {a.get('id')}"
             self.unusual.add(where, "bbox", f"{box} in an image of {width} x {height} pixels")
+        return None
+
+    def _rotated_box(self, box: list[float], image: dict[str, Any] | None) -> str | None:
+        x, y, w, h, _ = box
+        if w < 0 or h < 0:
+            return f"expected [center x, center y, width, height, angle], size >= 0, got {box}"
+        width, height = self._size(image)
+        reach = hypot(w, h) / 2  # whatever the angle
+        seen = -reach <= x <= width + reach and -reach <= y <= height + reach
+        if w > 0 and h > 0 and width and not seen:
+            return f"lies outside of its image of {width} x {height} pixels: {box}"
         return None
 
     @staticmethod

@@ -60,7 +60,8 @@ def load_coco_json(
 
     Returns:
         One record per image, by image id: `file_name`, `height`, `width`, `image_id` and
-        `annotations` with `bbox` (XYWH_ABS), `bbox_mode`, `category_id`, and where present
+        `annotations` with `bbox` (XYWH_ABS; XYWHA_ABS where the file has five numbers: centre,
+        size, degrees), `bbox_mode`, `category_id`, and where present
         `iscrowd`, `segmentation` (list of polygons, or compressed run-length mask) and `keypoints`
         (continuous: the pixel index plus 0.5).
 
@@ -160,7 +161,7 @@ def _convert(annotation: Record, id_map: dict[int, int] | None, keys: list[str])
         # COCO's are pixel indices; 0.5 leads to the centre of the pixel in continuous coordinates.
         shift = itertools.cycle((0.5, 0.5, 0))
         out["keypoints"] = [p + s for p, s in zip(points, shift, strict=False)]
-    out["bbox_mode"] = BoxMode.XYWH_ABS
+    out["bbox_mode"] = BoxMode.XYWHA_ABS if len(out["bbox"]) == 5 else BoxMode.XYWH_ABS
     if id_map is not None:
         out["category_id"] = id_map[annotation["category_id"]]
     return out
