@@ -1,7 +1,8 @@
 """Lazy configs as text: YAML for files, Python for readers, overrides from command lines."""
 
 import copy
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import MutableMapping
 from typing import Any
 
 import yaml
@@ -9,6 +10,7 @@ import yaml
 from d2kit.config._omegaconf import as_config, require_omegaconf, sequence_type
 from d2kit.config._targets import target_name
 from d2kit.config._values import decode, plain_scalar
+from d2kit.config.instantiate import dump_dataclass
 from d2kit.utils.registry import nearest_names
 
 TARGET = "_target_"
@@ -20,7 +22,10 @@ _WORDS = {"true": True, "false": False, "null": None}
 def _container(cfg: Any) -> Any:
     """Return a config of omegaconf as Python containers, interpolations as they are written."""
     omegaconf = require_omegaconf()
-    return omegaconf.OmegaConf.to_container(cfg) if omegaconf.OmegaConf.is_config(cfg) else cfg
+    if not omegaconf.OmegaConf.is_config(cfg):
+        return cfg
+    keep = omegaconf.SCMode.INSTANTIATE  # dataclasses stay what they are
+    return omegaconf.OmegaConf.to_container(cfg, structured_config_mode=keep)
 
 
 def _is_named(value: Any) -> bool:
@@ -32,21 +37,24 @@ def plain(value: Any, lost: list[str], path: str = "") -> Any:
     """Return a lazy config as dicts, lists and values that YAML can hold.
 
     Args:
-        value: the config, or a part of it; callables become their names.
-        lost: gets the path of each value that cannot be written and becomes its ``repr``.
+        value: the config, or a part of it; targets become their names, dataclasses become calls.
+        lost: gets the path of each value that cannot be written: of a function or class the name
+            is written, of anything else its ``repr``.
         path: where `value` stands, for `lost`.
     """
     value = plain_scalar(_container(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dump_dataclass(value)
     if isinstance(value, dict):
         return {str(k): plain(v, lost, f"{path}.{k}".strip(".")) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item, lost, f"{path}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, _PLAIN):
         return value
-    if _is_named(value):
-        return target_name(value)
-    lost.append(path)
-    return repr(value)
+    is_target = path.rpartition(".")[2] == TARGET
+    if not is_target or not _is_named(value):
+        lost.append(path)
+    return target_name(value) if _is_named(value) else repr(value)
 
 
 def to_yaml(cfg: Any) -> tuple[str, list[str]]:
@@ -121,7 +129,7 @@ def _value(text: str) -> Any:
 def _has(node: Any, part: str) -> bool:
     if sequence_type(node) is not None:
         return part.lstrip("-").isdigit() and -len(node) <= int(part) < len(node)
-    return isinstance(node, Mapping) and part in node
+    return isinstance(node, MutableMapping) and part in node
 
 
 def _set(cfg: Any, override: str) -> None:
@@ -136,7 +144,7 @@ def _set(cfg: Any, override: str) -> None:
     *sections, last = name.replace("[", ".").replace("]", "").split(".")
     node, path = cfg, ""
     for part in sections:
-        if not _has(node, part) and add and isinstance(node, Mapping):
+        if not _has(node, part) and add and isinstance(node, MutableMapping):
             node[part] = as_config({})
         if not _has(node, part):
             raise KeyError(_unknown(override, part, path, node))
@@ -144,7 +152,7 @@ def _set(cfg: Any, override: str) -> None:
         path = f"{path}.{part}".lstrip(".")
     if sequence_type(node) is not None and _has(node, last):
         node[int(last)] = _value(text)
-    elif isinstance(node, Mapping) and (last in node or add or TARGET in node):
+    elif isinstance(node, MutableMapping) and (last in node or add or TARGET in node):
         node[last] = _value(text)  # a call takes any argument; a wrong one is a TypeError there
     else:
         raise KeyError(_unknown(override, last, path, node))
@@ -152,7 +160,7 @@ def _set(cfg: Any, override: str) -> None:
 
 def _unknown(override: str, part: str, path: str, node: Any) -> str:
     where = f"in '{path}'" if path else "at the top"
-    if not isinstance(node, Mapping):
+    if not isinstance(node, MutableMapping):
         length = f" of {len(node)}" if sequence_type(node) is not None else ""
         return (
             f"override '{override}': {where} is a {type(node).__name__}{length}, without '{part}'"

@@ -151,8 +151,9 @@ class LazyConfig:
     def save(cfg: Any, filename: str) -> None:
         """Write a config as YAML, which `load` reads without executing anything.
 
-        Callables are written as their names. Values that YAML cannot hold are written as text, and
-        a warning lists them: the file then documents the run but does not rebuild them.
+        Targets are written as their names. Functions and classes elsewhere, and values that YAML
+        cannot hold, are written as text, and a warning lists them: the file then documents the
+        run, but does not rebuild it.
 
         Args:
             cfg: the config.

@@ -142,7 +142,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         FileNotFoundError: if there is no such config, or weights cannot be had.
         ValueError: if `trained` and no weights are known.
     """
-    cfg = get_config(config_path, trained)
+    cfg: Any = get_config(config_path, trained)
     build = _build_from_config if isinstance(cfg, CfgNode) else _build_from_lazy_config
     model, weights = build(cfg, device)
     DetectionCheckpointer(model).load(weights)

@@ -9,6 +9,7 @@ from torch import nn
 
 from d2kit.config import LazyCall, LazyConfig, _lazy_files, instantiate, trust_configs
 from d2kit.config._zoo_folder import zoo_folder
+from d2kit.layers import ShapeSpec
 from tests.config import lazy_caller
 
 DictConfig = pytest.importorskip("omegaconf").DictConfig
@@ -198,10 +199,21 @@ def write(folder, cfg) -> str:
 
 
 def test_what_yaml_cannot_hold_is_named(tmp_path, caplog):
-    cfg = LazyCall(nn.Linear)(in_features=1, hook=lambda x: x, where=[torch.device("cpu")])
+    cfg = LazyCall(nn.Linear)(
+        in_features=1, hook=lambda x: x, where=[torch.device("cpu")], kind=nn.ReLU
+    )
     again = LazyConfig.load(write(tmp_path, cfg))
-    assert "hook, where[0] as text" in caplog.text
+    assert "hook, where[0], kind as text" in caplog.text
     assert again.where == ["device(type='cpu')"]
+    assert again.kind == "torch.nn.ReLU"
+
+
+def test_dataclasses_in_a_config_come_back_from_yaml(tmp_path, caplog):
+    cfg = LazyCall(dict)(shape=ShapeSpec(channels=3, stride=4), many=[ShapeSpec(1)])
+    again = instantiate(LazyConfig.load(write(tmp_path, cfg)))
+    assert again == {"shape": ShapeSpec(channels=3, stride=4), "many": [ShapeSpec(1)]}
+    assert caplog.text == ""
+    assert "shape=ShapeSpec(channels=3" in LazyConfig.to_py(cfg)
 
 
 def test_tags_in_yaml_are_refused(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from d2kit import model_zoo
-from d2kit.config import instantiate
+from d2kit.config import LazyConfig, instantiate
 from d2kit.config._zoo_folder import zoo_folder
 from d2kit.modeling import build_model
 from d2kit.solver import WarmupParamScheduler
@@ -66,6 +66,25 @@ def test_every_model_and_schedule_can_be_built(name):
     assert [round(schedule(where), 4) for where in (0.5, 0.99)] == [1.0, 0.01]
     for mapper in (cfg.dataloader.train.mapper, cfg.dataloader.test.mapper):
         assert callable(instantiate(mapper))
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n.startswith("common/models/")])
+def test_every_common_model_can_be_built_and_written(name, tmp_path):
+    found = [v for v in model_zoo.get_config(name).values() if "_target_" in v]
+    for model in found:
+        assert isinstance(on_meta(lambda described=model: instantiate(described)), nn.Module)
+        LazyConfig.save(model, str(tmp_path / "model.yaml"))
+    assert found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in PAIRS if "C4" not in n])
+def test_a_model_that_was_written_as_yaml_is_the_same(name, tmp_path):
+    cfg = model_zoo.get_config(name).model
+    LazyConfig.save(cfg, str(tmp_path / "model.yaml"))
+    again = LazyConfig.load(str(tmp_path / "model.yaml"))
+    first, second = (on_meta(lambda c=c: instantiate(c)) for c in (cfg, again))
+    assert repr(first) == repr(second)
 
 
 @pytest.mark.parametrize("name", PAIRS)
