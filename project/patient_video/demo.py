@@ -1,4 +1,4 @@
-"""``make demo``: generate the ward, train, evaluate on held-out videos, draw what came out."""
+"""``make demo``: generate the ward, train, evaluate, draw, follow a held-out video."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from d2kit.engine import DefaultPredictor, DefaultTrainer, default_setup, user_e
 from d2kit.utils.file_io import atomic_write
 from project import patient_video, register_all
 from project.datasets_root import datasets_root
+from project.patient_video.track_demo import track_and_report
 
 CONFIG = Path(__file__).parents[2] / "configs/PatientVideo/mask_rcnn_R_18_FPN_demo.yaml"
 
@@ -121,7 +122,13 @@ def main() -> None:
         losses = Path(cfg.OUTPUT_DIR) / "losses.png"
         plot_losses(Path(cfg.OUTPUT_DIR) / "metrics.json", losses)
         seconds["pictures"] = time.perf_counter() - start
-        print("\n" + report(cfg, results, seconds))
+        start = time.perf_counter()
+        out = Path(cfg.OUTPUT_DIR)
+        data = datasets_root() / "patient_video"
+        followed = track_and_report(cfg, out / "model_final.pth", data, out / "tracked")
+        seconds["video"] = time.perf_counter() - start
+        print(f"\n{report(cfg, results, seconds)}\n{followed}\n")
+    print(f"The video, followed: {out / 'tracked' / 'annotated.mp4'}, motion.png, report.json")
     print(f"Pictures (left: truth, right: prediction): {sheet}\nLosses and AP: {losses}")
 
 
