@@ -344,7 +344,7 @@ def _interval(run: tuple[int, int], signal: Uniform, rhythm: Rhythm, p: ShakingP
     quiet = float(np.quantile(line[~core], 0.2)) if (~core).any() else 0.0
     strong = line >= quiet + 0.5 * max(0.0, usual - quiet)
     start = _edge(times, strong, start, -1, p.window / 2)
-    end = _edge(times, strong, end, +1, p.window / 2)
+    end = min(_edge(times, strong, end, +1, p.window / 2), float(signal.times[-1]))
     windows = slice(run[0], run[1] + 1)
     score = float(np.nanmean(rhythm.score[windows]))
     return Interval(start, end, frequency, score, usual)
@@ -361,11 +361,16 @@ def _edge(
     at = int(np.abs(times - rough).argmin())
     step = outwards if strong[at] else -outwards
     k = at
-    while 0 <= k + step < len(times) and abs(times[k + step] - rough) <= reach:
-        if strong[k] != strong[at] or (strong[at] and not strong[k + step]):
-            break
+    while (
+        0 <= k + step < len(times)
+        and abs(times[k + step] - rough) <= reach
+        and strong[k + step] == strong[at]
+    ):
         k += step
-    return float(times[k]) if strong[k] else float(rough)
+    if strong[at]:
+        return float(times[k])
+    inside = 0 <= k + step < len(times) and strong[k + step]
+    return float(times[k + step] if inside else rough)
 
 
 def temporal_iou(a: Span, b: Span) -> float:
