@@ -147,7 +147,7 @@ def _set_seed(cfg: Any, seed: int) -> None:
         return
     frozen = cfg.is_frozen()
     cfg.defrost()
-    cfg.SEED = seed
+    cfg.merge_from_list(["SEED", seed])
     if frozen:
         cfg.freeze()
 
