@@ -1,4 +1,4 @@
-"""Finds weight files: local paths, URLs, `detectron2://...` and `torchvision://...` names."""
+"""Finds weight files: local paths, URLs, `detectron2://`, `torchvision://`, `catalog://` names."""
 
 import logging
 import os
@@ -16,6 +16,22 @@ logger = logging.getLogger(__name__)
 ZOO_PREFIX = "detectron2://"
 ZOO_URL = "https://dl.fbaipublicfiles.com/detectron2/"
 TORCHVISION_PREFIX = "torchvision://"
+CATALOG_PREFIX = "catalog://"
+CATALOG_URL = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/"
+CATALOG = {
+    f"ImageNetPretrained/{group}/{Path(file).stem}": f"{CATALOG_URL}{file}"
+    for group, files in {
+        "MSRA": ("MSRA/R-50.pkl", "MSRA/R-101.pkl"),
+        "FAIR": (
+            "47261647/R-50-GN.pkl",
+            "47592356/R-101-GN.pkl",
+            "20171220/X-101-32x8d.pkl",
+            "25093814/X-152-32x8d-IN5k.pkl",
+        ),
+    }.items()
+    for file in files
+}
+"""Names of the Detectron of 2018, which some zoo configs start from -> URLs of its model zoo."""
 FOLDER_VARIABLE = "D2KIT_WEIGHTS"
 
 
@@ -36,11 +52,17 @@ def _torchvision_url(name: str) -> str:
 
 
 def weights_url(name: str) -> str:
-    """Return the URL behind a ``detectron2://`` or ``torchvision://`` name; others unchanged.
+    """Return the URL behind a name of the zoo, of torchvision or the catalog; others unchanged.
 
     Raises:
-        ValueError: if torchvision has no such model or weights.
+        ValueError: if torchvision, or the catalog of the first Detectron, has no such weights.
     """
+    if name.startswith(CATALOG_PREFIX):
+        key = name[len(CATALOG_PREFIX) :]
+        if key not in CATALOG:
+            known = ", ".join(nearest_names(key, CATALOG) or CATALOG)
+            raise ValueError(f"no weights are known for '{name}'; of {CATALOG_PREFIX}: {known}")
+        return CATALOG[key]
     if name.startswith(ZOO_PREFIX):
         return ZOO_URL + name[len(ZOO_PREFIX) :]
     if name.startswith(TORCHVISION_PREFIX):

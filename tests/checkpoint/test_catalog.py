@@ -1,5 +1,6 @@
 import hashlib
 import http.server
+import json
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from d2kit.checkpoint import catalog
 from d2kit.checkpoint._download import cache_path, hash_of_url
 from d2kit.checkpoint.catalog import find_weights, weights_url
+from tests.reference import reference_path
 
 CONTENT = bytes(range(256)) * 5000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -128,3 +130,13 @@ def test_odd_urls_are_refused(url, monkeypatch, tmp_path):
     monkeypatch.setenv("D2KIT_CACHE", str(tmp_path))
     with pytest.raises((ValueError, OSError)):
         find_weights(url)
+
+
+def test_every_zoo_config_starts_from_weights_with_a_url():
+    zoo = json.loads(reference_path("zoo_configs.json").read_text())
+    names = {keys["MODEL.WEIGHTS"] for keys in zoo.values() if keys.get("MODEL.WEIGHTS")}
+    schemes = {name.split("://")[0] for name in names}
+    assert schemes == {"detectron2", "catalog"}
+    assert all(weights_url(name).startswith("https://") for name in names)
+    with pytest.raises(ValueError, match="ImageNetPretrained/FAIR/R-50-GN"):
+        weights_url("catalog://ImageNetPretrained/FAIR/R-50-GM")
