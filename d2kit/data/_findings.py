@@ -1,0 +1,77 @@
+"""Lines about a dataset, kept apart by file, place and field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from d2kit.data.datasets._validate import Problems
+
+__all__ = ["Finding", "Findings", "true_area"]
+
+
+class Finding(NamedTuple):
+    """One thing about a dataset.
+
+    Args:
+        file: path of the annotations.
+        where: "annotation 12", "image 3", "category 1" or "top level".
+        field: which field.
+        what: what was expected and found, or what was done.
+        level: "error" or "note".
+    """
+
+    file: str
+    where: str
+    field: str
+    what: str
+    level: str = "error"
+
+    def __str__(self) -> str:
+        """Return the line."""
+        return f"{self.file}: {self.where}: {self.field}: {self.what}"
+
+
+class Findings(Problems):
+    """Collects `Finding`s from checks that report to a `Problems`.
+
+    Args:
+        file: path of the annotations.
+    """
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self.found: list[Finding] = []
+
+    def add(self, where: str, key: str, what: str) -> None:
+        """Note that field `key` of `where` is wrong."""
+        self.total += 1
+        self.found.append(Finding(self.file, where, key, what))
+
+    def note(self, where: str, key: str, what: str) -> None:
+        """Note something that can be intended."""
+        self.found.append(Finding(self.file, where, key, what, "note"))
+
+
+def true_area(annotation: Mapping[str, Any], height: int, width: int) -> float:
+    """Compute the area of an annotation whose box and masks were checked.
+
+    Args:
+        annotation: with `bbox` [x, y, width, height] and perhaps `segmentation`.
+        height: of the image in pixels; used for masks only.
+        width: of the image in pixels.
+
+    Returns:
+        Pixels of the mask, or of the box where there is none.
+    """
+    masks = annotation.get("segmentation")
+    if not masks:
+        return float(annotation["bbox"][2] * annotation["bbox"][3])
+    from pycocotools import mask as mask_util
+
+    if isinstance(masks, dict):
+        counts = masks["counts"]
+        rle = mask_util.frPyObjects(masks, *masks["size"]) if isinstance(counts, list) else masks
+    else:
+        rle = mask_util.merge(mask_util.frPyObjects(masks, height, width))
+    return float(mask_util.area(rle))
