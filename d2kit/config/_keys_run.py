@@ -89,6 +89,11 @@ _SOLVER: dict[str, tuple[Any, str]] = {
     ),
     "SOLVER.CHECKPOINT_PERIOD": (5000, "Iterations between checkpoints."),
     "SOLVER.IMS_PER_BATCH": (16, "Images per iteration, over all processes together."),
+    "SOLVER.ACCUMULATE_STEPS": (
+        1,
+        "Parts that the images of an iteration are computed in, one after another, before the one "
+        "update: memory of IMS_PER_BATCH / ACCUMULATE_STEPS images; 1: all at once.",
+    ),
     "SOLVER.REFERENCE_WORLD_SIZE": (
         0,
         "Number of processes that batch and schedule were written for; 0: do not auto-scale.",

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode
 from d2kit.engine import hooks
+from d2kit.engine._accumulation import check_accumulation
 from d2kit.engine._evaluators import build_dataset_evaluator
 from d2kit.engine._preflight import (
     check_classes,
@@ -24,7 +25,8 @@ from d2kit.engine._scaling import build_iterations_cfg, build_scaled_cfg, start_
 from d2kit.engine._setup import create_ddp_model, default_writers
 from d2kit.engine._tables import table_of_results
 from d2kit.engine._trainer_base import HookBase, TrainerBase
-from d2kit.engine._trainers import AMPTrainer, SimpleTrainer, amp_precision
+from d2kit.engine._trainer_parts import build_inner_trainer
+from d2kit.engine._trainers import SimpleTrainer
 from d2kit.solver import build_lr_scheduler, build_optimizer
 from d2kit.utils import comm
 from d2kit.utils.events import EventWriter
@@ -74,18 +76,16 @@ class DefaultTrainer(TrainerBase):
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.cfg = self._with_seed(cfg, self.seed)
 
+        check_accumulation(
+            cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.ACCUMULATE_STEPS
+        )
         data_loader = self.build_train_loader(self.cfg)
         self.cfg = build_iterations_cfg(self.cfg, _number_of_images(data_loader))
         check_classes(default_num_classes(self.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
-        self._trainer: SimpleTrainer
-        if cfg.SOLVER.AMP.ENABLED:
-            precision = amp_precision(cfg.SOLVER.AMP.PRECISION)
-            self._trainer = AMPTrainer(model, data_loader, optimizer, precision=precision)
-        else:
-            self._trainer = SimpleTrainer(model, data_loader, optimizer)
+        self._trainer: SimpleTrainer = build_inner_trainer(self.cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -374,5 +374,5 @@ def _log_results(name: str, results: Mapping[str, Any]) -> None:
 
 def _number_of_images(loader: Any) -> int | None:
     """Return how many images one pass over a training set has; None where that is unknown."""
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     return len(dataset) if hasattr(dataset, "__len__") else None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
+from d2kit.engine._accumulation import mean_losses, split_batch, without_sync
 from d2kit.engine._metrics import StepMetrics, image_ids, non_finite_message, put_metrics
 from d2kit.engine._trainer_base import TrainerBase
 from d2kit.utils import comm
@@ -30,6 +31,11 @@ class SimpleTrainer(TrainerBase):
         zero_grad_before_forward: clear the gradients before the forward pass, not after it.
         async_write_metrics: look at the losses one iteration later, so that the host never waits
             for the device; a NaN is then seen one iteration late.
+        accumulate_steps: cut each batch, a list, into so many equal parts, whose gradients are
+            averaged before the one update: the memory of a part, the step of the whole batch.
+
+    Raises:
+        ValueError: if `accumulate_steps` is below 1.
     """
 
     def __init__(
@@ -40,8 +46,11 @@ class SimpleTrainer(TrainerBase):
         gather_metric_period: int = 1,
         zero_grad_before_forward: bool = False,
         async_write_metrics: bool = False,
+        accumulate_steps: int = 1,
     ) -> None:
         super().__init__()
+        if accumulate_steps < 1:
+            raise ValueError(f"accumulate_steps must be at least 1, got {accumulate_steps}")
         model.train()
         self.model = model
         self.data_loader = data_loader
@@ -50,6 +59,7 @@ class SimpleTrainer(TrainerBase):
         self.gather_metric_period = gather_metric_period
         self.zero_grad_before_forward = zero_grad_before_forward
         self.async_write_metrics = async_write_metrics
+        self.accumulate_steps = accumulate_steps
         self._waiting: StepMetrics | None = None
         self._names_agree = False
         self._images: list[Any] = []
@@ -69,16 +79,25 @@ class SimpleTrainer(TrainerBase):
         self._images = image_ids(data)
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
-        with self._forward_context():
-            losses = self.model(data)
-        loss_dict = {"total_loss": losses} if isinstance(losses, Tensor) else losses
-        total = sum(loss_dict.values())
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        self._backward(total)
+        losses = self._gradients(split_batch(data, self.accumulate_steps))
         self.after_backward()
-        self._write_metrics(loss_dict, data_time)
+        self._write_metrics(losses, data_time)
         self._update()
+
+    def _gradients(self, parts: list[Any]) -> Mapping[str, Tensor]:
+        """Leave the mean gradient of the parts of a batch, and return their mean losses."""
+        found: list[Mapping[str, Tensor]] = []
+        for index, part in enumerate(parts):
+            with without_sync(self.model, last=index == len(parts) - 1):
+                with self._forward_context():
+                    losses = self.model(part)
+                loss_dict = {"total_loss": losses} if isinstance(losses, Tensor) else losses
+                total = sum(loss_dict.values())
+                if index == 0 and not self.zero_grad_before_forward:
+                    self.optimizer.zero_grad()
+                self._backward(total if len(parts) == 1 else total / len(parts))
+            found.append(loss_dict)
+        return mean_losses(found)
 
     def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -249,6 +268,7 @@ class AMPTrainer(SimpleTrainer):
         precision: type of the autocast forward pass, float16 or bfloat16.
         log_grad_scaler: write the scale as a metric.
         async_write_metrics: as in `SimpleTrainer`.
+        accumulate_steps: as in `SimpleTrainer`.
 
     Raises:
         ValueError: if the model is on several devices of this process.
@@ -265,6 +285,7 @@ class AMPTrainer(SimpleTrainer):
         precision: torch.dtype = torch.float16,
         log_grad_scaler: bool = False,
         async_write_metrics: bool = False,
+        accumulate_steps: int = 1,
     ) -> None:
         several = isinstance(model, DistributedDataParallel) and len(model.device_ids or []) > 1
         if several or isinstance(model, DataParallel):
@@ -276,6 +297,7 @@ class AMPTrainer(SimpleTrainer):
             gather_metric_period,
             zero_grad_before_forward,
             async_write_metrics,
+            accumulate_steps,
         )
         self.device_type = next(model.parameters()).device.type
         if grad_scaler is None:

@@ -42,10 +42,21 @@ def losses(output):
     return {row["iteration"]: row["total_loss"] for row in rows if "total_loss" in row}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_ends_bitwise_equal(tmp_path, images, workers):
-    run(tmp_path / "straight")
-    options = ("DATALOADER.NUM_WORKERS", workers)
+SWITCHES = {
+    "plain": (),
+    "accumulation": ("SOLVER.ACCUMULATE_STEPS", 2),
+    "accumulation, bfloat16": ("SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.AMP.ENABLED", True)
+    + ("SOLVER.AMP.PRECISION", "bfloat16"),
+}
+"""What may be switched on without a resumed run ending elsewhere."""
+
+
+@pytest.mark.parametrize(
+    ("workers", "switch"), [(2, "plain"), *((0, name) for name in SWITCHES)], ids=str
+)
+def test_a_resumed_run_ends_bitwise_equal(tmp_path, images, workers, switch):
+    run(tmp_path / "straight", *SWITCHES[switch])
+    options = ("DATALOADER.NUM_WORKERS", workers, *SWITCHES[switch])
     with pytest.raises(KilledError):
         run(tmp_path / "killed", *options, kill_at=8)
     torch.rand(17)  # the state of the process must not matter
@@ -54,6 +65,27 @@ def test_a_resumed_run_ends_bitwise_equal(tmp_path, images, workers):
     assert tiny.final_state(tmp_path / "killed") == tiny.final_state(tmp_path / "straight")
     last = losses(tmp_path / "straight")
     assert last == {k: v for k, v in losses(tmp_path / "killed").items() if k in last}
+
+
+def test_a_kill_between_the_parts_of_a_batch(tmp_path, images):
+    """The gradients of the first part are lost, and computed again."""
+    options = SWITCHES["accumulation"]
+    run(tmp_path / "straight", *options)
+    trainer = tiny.TinyTrainer(tiny.tiny_cfg(tmp_path / "killed", *options))
+    parts = []
+
+    def count(module, inputs):
+        parts.append(len(inputs[0]))
+        if len(parts) == 16:  # the second part of iteration 7
+            raise KilledError
+
+    trainer.model.register_forward_pre_hook(count)
+    with pytest.raises(KilledError):
+        trainer.train()
+    assert parts == [1] * 16
+    assert trainer.iter == 7
+    assert run(tmp_path / "killed", *options, resume=True).start_iter == 6
+    assert tiny.final_state(tmp_path / "killed") == tiny.final_state(tmp_path / "straight")
 
 
 def test_another_seed_ends_elsewhere(tmp_path, images):
