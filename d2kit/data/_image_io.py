@@ -184,8 +184,8 @@ def _open_image(data: bytes, file_name: str | os.PathLike) -> Any:
 
     image = None
     for formats in (_COMMON_FORMATS, _RARE_FORMATS):
-        if formats is _RARE_FORMATS:
-            Image.init()
+        # Matplotlib loads the PNG plugin alone: what is registered already is not all there is.
+        Image.init() if formats is _RARE_FORMATS else Image.preinit()
         known = [name for name in formats if name in Image.OPEN] or formats
         try:
             image = Image.open(io.BytesIO(data), formats=known)

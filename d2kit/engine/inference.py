@@ -57,7 +57,8 @@ class Predictor:
 
     Args:
         config: a config, a YAML file, or a name of the model zoo.
-        weights: file, URL or zoo name; None: ``MODEL.WEIGHTS`` of the config.
+        weights: file, URL or zoo name; None: ``MODEL.WEIGHTS`` of the config, or the published
+            weights of a name of the model zoo.
         device: "cpu", "cuda:0", ...; None: ``MODEL.DEVICE``, the CPU where there is no CUDA device.
         confidence: detections with a lower score are left out; None: the config's threshold.
         batch_size: images (or tiles) that go through the network at once.
@@ -268,7 +269,11 @@ def build_inference_cfg(
 
         path = os.fspath(config)
         cfg = get_cfg()
-        cfg.merge_from_file(path if os.path.isfile(path) else model_zoo.get_config_file(path))
+        if os.path.isfile(path):
+            cfg.merge_from_file(path)
+        else:
+            cfg.merge_from_file(model_zoo.get_config_file(path))
+            weights = weights or model_zoo.get_checkpoint_url(path)
     cfg.defrost()
     if device is not None:
         cfg.MODEL.DEVICE = device

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -210,3 +212,15 @@ def test_apply_exif_orientation():
     assert utils._apply_exif_orientation(image) is image
     image.getexif()[0x0112] = 6
     assert utils._apply_exif_orientation(image).size == (6, 4)
+
+
+def test_plugins_loaded_by_others_do_not_hide_formats(tmp_path):
+    """Matplotlib imports Pillow's PNG plugin alone; a JPEG must be read after that, too."""
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 6)).save(path)
+    code = (
+        "import PIL.PngImagePlugin; from d2kit.data.detection_utils import read_image;"
+        f"print(read_image({str(path)!r}, 'RGB').shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(6, 8, 3)", done.stderr
