@@ -1,8 +1,6 @@
 """Which of Detectron2's public names are not there yet, or not meant to be, and why."""
 
-_LATER_MODULES = {
-    "other projects": "projects.deeplab projects.panoptic_deeplab",
-}
+_LATER_MODULES: dict[str, str] = {}
 _LATER_NAMES: dict[str, str] = {}
 LATER_MODULES = {f"d2kit.{m}": why for why, text in _LATER_MODULES.items() for m in text.split()}
 """Module -> the later piece of work that it belongs to."""

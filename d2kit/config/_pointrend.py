@@ -1,8 +1,8 @@
 """Config keys of PointRend, which `get_cfg` does not hold: name -> (default, meaning)."""
 
-import copy
 from typing import Any
 
+from d2kit.config._added_keys import add_keys
 from d2kit.config._cfg_node import CfgNode
 
 POINTREND_KEYS: dict[str, tuple[Any, str]] = {
@@ -52,11 +52,4 @@ def add_pointrend_config(cfg: CfgNode) -> None:
     Args:
         cfg: not frozen.
     """
-    for name, (default, _) in POINTREND_KEYS.items():
-        *sections, last = name.split(".")
-        node = cfg
-        for section in sections:
-            if section not in node:
-                node[section] = CfgNode()
-            node = node[section]
-        node[last] = copy.deepcopy(default)
+    add_keys(cfg, POINTREND_KEYS)

@@ -1,1 +1,1 @@
-"""Parts of d2kit under the names of Detectron2's projects; they only re-export."""
+"""Models under the names of Detectron2's projects, each with config keys of its own."""

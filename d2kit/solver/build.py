@@ -147,15 +147,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     options: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if _can_fuse(params):
         options["fused"] = True
-    if solver.OPTIMIZER == "SGD":
+    # configs of Panoptic-DeepLab say ADAM
+    name = "Adam" if solver.OPTIMIZER == "ADAM" else solver.OPTIMIZER
+    if name == "SGD":
         options.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
-    elif solver.OPTIMIZER not in OPTIMIZERS:
-        near = nearest_names(solver.OPTIMIZER, OPTIMIZERS)
+    elif name not in OPTIMIZERS:
+        near = nearest_names(name, OPTIMIZERS)
         raise ValueError(
-            f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}', expected one of {OPTIMIZERS}"
+            f"SOLVER.OPTIMIZER is '{name}', expected one of {OPTIMIZERS}"
             + (f"; did you mean {near[0]}?" if near else "")
         )
-    kind = maybe_add_gradient_clipping(cfg, getattr(torch.optim, solver.OPTIMIZER))
+    kind = maybe_add_gradient_clipping(cfg, getattr(torch.optim, name))
     return kind(params, **options)  # type: ignore[operator]
 
 

@@ -302,6 +302,12 @@ def _stage_arguments(node: CfgNode, index: int) -> dict[str, Any]:
     return arguments
 
 
+def _set_norm_eps(network: nn.Module, eps: float) -> None:
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            module.eps = eps
+
+
 @BACKBONE_REGISTRY.register()
 def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Build the ResNet that `cfg.MODEL.RESNETS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe.
@@ -343,7 +349,5 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     network = ResNet(
         stem, stages, out_features=node.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
     )
-    for module in network.modules():
-        if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
-            module.eps = node.NORM_EPS
+    _set_norm_eps(network, node.NORM_EPS)
     return network

@@ -1,0 +1,65 @@
+"""The polynomial learning-rate schedule."""
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from d2kit.solver.lr_scheduler import _check_method, _get_warmup_factor_at_iter
+
+__all__ = ["WarmupPolyLR"]
+
+
+class WarmupPolyLR(LRScheduler):
+    """Multiplies the rate by ``(1 - step / max_iters) ** power`` and a warm-up factor.
+
+    Args:
+        optimizer: whose groups' ``lr`` is changed.
+        max_iters: number of steps until 0.
+        warmup_factor: factor at step 0.
+        warmup_iters: number of warm-up steps.
+        warmup_method: "linear" or "constant".
+        last_epoch: index of the step done last; -1 at the start.
+        power: of the polynomial.
+        constant_ending: least factor after the warm-up, in 0..1.
+
+    Raises:
+        ValueError: an unknown method, or a factor that is not in 0..1.
+
+    Source: Chen et al., DeepLab (2017), the learning rate policy "poly".
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_iters: int,
+        warmup_factor: float = 0.001,
+        warmup_iters: int = 1000,
+        warmup_method: str = "linear",
+        last_epoch: int = -1,
+        power: float = 0.9,
+        constant_ending: float = 0.0,
+    ) -> None:
+        _check_method(warmup_method)
+        if not 0.0 <= constant_ending <= 1.0:
+            raise ValueError(
+                "SOLVER.POLY_LR_CONSTANT_ENDING is a factor of the rate: expected 0 to 1, got "
+                f"{constant_ending}"
+            )
+        self.max_iters = max_iters
+        self.warmup_factor = warmup_factor
+        self.warmup_iters = warmup_iters
+        self.warmup_method = warmup_method
+        self.power = power
+        self.constant_ending = constant_ending
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each group for the coming step."""
+        warmup = _get_warmup_factor_at_iter(
+            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
+        )
+        left = max(0.0, 1.0 - self.last_epoch / self.max_iters)
+        factor = warmup * left**self.power
+        if self.last_epoch >= self.warmup_iters:
+            factor = max(factor, self.constant_ending)
+        return [base * factor for base in self.base_lrs]
