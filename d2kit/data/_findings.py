@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from d2kit.data.datasets._validate import Problems
 
-__all__ = ["Finding", "Findings", "true_area"]
+__all__ = ["Finding", "Findings", "reaches_far", "true_area"]
 
 
 class Finding(NamedTuple):
@@ -51,6 +51,22 @@ class Findings(Problems):
     def note(self, where: str, key: str, what: str) -> None:
         """Note something that can be intended."""
         self.found.append(Finding(self.file, where, key, what, "note"))
+
+
+def reaches_far(polygon: Sequence[float], width: int, height: int) -> bool:
+    """Whether a point lies more than an image size beyond the image.
+
+    Such a polygon is no rounding, and its outline may be too long to be drawn.
+
+    Args:
+        polygon: x, y, x, y, ...
+        width: of the image in pixels.
+        height: of the image in pixels.
+    """
+    return any(
+        min(values) < -side or max(values) > 2 * side
+        for values, side in ((polygon[::2], width), (polygon[1::2], height))
+    )
 
 
 def true_area(annotation: Mapping[str, Any], height: int, width: int) -> float:

@@ -14,7 +14,7 @@ from d2kit.data._repair_fields import (
     to_integer,
     to_numbers,
 )
-from d2kit.data.datasets._validate import _image_problems, check_coco, path_problem
+from d2kit.data.datasets._validate import _image_problems, check_coco, is_number, path_problem
 
 __all__ = ["repair_coco"]
 
@@ -90,7 +90,7 @@ def _images(
                     _set(image, key, size, where, done)
         wrong = [*_image_problems(image)]
         outside = None if wrong else path_problem(name, ".")
-        if type(image.get("id")) is not int or image["id"] in table:
+        if to_integer(image.get("id")) is None or image["id"] in table:
             done.add(where, "id", "left out: used twice, or no integer")
         elif wrong or outside:
             key, what = wrong[0] if wrong else ("file_name", str(outside))
@@ -106,7 +106,7 @@ def _categories(entries: Any, done: Findings) -> dict[int, Entry]:
     table: dict[int, Entry] = {}
     for where, category in _entries(entries, "category", done):
         _integers(category, ("id",), where, done)
-        if type(category.get("id")) is not int or category["id"] in table:
+        if to_integer(category.get("id")) is None or category["id"] in table:
             done.add(where, "id", "left out: used twice, or no integer")
             continue
         taken = {c["name"] for c in table.values()}
@@ -126,7 +126,7 @@ def _annotations(entries: Any, images: Mapping[int, Entry], done: Findings) -> l
     seen: set[int] = set()
     for where, a in kept:
         _integers(a, ("id", "image_id", "category_id"), where, done)
-        if type(a.get("id")) is not int or a["id"] in seen:
+        if to_integer(a.get("id")) is None or a["id"] in seen:
             _set(a, "id", fresh, where, done)
             fresh += 1
         seen.add(a["id"])
@@ -147,7 +147,7 @@ def _mend(a: Entry, image: Entry | None, where: str, done: Findings) -> None:
             value = to_numbers(a[key])
             if value != a[key]:
                 _set(a, key, value, where, done)
-    if "area" in a and not isinstance(a["area"], (int, float)):
+    if "area" in a and not is_number(a["area"]):
         _set(a, "area", 0, where, done)  # computed at the end
     if image is None:
         return

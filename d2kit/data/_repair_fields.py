@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from d2kit.data._findings import reaches_far
 from d2kit.data.datasets._rle import rle_problem
-from d2kit.data.datasets._validate import all_numbers
+from d2kit.data.datasets._validate import all_numbers, is_number
 
 __all__ = ["finite", "mend_box", "mend_segmentation", "to_integer", "to_numbers"]
 
@@ -24,7 +25,7 @@ def finite(value: Any) -> Any:
 def to_integer(value: Any) -> int | None:
     """Return an integer that was written as text, as a float or as a truth value; else None."""
     number = to_numbers(value)
-    if isinstance(number, (int, float)) and number == int(number):
+    if is_number(number) and number == int(number) and abs(number) < 2**63:
         return int(number)
     return None
 
@@ -59,11 +60,12 @@ def mend_segmentation(a: Mapping[str, Any], width: int, height: int) -> Any:
     if isinstance(masks, dict):
         return None  # a damaged run-length mask does not tell what it was
     polygons = _polygons(masks) if isinstance(masks, list) else []
+    polygons = [_near(p, width, height) for p in polygons]
     if not a.get("iscrowd"):
         # Where nothing is left, the check names what was there.
         return polygons or None
     if not polygons and all_numbers(a.get("bbox")) and len(a["bbox"]) == 4:
-        x, y, w, h = a["bbox"]
+        x, y, w, h = mend_box(a, width, height) or a["bbox"]
         polygons = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     return _run_lengths(polygons, width, height) if polygons else None
 
@@ -74,6 +76,13 @@ def _polygons(masks: list[Any]) -> list[list[float]]:
         masks = [masks]
     flat = [_flat(polygon) for polygon in masks if isinstance(polygon, list)]
     return [p for p in flat if all_numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
+
+
+def _near(polygon: list[float], width: int, height: int) -> list[float]:
+    """Return a polygon whose points lie at most an image size beyond the image."""
+    if not reaches_far(polygon, width, height):
+        return polygon
+    return [min(max(v, 0), (width, height)[i % 2]) for i, v in enumerate(polygon)]
 
 
 def _flat(polygon: list[Any]) -> list[Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike, fspath
 from typing import Any
 
-from d2kit.data._findings import Finding, Findings, true_area
+from d2kit.data._findings import Finding, Findings, reaches_far, true_area
 from d2kit.data._image_survey import ImageFile, survey_images
 from d2kit.data._repair import repair_coco
 from d2kit.data.datasets._validate import (
@@ -27,6 +27,8 @@ OWN_RULES = {
     "near_duplicate_check_skipped",
 }
 """Codes of hotcoco's health check that our own rules report with more detail."""
+
+HEALTH_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 
 MAX_NOTES = 20
 """Notes of one kind that are listed one by one."""
@@ -92,7 +94,11 @@ def _annotation_problems(
         yield "area", "missing; expected pixels; AP of small and large objects needs it"
         return
     size = image.get("height"), image.get("width")
-    if a.get("segmentation") and not all(type(s) is int and s > 0 for s in size):
+    if a.get("segmentation") and not all(type(s) is int and 0 < s < 2**31 for s in size):
+        return
+    masks = a.get("segmentation")
+    if isinstance(masks, list) and any(reaches_far(p, size[1], size[0]) for p in masks):
+        yield "segmentation", f"reaches far beyond its image of {size[1]} x {size[0]} pixels"
         return
     truth = true_area(a, *size)  # type: ignore[arg-type]
     slack = 0.1 * truth + width + height  # rasterisation moves the outline by up to a pixel
@@ -128,17 +134,21 @@ def _health(tables: CocoTables, found: Findings) -> None:
     usable = {
         i: im
         for i, im in tables.images.items()
-        if all(type(im.get(k)) is int and im[k] > 0 for k in ("width", "height"))
+        if all(type(im.get(k)) is int and 0 < im[k] < 2**31 for k in ("width", "height"))
         and isinstance(im.get("file_name"), str)
     }
     coco = {
-        "images": list(usable.values()),
-        "categories": [c for c in tables.categories.values() if isinstance(c.get("name"), str)],
-        "annotations": [a for a in tables.annotations if a["image_id"] in usable],
+        "images": _only(usable.values(), ("id", "file_name", "width", "height")),
+        "categories": _only(tables.categories.values(), ("id", "name")),
+        "annotations": _only(
+            (a for a in tables.annotations if a["image_id"] in usable), HEALTH_KEYS
+        ),
     }
-    if min([0, *usable, *tables.categories, *(a["id"] for a in coco["annotations"])]) < 0:
-        return  # hotcoco takes no negative ids
-    report = hotcoco.COCO(coco).healthcheck()
+    try:
+        report = hotcoco.COCO(coco).healthcheck()
+    except ValueError as error:
+        found.add("top level", "health check", f"COCO's evaluation will refuse the file: {error}")
+        return
     for entry in [*report["errors"], *report["warnings"]]:
         if entry["code"] in OWN_RULES:
             continue
@@ -148,6 +158,11 @@ def _health(tables: CocoTables, found: Findings) -> None:
             found.note(f"{kind} {number}", entry["code"], entry["message"])
         if len(ids) > MAX_NOTES:
             found.note(f"{kind}s", entry["code"], f"... and {len(ids) - MAX_NOTES} more")
+
+
+def _only(entries: Iterable[Mapping[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Copy the given keys, where they are set; further ones are the user's own."""
+    return [{k: e[k] for k in keys if e.get(k) is not None} for e in entries]
 
 
 def _check_images(tables: CocoTables, files: Mapping[str, ImageFile], found: Findings) -> None:

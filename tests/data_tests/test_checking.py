@@ -151,6 +151,14 @@ MUTATIONS = {
         "segmentation",
         5,
     ),
+    "polygon far outside": (
+        changed("segmentation", [[30, 20, 1e300, 20, 54, 40]]),
+        "annotation 12",
+        "segmentation",
+        5,
+    ),
+    "huge id": (changed("id", 10**400), f"annotation {10**400}", "id", 5),
+    "huge area": (changed("area", 10**400), "annotation 12", "area", 5),
     "mask missing": (removed("segmentation"), "annotation 12", "segmentation", 4),
     "crowd without RLE": (
         of_crowd(polygon(30, 5, 20, 30)),

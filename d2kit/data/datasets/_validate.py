@@ -200,7 +200,7 @@ def _id_problem(entry: dict[str, Any], seen: Any) -> str | None:
     """Say what is wrong with the id of an entry."""
     if "id" not in entry:
         return "missing"
-    if type(entry["id"]) is not int:
+    if type(entry["id"]) is not int or not -(2**63) <= entry["id"] < 2**63:
         return f"expected an integer, got {short(entry['id'])}"
     return "used twice" if entry["id"] in seen else None
 
@@ -213,7 +213,7 @@ def _image_problems(image: dict[str, Any]) -> Any:
         size = image.get(key)
         if type(size) is float and size.is_integer():
             image[key] = size = int(size)
-        if type(size) is not int or size <= 0:
+        if type(size) is not int or not 0 < size < 2**31:
             yield key, _expected("an integer > 0 (pixels)", image, key)
 
 
@@ -228,7 +228,10 @@ def _expected(what: str, entry: dict[str, Any], key: str) -> str:
 
 def is_number(value: object) -> bool:
     """Whether `value` is a finite number; text and booleans are not."""
-    return isinstance(value, Number) and not isinstance(value, bool) and isfinite(value)
+    if not isinstance(value, Number) or isinstance(value, bool):
+        return False
+    # An integer beyond the range of floats has no place in any tensor.
+    return abs(value) < 1e300 if isinstance(value, int) else isfinite(value)
 
 
 def all_numbers(values: Any) -> bool:
