@@ -279,7 +279,7 @@ def _build_resize(cfg: Any, is_train: bool) -> T.Augmentation:
     if fixed:
         if len(fixed) != 2:
             raise ValueError(f"INPUT.FIXED_SIZE: expected [height, width], got {fixed}")
-        return T.Resize(fixed)
+        return T.Resize((fixed[0], fixed[1]))
     resizers = {"pillow": T.ResizeShortestEdge, "torchvision": T.TorchvisionResize}
     if cfg.INPUT.RESIZE not in resizers:
         raise ValueError(f"INPUT.RESIZE must be one of {list(resizers)}, got {cfg.INPUT.RESIZE!r}")

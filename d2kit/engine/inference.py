@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -116,11 +116,7 @@ class Predictor:
 
     CLASSES = class_names  # MMDetection's name
 
-    @overload
-    def __call__(self, images: Image) -> Instances: ...
-    @overload
-    def __call__(self, images: Sequence[Image]) -> list[Instances]: ...
-    def __call__(self, images: Image | Sequence[Image]) -> Instances | list[Instances]:
+    def __call__(self, images: Image | Sequence[Image]) -> Any:
         """Detect in one image, or in each of a list or folder.
 
         Args:

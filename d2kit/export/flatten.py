@@ -200,6 +200,7 @@ class TracingAdapter(nn.Module):
 
 
 def _call(model: nn.Module, *inputs: Any) -> Any:
-    if hasattr(model, "roi_heads") and hasattr(model, "inference"):
-        return model.inference(*inputs, do_postprocess=False)
+    inference: Any = getattr(model, "inference", None)
+    if hasattr(model, "roi_heads") and inference is not None:
+        return inference(*inputs, do_postprocess=False)
     return model(*inputs)
