@@ -41,7 +41,8 @@ class Trainer(DefaultTrainer):
         return found
 
     def _evaluate_with_tta(self) -> dict:
-        results = self.test_with_TTA(self.cfg, self.model)
+        with self.evaluated_weights():
+            results = self.test_with_TTA(self.cfg, self.model)
         self._last_eval_results.update(results)
         return results
 

@@ -116,6 +116,16 @@ _SOLVER: dict[str, tuple[Any, str]] = {
         "float16",
         "float16 (GPU) or bfloat16 (GPU; CPU with AVX512-BF16 or AMX, slow on others).",
     ),
+    "SOLVER.EMA.ENABLED": (
+        False,
+        "Keep an exponential moving average of the weights, evaluate with it, and write it as "
+        "model_final_ema.safetensors beside model_final.pth.",
+    ),
+    "SOLVER.EMA.DECAY": (0.9998, "Share of the average that an iteration keeps, in [0, 1)."),
+    "SOLVER.EMA.WARMUP": (
+        True,
+        "After t iterations keep no more than (1 + t) / (10 + t), so that the start is forgotten.",
+    ),
 }
 
 _TEST: dict[str, tuple[Any, str]] = {

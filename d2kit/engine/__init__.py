@@ -24,6 +24,7 @@ with paused_gc():
         PreciseBN,
         TorchMemoryStats,
         TorchProfiler,
+        WeightAveraging,
     )
     from d2kit.engine.launch import DEFAULT_TIMEOUT, launch
     from d2kit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
@@ -47,6 +48,7 @@ __all__ = [
     "TorchMemoryStats",
     "TorchProfiler",
     "TrainerBase",
+    "WeightAveraging",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",

@@ -1,5 +1,6 @@
 """`DefaultTrainer`: training, evaluation and checkpoints of a config."""
 
+import contextlib
 import logging
 import weakref
 from collections import OrderedDict
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode
+from d2kit.engine import _trainer_parts as parts
 from d2kit.engine import hooks
 from d2kit.engine._accumulation import check_accumulation
 from d2kit.engine._evaluators import build_dataset_evaluator
@@ -25,7 +27,6 @@ from d2kit.engine._scaling import build_iterations_cfg, build_scaled_cfg, start_
 from d2kit.engine._setup import create_ddp_model, default_writers
 from d2kit.engine._tables import table_of_results
 from d2kit.engine._trainer_base import HookBase, TrainerBase
-from d2kit.engine._trainer_parts import build_inner_trainer
 from d2kit.engine._trainers import SimpleTrainer
 from d2kit.solver import build_lr_scheduler, build_optimizer
 from d2kit.utils import comm
@@ -85,7 +86,9 @@ class DefaultTrainer(TrainerBase):
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
-        self._trainer: SimpleTrainer = build_inner_trainer(self.cfg, model, data_loader, optimizer)
+        self._trainer: SimpleTrainer = parts.build_inner_trainer(
+            self.cfg, model, data_loader, optimizer
+        )
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -208,7 +211,7 @@ class DefaultTrainer(TrainerBase):
         return self._trainer.data_loader
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Return the hooks: timer, schedule, precise BN, checkpoints, evaluation, writers.
+        """Return the hooks: timer, schedule, averages, checkpoints, evaluation, writers.
 
         To add one, extend this method; insert it before the last, which writes.
         """
@@ -217,13 +220,10 @@ class DefaultTrainer(TrainerBase):
         result: list[HookBase | None] = [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
+            parts.build_averaging_hook(cfg, self.model, self.checkpointer),
         ]
         if cfg.TEST.PRECISE_BN.ENABLED:
-            loader_cfg = self._with_seed(cfg, cfg.SEED)
-            loader_cfg.defrost()
-            loader_cfg.DATALOADER.NUM_WORKERS = 0
-            loader = self.build_train_loader(loader_cfg)
-            result.append(hooks.PreciseBN(period, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
+            result.append(parts.build_precise_bn(cfg, self.model, self.build_train_loader))
         # Before the evaluation: whatever happens there, the weights are safe.
         if comm.is_main_process():
             checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
@@ -233,8 +233,13 @@ class DefaultTrainer(TrainerBase):
             result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return result
 
+    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which `model` has the weights to evaluate, with SOLVER.EMA others."""
+        return parts.evaluated_weights(self._hooks)
+
     def _evaluate(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
+        with self.evaluated_weights():
+            self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:

@@ -1,5 +1,6 @@
 """Hooks: what happens around the iterations of a training."""
 
+from d2kit.engine._hooks_average import WeightAveraging
 from d2kit.engine._hooks_checkpoint import BestCheckpointer, PeriodicCheckpointer
 from d2kit.engine._hooks_eval import EvalHook, PreciseBN
 from d2kit.engine._hooks_profile import AutogradProfiler, TorchMemoryStats, TorchProfiler
@@ -19,4 +20,5 @@ __all__ = [
     "PreciseBN",
     "TorchMemoryStats",
     "TorchProfiler",
+    "WeightAveraging",
 ]

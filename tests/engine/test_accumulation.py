@@ -10,7 +10,6 @@ from d2kit.engine._accumulation import check_accumulation
 from d2kit.utils import comm
 from tests.engine import tiny
 
-
 SCALE = 64.0
 
 

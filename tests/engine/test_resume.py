@@ -47,6 +47,7 @@ SWITCHES = {
     "accumulation": ("SOLVER.ACCUMULATE_STEPS", 2),
     "accumulation, bfloat16": ("SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.AMP.ENABLED", True)
     + ("SOLVER.AMP.PRECISION", "bfloat16"),
+    "average of the weights": ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.7),
 }
 """What may be switched on without a resumed run ending elsewhere."""
 
