@@ -15,6 +15,7 @@ from d2kit.data._loader import (
     SeededDataset,
     TrainLoader,
     WorkerSeed,
+    outlive_stop_signals,
 )
 from d2kit.utils import comm
 from d2kit.utils.env import seed_all_rng
@@ -35,6 +36,7 @@ def worker_init_reset_seed(worker_id: int) -> None:
     Args:
         worker_id: 0, 1, ... Samples of the training loader do not depend on it.
     """
+    outlive_stop_signals()
     seed_all_rng((torch.initial_seed() + worker_id) % 2**31)
 
 

@@ -13,9 +13,17 @@ from d2kit.data._batches import GlobalBatches
 from d2kit.data.common import AspectRatioGroupedDataset, MapDataset, describe_record
 from d2kit.utils.env import derive_seed, rng_scope, seed_all_rng
 
-__all__ = ["GroupedSamples", "IterableLoader", "SeededDataset", "TrainLoader", "WorkerSeed"]
+__all__ = [
+    "GroupedSamples",
+    "IterableLoader",
+    "SeededDataset",
+    "TrainLoader",
+    "WorkerSeed",
+    "outlive_stop_signals",
+]
 
 NOTHING = -1
+WORKER_GRACE = 8  # seconds that a worker lives on after SIGTERM
 
 SAMPLE_SEED_SALT = 1
 """Keeps the seed that travels with a sample apart from the one its mapper ran under."""
@@ -77,7 +85,20 @@ class WorkerSeed:
         self.rank = rank
 
     def __call__(self, worker_id: int) -> None:
+        outlive_stop_signals()
         seed_all_rng(derive_seed(self.seed, self.rank, worker_id))
+
+
+def outlive_stop_signals() -> None:
+    """Let a worker live on for some seconds when a cluster asks all processes of a job to stop.
+
+    The training needs it until the end of the step, and then stops it itself.
+    """
+    if not hasattr(signal, "SIGALRM"):
+        return
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE) and None)
 
 
 class TrainLoader(torchdata.DataLoader[Any]):

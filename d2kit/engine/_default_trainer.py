@@ -17,12 +17,14 @@ from d2kit.engine import _trainer_parts as parts
 from d2kit.engine import hooks
 from d2kit.engine._accumulation import check_accumulation
 from d2kit.engine._evaluators import build_dataset_evaluator
+from d2kit.engine._hooks_preemption import add_preemption
 from d2kit.engine._preflight import (
     check_classes,
     check_dataset_names,
     check_output_dir,
     default_num_classes,
 )
+from d2kit.engine._run_lock import hold_output_dir, release_output_dir
 from d2kit.engine._scaling import build_iterations_cfg, build_scaled_cfg, start_loader_at
 from d2kit.engine._setup import create_ddp_model, default_writers
 from d2kit.engine._tables import table_of_results
@@ -72,6 +74,7 @@ class DefaultTrainer(TrainerBase):
         if not logging.getLogger("d2kit").isEnabledFor(logging.INFO):
             setup_logger()  # a script without default_setup
         check_output_dir(cfg.OUTPUT_DIR)
+        hold_output_dir(cfg.OUTPUT_DIR)
         check_dataset_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -136,7 +139,12 @@ class DefaultTrainer(TrainerBase):
         if self.start_iter > 0:
             start_loader_at(self._trainer.data_loader, self.start_iter)
         self._log_length()
-        super().train(self.start_iter, self.max_iter)
+        hold_output_dir(self.cfg.OUTPUT_DIR)
+        add_preemption(self, self.checkpointer)
+        try:
+            super().train(self.start_iter, self.max_iter)
+        finally:
+            release_output_dir(self.cfg.OUTPUT_DIR)
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
             from d2kit.evaluation import verify_results
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2kit.config import CfgNode, LazyConfig, get_cfg
 from d2kit.engine._preflight import check_output_dir, check_weights
+from d2kit.engine._run_lock import hold_output_dir
 from d2kit.utils import comm
 from d2kit.utils.env import seed_all_rng
 from d2kit.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -164,7 +165,7 @@ def default_setup(cfg: Any, args: Any) -> None:
         args: what the argument parser returned (`resume`, `eval_only`, `config_file` are used).
 
     Raises:
-        OSError: if OUTPUT_DIR cannot be written to.
+        OSError: if OUTPUT_DIR cannot be written to, or another run is writing there.
         FileNotFoundError: if MODEL.WEIGHTS is a path without a file.
     """
     output = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir", default="./output")
@@ -172,6 +173,8 @@ def default_setup(cfg: Any, args: Any) -> None:
     resume = bool(getattr(args, "resume", False))
     eval_only = bool(getattr(args, "eval_only", False))
     check_output_dir(output)
+    if not eval_only:
+        hold_output_dir(output)
     if not resume:
         check_weights(_try_get_key(cfg, "MODEL.WEIGHTS", "train.init_checkpoint", default=""))
     setup_logger(output, distributed_rank=rank, name="fvcore")

@@ -2,15 +2,20 @@
 
 import logging
 import os
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from d2kit.engine._cluster import Place, find_place
+from d2kit.engine._hooks_preemption import SIGNALS
 from d2kit.utils import comm
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
@@ -18,6 +23,7 @@ __all__ = ["DEFAULT_TIMEOUT", "launch"]
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
+GRACE = 3.0  # seconds that processes have to end after one failed, before SIGTERM, then SIGKILL
 
 
 def _find_free_port() -> int:
@@ -93,11 +99,36 @@ def _spawn(worker_args: tuple[Any, ...], count: int) -> None:
     from torch import multiprocessing as mp
 
     try:
-        mp.start_processes(_spawned_worker, worker_args, nprocs=count, start_method="spawn")
+        started = mp.start_processes(
+            _spawned_worker, worker_args, nprocs=count, join=False, start_method="spawn"
+        )
+        with _passed_on_signals([process.pid for process in started.processes]):
+            while not started.join(grace_period=GRACE):
+                pass
     except mp.ProcessExitedException as error:
         if error.exit_code > 0:  # it has said why: SystemExit
             raise SystemExit(error.exit_code) from None
         raise
+
+
+@contextmanager
+def _passed_on_signals(pids: Sequence[int]) -> Iterator[None]:
+    """Pass SIGTERM and SIGUSR1 on to child processes, which stop in their own time."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _spawned_worker(

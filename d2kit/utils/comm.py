@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "all_gather",
+    "cpu_group",
     "create_local_process_group",
     "gather",
     "get_local_process_group",
@@ -116,8 +117,8 @@ def synchronize() -> None:
         dist.barrier()
 
 
-def _object_group() -> Any:
-    """Return a group of all processes that can carry CPU bytes."""
+def cpu_group() -> Any:
+    """Return a group of all processes that can carry CPU tensors; all must call it together."""
     global _OBJECT_GROUP  # noqa: PLW0603
     world = dist.group.WORLD
     if dist.get_backend() != dist.Backend.NCCL:
@@ -139,7 +140,7 @@ def all_gather(data: Any, group: Any = None) -> list[Any]:
     """
     if get_world_size() == 1:
         return [data]
-    group = _object_group() if group is None else group
+    group = cpu_group() if group is None else group
     size = dist.get_world_size(group)
     if size == 1:
         return [data]
@@ -161,7 +162,7 @@ def gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
     """
     if get_world_size() == 1:
         return [data]
-    group = _object_group() if group is None else group
+    group = cpu_group() if group is None else group
     size = dist.get_world_size(group)
     if size == 1:
         return [data]

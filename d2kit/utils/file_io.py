@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,9 @@ from typing import IO, Any
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 from iopath.common.file_io import PathManager as PathManagerBase
 
-__all__ = ["PathHandler", "PathManager", "atomic_write"]
+__all__ = ["PathHandler", "PathManager", "atomic_write", "remove_leftovers"]
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp")
 
 
 class ModelZooHandler(PathHandler):
@@ -67,7 +70,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
     Raises:
         ValueError: if `mode` is another one.
-        OSError: if the file cannot be written; on a full disk the message has path and sizes.
+        OSError: if the file cannot be written, with its path; on a full disk with sizes too.
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"atomic_write: mode must be 'wb' or 'w', got '{mode}'")
@@ -84,12 +87,41 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     except BaseException as error:
         size = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        system = _system_error(error)
+        if system is None or system.errno is None:
+            raise
+        reason = os.strerror(system.errno)
+        if system.errno == errno.ENOSPC:
             free = shutil.disk_usage(target.parent).free
-            raise OSError(
-                errno.ENOSPC,
+            reason = (
                 f"disk full: wrote {size:,} bytes, {free:,} bytes are free in the folder; "
-                "free some space or choose another OUTPUT_DIR",
-                str(target),
-            ) from error
-        raise
+                "free some space or choose another OUTPUT_DIR"
+            )
+        raise OSError(system.errno, reason, str(target)) from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return the system's refusal behind an error: torch complains of a lost position instead."""
+    while error is not None and not isinstance(error, OSError):
+        if not isinstance(error, RuntimeError):
+            return None
+        error = error.__context__
+    return error
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove the temporary files of `atomic_write` that killed processes left in a folder.
+
+    Args:
+        folder: nobody else may write to it meanwhile; this process may.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for path in sorted(folder.glob(".*.tmp")):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and int(found.group(1)) != os.getpid():
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed

@@ -1,0 +1,173 @@
+"""One run at a time in an output folder, on one machine or on several that share the folder."""
+
+import atexit
+import json
+import logging
+import os
+import re
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from d2kit.utils import comm
+from d2kit.utils.file_io import remove_leftovers
+
+__all__ = ["RunLock", "hold_output_dir", "release_output_dir"]
+
+logger = logging.getLogger(__name__)
+
+NAME = ".running"
+HEARTBEAT = 10.0  # seconds between two signs of life
+STALE = 60.0  # seconds without one, after which a process on another machine counts as dead
+
+
+class RunLock:
+    """Holds a folder for this process: a file in it names the process and is touched regularly.
+
+    A file left by a dead process does not hold: on this machine the process is looked up, by
+    number and time of its start; on another one the file must have been untouched for a minute.
+
+    Args:
+        folder: must exist and be writable.
+
+    Raises:
+        BlockingIOError: if another living process holds the folder; nothing is changed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self.owner = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "start": _start(os.getpid()),
+        }
+        self._end = threading.Event()
+        with _alone(folder):
+            other = _read(self.path)
+            if other is not None and other != self.owner and _lives(other, self.path):
+                raise BlockingIOError(
+                    f"OUTPUT_DIR '{folder}' is in use by process {other.get('pid')} on "
+                    f"{other.get('host')}; wait for it, stop it, or choose another folder"
+                )
+            if other is not None:
+                logger.warning("Taking over '%s' from %s, which is dead", folder, other)
+            self.path.write_text(json.dumps(self.owner), encoding="utf-8")
+        threading.Thread(target=self._beat, name="run lock", daemon=True).start()
+        atexit.register(self.release)
+
+    def _beat(self) -> None:
+        while not self._end.wait(HEARTBEAT):
+            with suppress(OSError):
+                os.utime(self.path)
+
+    def release(self) -> None:
+        """Give the folder free; does nothing in a child that was forked, or if it is free."""
+        self._end.set()
+        if os.getpid() == self.owner["pid"] and _read(self.path) == self.owner:
+            self.path.unlink(missing_ok=True)
+
+
+class _alone:  # noqa: N801 - used like a function
+    """Lets one process of this machine at a time look at a folder's lock and change it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._handle = -1
+
+    def __enter__(self) -> None:
+        import portalocker
+
+        with suppress(OSError):  # a system that does not open folders
+            self._handle = os.open(self._folder, os.O_RDONLY)
+            with suppress(portalocker.LockException):  # a file system without locks
+                portalocker.lock(self._handle, portalocker.LockFlags.EXCLUSIVE)
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    """Return who is named in a lock file; None if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _start(pid: int) -> str:
+    """Return when a process was started, in the system's ticks; "" if it is dead or unknown."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    fields = re.sub(r"^.*\)", "", text, flags=re.DOTALL).split()  # the name may hold anything
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _lives(owner: dict[str, object], path: Path) -> bool:
+    """Tell whether the process that a lock names is alive."""
+    pid = owner.get("pid")
+    if owner.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return _age(path) < STALE
+    if Path("/proc/self/stat").exists():
+        return bool(_start(pid)) and _start(pid) == owner.get("start")
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _age(path: Path) -> float:
+    """Return for how many seconds a file was untouched, by the clock of its file system."""
+    now = path.with_name(f"{NAME}-{os.urandom(8).hex()}")
+    try:
+        now.write_bytes(b"")
+        return now.stat().st_mtime - path.stat().st_mtime
+    finally:
+        now.unlink(missing_ok=True)
+
+
+_held: dict[Path, RunLock] = {}
+
+
+def hold_output_dir(path: str) -> None:
+    """Hold an output folder until this process ends, and remove what a killed one left half-done.
+
+    Rank 0 does it for all processes, which must call this together; again it does nothing.
+
+    Args:
+        path: the folder; must exist.
+
+    Raises:
+        BlockingIOError: on all processes, if another run holds it.
+    """
+    problem = ""
+    folder = Path(path).resolve()
+    held = _held.get(folder)
+    mine = held is not None and held.owner["pid"] == os.getpid() and held.path.exists()
+    if comm.is_main_process() and not mine:
+        try:
+            _held[folder] = RunLock(folder)
+        except BlockingIOError as error:
+            problem = str(error)
+        else:
+            for left in remove_leftovers(folder):
+                logger.warning("Removed %s, left by a process that was killed while writing", left)
+    problem = comm.all_gather(problem)[0]
+    if problem:
+        raise BlockingIOError(problem)
+
+
+def release_output_dir(path: str) -> None:
+    """Give a folder free that `hold_output_dir` holds; does nothing otherwise."""
+    held = _held.pop(Path(path).resolve(), None)
+    if held is not None:
+        held.release()

@@ -1,0 +1,12 @@
+import pytest
+
+from tests.engine import tiny
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the images of the tiny dataset, which is registered in this process too."""
+    (tmp_path / "images").mkdir()
+    tiny.register(tmp_path / "images")
+    tiny.records(tmp_path / "images")
+    return tmp_path
