@@ -116,6 +116,16 @@ _SOLVER: dict[str, tuple[Any, str]] = {
         "float16",
         "float16 (GPU) or bfloat16 (GPU; CPU with AVX512-BF16 or AMX, slow on others).",
     ),
+    "SOLVER.EARLY_STOPPING.PATIENCE": (
+        0,
+        "End the training after so many evaluations in a row without a better METRIC; 0: never.",
+    ),
+    "SOLVER.EARLY_STOPPING.METRIC": (
+        "bbox/AP",
+        "task/metric, with several test sets dataset/task/metric; larger is better, of a name "
+        "with loss in it smaller.",
+    ),
+    "SOLVER.EARLY_STOPPING.MIN_DELTA": (0.0, "A better METRIC is better by more than this."),
     "SOLVER.EMA.ENABLED": (
         False,
         "Keep an exponential moving average of the weights, evaluate with it, and write it as "
@@ -137,6 +147,11 @@ _TEST: dict[str, tuple[Any, str]] = {
     "TEST.EVAL_EPOCHS": (
         0.0,
         "Epochs between evaluations, in place of EVAL_PERIOD; 0: EVAL_PERIOD.",
+    ),
+    "TEST.BEST_METRIC": (
+        "",
+        "Keep the checkpoint with the best value of it as model_best.pth, named as "
+        "SOLVER.EARLY_STOPPING.METRIC; empty: none.",
     ),
     "TEST.CLASSIFICATION_REPORT": (
         False,

@@ -157,6 +157,11 @@ class DefaultTrainer(TrainerBase):
         self._trainer.max_iter = self.max_iter
         self._trainer.run_step()
 
+    def before_train(self) -> None:
+        """Call the hooks; evaluate, if a resumed run missed that (TEST.BEST_METRIC)."""
+        super().before_train()
+        parts.repeat_missed_evaluation(self)
+
     def after_train(self) -> None:
         """Write what waits, call the hooks, let go of the loader's workers."""
         if self.iter >= self.max_iter:
@@ -224,7 +229,6 @@ class DefaultTrainer(TrainerBase):
         To add one, extend this method; insert it before the last, which writes.
         """
         cfg = self.cfg
-        period = cfg.TEST.EVAL_PERIOD
         result: list[HookBase | None] = [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
@@ -236,7 +240,7 @@ class DefaultTrainer(TrainerBase):
         if comm.is_main_process():
             checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
             result.append(hooks.PeriodicCheckpointer(self.checkpointer, checkpoint_period))
-        result.append(hooks.EvalHook(period, self._evaluate))
+        result += parts.build_evaluation_hooks(cfg, self._evaluate, self.checkpointer, result)
         if comm.is_main_process():
             result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return result

@@ -11,6 +11,7 @@ from typing import Any
 from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as FvcorePeriodicCheckpointer
 
+from d2kit.engine._hooks_average import WeightAveraging
 from d2kit.engine._trainer_base import HookBase
 
 __all__ = ["BestCheckpointer", "PeriodicCheckpointer"]
@@ -51,8 +52,15 @@ class PeriodicCheckpointer(FvcorePeriodicCheckpointer, HookBase):
 
     def before_train(self) -> None:
         """Take over the trainer's last iteration, if none was given."""
+        self._planned = self.trainer.max_iter
         if self.max_iter is None:
             self.max_iter = self.trainer.max_iter
+
+    def after_train(self) -> None:
+        """Save the last state of a training that another hook ended early."""
+        if self.trainer.iter >= self.trainer.max_iter < self._planned:
+            done = max(self.trainer.max_iter - 1, 0)
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=done)
 
     def after_step(self) -> None:
         """Save, if it is time."""
@@ -97,6 +105,7 @@ class BestCheckpointer(HookBase):
         val_metric: name in the storage, e.g. ``"bbox/AP50"``.
         mode: "max" or "min", which of two values is better.
         file_prefix: name of the file.
+        averaging: also saves its average, as ``<file_prefix>_ema.safetensors``.
 
     Raises:
         ValueError: if `mode` is another word.
@@ -109,6 +118,8 @@ class BestCheckpointer(HookBase):
         val_metric: str,
         mode: str = "max",
         file_prefix: str = "model_best",
+        *,
+        averaging: WeightAveraging | None = None,
     ) -> None:
         if mode not in ("max", "min"):
             raise ValueError(f"BestCheckpointer: mode must be 'max' or 'min', got '{mode}'")
@@ -117,8 +128,10 @@ class BestCheckpointer(HookBase):
         self._val_metric = val_metric
         self._better = float.__gt__ if mode == "max" else float.__lt__
         self._file_prefix = file_prefix
+        self._averaging = averaging
         self.best_metric: float | None = None
         self.best_iter: int | None = None
+        self._seen = -1
 
     def after_step(self) -> None:
         """Compare and save, if an evaluation just happened."""
@@ -133,6 +146,8 @@ class BestCheckpointer(HookBase):
 
     def _check(self) -> None:
         latest = self.trainer.storage.latest().get(self._val_metric)
+        if latest is not None and latest[1] == self._seen:
+            return  # an evaluation after which the training ended early
         if latest is None:
             known = sorted(name for name in self.trainer.storage.latest() if "/" in name)
             logger.warning(
@@ -142,6 +157,7 @@ class BestCheckpointer(HookBase):
             )
             return
         value, iteration = float(latest[0]), latest[1]
+        self._seen = iteration
         if not math.isfinite(value):
             return
         if self.best_metric is not None and not self._better(value, self.best_metric):
@@ -156,6 +172,8 @@ class BestCheckpointer(HookBase):
         self.best_metric, self.best_iter = value, iteration
         # The last iteration done: after the training `trainer.iter` is one more.
         done = min(self.trainer.iter, self.trainer.max_iter - 1)
+        if self._averaging is not None:
+            self._averaging.save(f"{self._file_prefix}_ema")
         self._checkpointer.save(self._file_prefix, iteration=done)
         path = os.path.join(self._checkpointer.save_dir, self._file_prefix)
         logger.info("Best %s so far: %.5f, saved to %s", self._val_metric, value, path)

@@ -24,6 +24,8 @@ class EvalHook(HookBase):
         eval_function: returns a nested dict of numbers, which are put into the storage as
             ``task/metric``, or None.
         eval_after_train: whether to evaluate after the last iteration.
+        remember: keep in the checkpoint when the last evaluation was; `DefaultTrainer` then
+            repeats one that a checkpoint just before it does not know of.
     """
 
     def __init__(
@@ -31,20 +33,31 @@ class EvalHook(HookBase):
         eval_period: int,
         eval_function: Callable[[], Mapping[str, Any] | None],
         eval_after_train: bool = True,
+        *,
+        remember: bool = False,
     ) -> None:
         self._period = eval_period
         self._func: Callable[[], Mapping[str, Any] | None] | None = eval_function
         self._eval_after_train = eval_after_train
+        self._remember = remember
+        self.evaluated = self._done_here = -1
 
     def after_step(self) -> None:
         """Evaluate, if it is time; after the last iteration `after_train` does."""
         done = self.trainer.iter + 1
         if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
             self._do_eval()
+            self.evaluated = self._done_here = done
+
+    def missed(self, start_iter: int) -> bool:
+        """Tell whether a run that resumes at an iteration should have evaluated just before it."""
+        due = self._remember and self._period > 0 and start_iter % self._period == 0
+        return due and start_iter > 0 and self.evaluated != start_iter
 
     def after_train(self) -> None:
         """Evaluate, unless the training failed; then forget the function."""
-        if self._eval_after_train and self.trainer.iter >= self.trainer.max_iter:
+        ended = self.trainer.iter >= self.trainer.max_iter
+        if self._eval_after_train and ended and self._done_here != self.trainer.iter:
             self._do_eval()
         self._func = None  # it usually refers to the trainer
 
@@ -68,6 +81,15 @@ class EvalHook(HookBase):
                     ) from None
             self.trainer.storage.put_scalars(**flat, smoothing_hint=False)
         comm.synchronize()  # evaluations may take different times
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of iterations before the last evaluation, if it is to be kept."""
+        return {"evaluated": self.evaluated} if self._remember else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if self._remember:
+            self.evaluated = state_dict["evaluated"]
 
 
 class PreciseBN(HookBase):

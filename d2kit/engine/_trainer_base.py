@@ -79,6 +79,8 @@ class TrainerBase:
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run the iterations `start_iter`, ..., `max_iter - 1`.
 
+        A hook that lowers the attribute `max_iter` ends the training there.
+
         Args:
             start_iter: index of the first one.
             max_iter: number of iterations from 0.
@@ -91,8 +93,10 @@ class TrainerBase:
             try:
                 self.before_train()
                 for iteration in range(start_iter, max_iter):
+                    if iteration >= self.max_iter:  # a hook has ended the training
+                        break
                     self._iterate(iteration)
-                self.iter = max(max_iter, start_iter)
+                self.iter = max(self.max_iter, start_iter)
             except Exception:
                 logger.exception("Training stopped in iteration %d:", self.iter)
                 raise

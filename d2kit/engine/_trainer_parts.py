@@ -1,7 +1,7 @@
 """Parts of `DefaultTrainer` that a config decides."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fvcore.common.checkpoint import Checkpointer
@@ -10,11 +10,21 @@ from torch.optim import Optimizer
 
 from d2kit.config import CfgNode
 from d2kit.engine._hooks_average import WeightAveraging
-from d2kit.engine._hooks_eval import PreciseBN
-from d2kit.engine._trainer_base import HookBase
+from d2kit.engine._hooks_checkpoint import BestCheckpointer
+from d2kit.engine._hooks_eval import EvalHook, PreciseBN
+from d2kit.engine._hooks_stopping import EarlyStopping
+from d2kit.engine._trainer_base import HookBase, TrainerBase
 from d2kit.engine._trainers import AMPTrainer, SimpleTrainer, amp_precision
+from d2kit.utils import comm
 
-__all__ = ["build_averaging_hook", "build_inner_trainer", "build_precise_bn", "evaluated_weights"]
+__all__ = [
+    "build_averaging_hook",
+    "build_evaluation_hooks",
+    "build_inner_trainer",
+    "build_precise_bn",
+    "evaluated_weights",
+    "repeat_missed_evaluation",
+]
 
 
 def build_averaging_hook(
@@ -36,6 +46,61 @@ def build_inner_trainer(
         return SimpleTrainer(model, data_loader, optimizer, accumulate_steps=steps)
     precision = amp_precision(cfg.SOLVER.AMP.PRECISION)
     return AMPTrainer(model, data_loader, optimizer, precision=precision, accumulate_steps=steps)
+
+
+def better_mode(metric: str) -> str:
+    """Return "min" for a loss and "max" for any other metric."""
+    return "min" if "loss" in metric.lower() else "max"
+
+
+def build_evaluation_hooks(
+    cfg: CfgNode,
+    evaluate: Callable[[], Mapping[str, Any] | None],
+    checkpointer: Checkpointer,
+    others: Iterable[HookBase | None],
+) -> list[HookBase | None]:
+    """Return the hooks that evaluate, end the training early, and keep the best checkpoint.
+
+    Args:
+        cfg: a full config.
+        evaluate: what `EvalHook` calls.
+        checkpointer: saves the best checkpoint, on rank 0.
+        others: the hooks before them.
+    """
+    period, best, stop = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC, cfg.SOLVER.EARLY_STOPPING
+    found: list[HookBase | None] = [
+        EvalHook(period, evaluate, remember=bool(best or stop.PATIENCE))
+    ]
+    if stop.PATIENCE:
+        mode = better_mode(stop.METRIC)
+        hook = EarlyStopping(
+            period, stop.METRIC, stop.PATIENCE, mode=mode, min_delta=stop.MIN_DELTA
+        )
+        found.append(hook)
+    if best and comm.is_main_process():
+        averaging = next((hook for hook in others if isinstance(hook, WeightAveraging)), None)
+        mode = better_mode(best)
+        found.append(BestCheckpointer(period, checkpointer, best, mode, averaging=averaging))
+    return found
+
+
+def repeat_missed_evaluation(trainer: TrainerBase) -> None:
+    """Evaluate as after the iteration before the first, if the checkpoint does not know of it.
+
+    A checkpoint is saved before the evaluation of its iteration, so that it is safe whatever
+    happens there; a run resumed from it would otherwise lack one metric to choose and stop by.
+    """
+    kinds = (EvalHook, EarlyStopping, BestCheckpointer)
+    chosen = [hook for hook in trainer._hooks if isinstance(hook, kinds)]
+    start = trainer.start_iter
+    if start >= trainer.max_iter or not any(
+        isinstance(hook, EvalHook) and hook.missed(start) for hook in chosen
+    ):
+        return
+    trainer.iter = trainer.storage.iter = start - 1
+    for hook in chosen:
+        hook.after_step()
+    trainer.iter = trainer.storage.iter = start
 
 
 def build_precise_bn(

@@ -30,7 +30,7 @@ def run(output, *options, resume=False, kill_at=None, hook=None):
         if trainer.iter == kill_at:
             raise KilledError
 
-    trainer = tiny.TinyTrainer(tiny.tiny_cfg(output, *options))
+    trainer = tiny.EvaluatedTrainer(tiny.tiny_cfg(output, *options))
     trainer.register_hooks([CallbackHook(before_step=kill), hook])
     trainer.resume_or_load(resume=resume)
     trainer.train()
@@ -47,6 +47,8 @@ SWITCHES = {
     "accumulation": ("SOLVER.ACCUMULATE_STEPS", 2),
     "accumulation, bfloat16": ("SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.AMP.ENABLED", True)
     + ("SOLVER.AMP.PRECISION", "bfloat16"),
+    "best and early": ("TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "bbox/AP")
+    + ("SOLVER.EARLY_STOPPING.PATIENCE", 4),
     "average of the weights": ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.7),
 }
 """What may be switched on without a resumed run ending elsewhere."""

@@ -96,6 +96,15 @@ class TinyTrainer(DefaultTrainer):
         return super().build_writers()[:2]  # importing TensorBoard takes seconds
 
 
+class EvaluatedTrainer(TinyTrainer):
+    """Evaluates without data: its metrics are functions of the weights."""
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        return {"bbox": {"AP": 100 * weights.sin().abs().mean().item()}}
+
+
 def digest(state):
     """SHA-256 of all tensors and numbers of a nested state."""
     sha = hashlib.sha256()
