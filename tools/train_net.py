@@ -6,6 +6,7 @@ Several GPUs:     train_net.py --num-gpus 8 --config-file ...
 CPU processes:    train_net.py --num-processes 2 --config-file ... MODEL.DEVICE cpu
 torchrun:         torchrun --nproc-per-node 8 tools/train_net.py --config-file ...
 Go on / evaluate: --resume / --eval-only [MODEL.WEIGHTS file]
+Look first:       --dry-run checks everything, prints what would be trained, and stops
 """
 
 from __future__ import annotations
@@ -57,6 +58,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of training scripts, with ``--dry-run``."""
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check and print what would be trained, then stop"
+    )
+    return parser
+
+
 def main(args: argparse.Namespace) -> OrderedDict:
     """Train or evaluate, and return the metrics of the test sets."""
     with user_errors():
@@ -65,6 +75,9 @@ def main(args: argparse.Namespace) -> OrderedDict:
         if not args.eval_only:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)
+            if getattr(args, "dry_run", False):
+                trainer.preflight()
+                return OrderedDict()
             return trainer.train()
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -78,7 +91,7 @@ def main(args: argparse.Namespace) -> OrderedDict:
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser(epilog=__doc__).parse_args()
+    arguments = argument_parser().parse_args()
     launch(
         main,
         arguments.num_gpus,

@@ -215,6 +215,11 @@ _TRACKER: dict[str, tuple[Any, str]] = {
 _GLOBAL: dict[str, tuple[Any, str]] = {
     "OUTPUT_DIR": ("./output", "Folder for everything that a run writes."),
     "SEED": (-1, "Seed of sample order, augmentation, initial weights; negative: a random one."),
+    "PREFLIGHT.ENABLED": (
+        True,
+        "Log datasets, classes, anchors, parameters, rates and memory before the first iteration.",
+    ),
+    "PREFLIGHT.MAX_IMAGES": (5000, "Most training images that it looks at; 0: all."),
     "CUDNN_BENCHMARK": (False, "Let cuDNN try algorithms; pays off where image sizes are fixed."),
     "FLOAT32_PRECISION": ("", "Passed to torch.set_float32_matmul_precision; empty: unchanged."),
     "VIS_PERIOD": (0, "Iterations between pictures of the training in the events; 0: none."),

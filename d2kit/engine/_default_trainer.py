@@ -17,6 +17,7 @@ from d2kit.engine import _trainer_parts as parts
 from d2kit.engine import hooks
 from d2kit.engine._accumulation import check_accumulation
 from d2kit.engine._evaluators import build_dataset_evaluator
+from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._hooks_preemption import add_preemption
 from d2kit.engine._preflight import (
     check_classes,
@@ -24,6 +25,7 @@ from d2kit.engine._preflight import (
     check_output_dir,
     default_num_classes,
 )
+from d2kit.engine._preflight_report import build_preflight_report, number_of_images
 from d2kit.engine._run_lock import hold_output_dir, release_output_dir
 from d2kit.engine._scaling import build_iterations_cfg, build_scaled_cfg, start_loader_at
 from d2kit.engine._setup import create_ddp_model, default_writers
@@ -84,8 +86,10 @@ class DefaultTrainer(TrainerBase):
             cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.ACCUMULATE_STEPS
         )
         data_loader = self.build_train_loader(self.cfg)
-        self.cfg = build_iterations_cfg(self.cfg, _number_of_images(data_loader))
-        check_classes(default_num_classes(self.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+        self.cfg = build_iterations_cfg(self.cfg, number_of_images(data_loader))
+        self._test_counts = check_classes(
+            default_num_classes(self.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
+        )
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
@@ -138,7 +142,7 @@ class DefaultTrainer(TrainerBase):
         """
         if self.start_iter > 0:
             start_loader_at(self._trainer.data_loader, self.start_iter)
-        self._log_length()
+        self.preflight()
         hold_output_dir(self.cfg.OUTPUT_DIR)
         add_preemption(self, self.checkpointer)
         try:
@@ -169,16 +173,10 @@ class DefaultTrainer(TrainerBase):
         self._trainer._data_loader_iter_obj = None
         super().after_train()
 
-    def _log_length(self) -> None:
-        """Say how long the training is, in epochs if the number of images is known."""
-        text = f"{self.max_iter:,} iterations"
-        images = _number_of_images(self._trainer.data_loader)
-        if images is not None:
-            epochs = self.max_iter * self.cfg.SOLVER.IMS_PER_BATCH / max(images, 1)
-            text += f" = {epochs:.1f} epochs over {images:,} images"
-        logger.info(
-            "%s, %d images per iteration, seed %d", text, self.cfg.SOLVER.IMS_PER_BATCH, self.seed
-        )
+    def preflight(self) -> None:
+        """Log what is about to be trained (``PREFLIGHT`` in the config); `train` does it first."""
+        if comm.is_main_process():
+            logger.info("%s", build_preflight_report(self.cfg, self, self._test_counts))
 
     # ---- state
 
@@ -233,6 +231,7 @@ class DefaultTrainer(TrainerBase):
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
             parts.build_averaging_hook(cfg, self.model, self.checkpointer),
+            TimeForecast() if comm.is_main_process() else None,
         ]
         if cfg.TEST.PRECISE_BN.ENABLED:
             result.append(parts.build_precise_bn(cfg, self.model, self.build_train_loader))
@@ -387,9 +386,3 @@ def _log_results(name: str, results: Mapping[str, Any]) -> None:
 
     logger.info("Evaluation results for %s in csv format:", name)
     print_csv_format(results)
-
-
-def _number_of_images(loader: Any) -> int | None:
-    """Return how many images one pass over a training set has; None where that is unknown."""
-    dataset: Any = getattr(loader, "dataset", None)
-    return len(dataset) if hasattr(dataset, "__len__") else None

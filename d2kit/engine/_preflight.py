@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from d2kit.config import CfgNode
+from d2kit.engine._preflight_data import DatasetCounts, count_records
 
 __all__ = [
     "check_classes",
@@ -80,7 +81,9 @@ def default_num_classes(cfg: CfgNode) -> int | None:
     return cfg.MODEL[section].NUM_CLASSES if section else None
 
 
-def check_classes(num_classes: int | None, train: Iterable[str], test: Iterable[str]) -> None:
+def check_classes(
+    num_classes: int | None, train: Iterable[str], test: Iterable[str]
+) -> dict[str, DatasetCounts | None]:
     """Load the test sets once, and compare the classes of all datasets with those of the model.
 
     Call it after the training sets were loaded, which tells their classes.
@@ -90,13 +93,27 @@ def check_classes(num_classes: int | None, train: Iterable[str], test: Iterable[
         train: names of registered datasets.
         test: names of registered datasets.
 
+    Returns:
+        Test set -> what it holds; None for one that is no list of records.
+
     Raises:
-        ValueError: if a dataset is damaged or has another number of classes.
+        ValueError: if a dataset is damaged, empty, lacks image files or has another number of
+            classes.
     """
     from d2kit.data import DatasetCatalog
+    from d2kit.data._records import check_image_files
     from d2kit.data.build import check_dataset_matches
 
-    for name in test:
-        DatasetCatalog.get(name)  # a damaged file must not come to light after the training
+    counts: dict[str, DatasetCounts | None] = {}
+    test = list(test)
+    for name in test:  # damage must not come to light after the training
+        records = DatasetCatalog.get(name)
+        known = isinstance(records, list)
+        if known and not records:
+            raise ValueError(f"dataset '{name}' (DATASETS.TEST) is empty: it holds no image")
+        if known:
+            check_image_files(name, records)
+        counts[name] = count_records(records) if known else None
     if num_classes is not None:
         check_dataset_matches(num_classes, (*train, *test))
+    return counts

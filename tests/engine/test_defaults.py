@@ -189,8 +189,8 @@ def test_trainer_tells_its_length_and_has_its_parts(tmp_path, images, caplog):
     assert trainer.optimizer is trainer._trainer.optimizer
     assert trainer.data_loader is trainer._trainer.data_loader
     names = [type(hook).__name__ for hook in trainer._hooks]
-    expected = ["IterationTimer", "LRScheduler", "PeriodicCheckpointer", "EvalHook"]
-    assert names == [*expected, "PeriodicWriter"]
+    expected = ["IterationTimer", "LRScheduler", "TimeForecast", "PeriodicCheckpointer", "EvalHook"]
+    assert names == [*expected, "PeriodicWriter", "Preemption"]
     assert {"model_final.pth", "metrics.json", "last_checkpoint"} <= set(os.listdir(tmp_path))
 
 

@@ -93,6 +93,25 @@ def test_train_resume_evaluate(workplace):
     assert torch.load(run / "model_final.pth", weights_only=True)["iteration"] == 5
 
 
+def test_dry_run_says_what_would_be_trained_and_stops(workplace):
+    script, run = _script("train_net"), workplace / "dry"
+    config = ["--config-file", str(workplace / "tiny.yaml"), "OUTPUT_DIR", str(run)]
+    sizes = ["MODEL.ANCHOR_GENERATOR.SIZES", str([[512]] * 5)]  # on images of 64 pixels
+    frozen = ["MODEL.BACKBONE.FREEZE_AT", "1"]
+    arguments = ["--dry-run", *config, *sizes, *frozen]
+    assert script.main(script.argument_parser().parse_args(arguments)) == {}
+    text = (run / "log.txt").read_text().split("Preflight\n")[1]
+    images = len(DatasetCatalog.get("patient_video_train"))
+    assert f"4 iterations = {8 / images:.1f} epochs over {images} images" in text
+    assert "best IoU below 0.5 for 100.0% of " in text
+    assert "(resized: short side 64, long side at most " in text
+    assert "MODEL.ANCHOR_GENERATOR.SIZES [[" in text
+    stem = next(line.split() for line in text.splitlines() if "backbone.bottom_up.stem" in line)
+    assert stem[1:] == ["0", f"{3 * 64 * 49 + 2 * 64:,}"]  # convolution and norm
+    assert "Training from iteration" not in text
+    assert not list(run.glob("*.pth"))
+
+
 def test_test_time_augmentation_of_the_config(workplace):
     """At the end of training and with --eval-only; the one version is the plain one's size."""
     run = workplace / "augmented"

@@ -1,0 +1,119 @@
+"""What the datasets of a run hold, counted on a bounded sample."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["DatasetCounts", "count_records", "pick_evenly", "table_of_classes", "table_of_datasets"]
+
+MAX_CLASSES = 20
+BAR = 30
+
+
+class DatasetCounts(NamedTuple):
+    """Contents of a dataset.
+
+    Args:
+        images: number of all.
+        looked_at: number of those that the other figures are about.
+        empty: images without an object that is not a crowd.
+        objects: annotations that are not crowds.
+        crowds: annotations that are.
+        classes: contiguous class index -> objects.
+    """
+
+    images: int
+    looked_at: int
+    empty: int
+    objects: int
+    crowds: int
+    classes: Mapping[int, int]
+
+
+def pick_evenly(total: int, limit: int) -> list[int]:
+    """Return at most `limit` indices of `total`, evenly spread; all where `limit` is 0."""
+    if limit <= 0 or total <= limit:
+        return list(range(total))
+    return [index * total // limit for index in range(limit)]
+
+
+def count_records(records: Sequence[Any], limit: int = 0) -> DatasetCounts:
+    """Count images, objects and classes.
+
+    Args:
+        records: in the standard format; those without annotations count as images only.
+        limit: most records to look at, evenly spread; 0: all.
+    """
+    chosen = pick_evenly(len(records), limit)
+    classes: Counter[int] = Counter()
+    empty = crowds = 0
+    for index in chosen:
+        found = records[index].get("annotations", ())
+        real = [a["category_id"] for a in found if not a.get("iscrowd", 0)]
+        classes.update(real)
+        crowds += len(found) - len(real)
+        empty += not real
+    return DatasetCounts(
+        len(records), len(chosen), empty, sum(classes.values()), crowds, dict(classes)
+    )
+
+
+def table_of_datasets(counts: Mapping[tuple[str, str], DatasetCounts | None]) -> str:
+    """Lay out what the datasets hold.
+
+    Args:
+        counts: ("train" or "test", name) -> counts, None where they are not known.
+
+    Returns:
+        One line per dataset.
+    """
+    from tabulate import tabulate
+
+    rows = []
+    for (use, name), found in counts.items():
+        if found is None:
+            rows.append([use, name, *["?"] * 5])
+            continue
+        sample = "all" if found.looked_at == found.images else f"{found.looked_at:,}"
+        numbers = (found.empty, found.objects, found.crowds)
+        rows.append([use, name, f"{found.images:,}", sample, *(f"{n:,}" for n in numbers)])
+    heads = ["use", "dataset", "images", "counted", "without objects", "objects", "crowds"]
+    right = ("left", "left", *["right"] * 5)
+    return tabulate(rows, headers=heads, colalign=right, disable_numparse=True)
+
+
+def table_of_classes(classes: Mapping[int, int], names: Sequence[str]) -> str:
+    """Draw a histogram of classes, the frequent ones first.
+
+    Args:
+        classes: class index -> objects.
+        names: of the classes; the indices where there are none.
+
+    Returns:
+        One line per class; of more than 20 the most and the least frequent; a line that names
+        classes without objects.
+    """
+    known = range(max(len(names), max(classes, default=-1) + 1))
+    label = {c: names[c] if c < len(names) else f"class {c}" for c in known}
+    order = sorted((c for c in known if classes.get(c, 0)), key=lambda c: (-classes[c], c))
+    if not order:
+        return "no objects"
+    shown = [*order]
+    if len(order) > MAX_CLASSES:
+        half = MAX_CLASSES // 2
+        shown = [*order[:half], -1, *order[-half:]]
+    most, total = classes[order[0]], sum(classes.values())
+    width = min(24, max(len(label[c]) for c in order))
+    lines = []
+    for c in shown:
+        if c < 0:
+            lines.append(f"... {len(order) - MAX_CLASSES} classes between ...")
+            continue
+        bar = "#" * max(1, round(BAR * classes[c] / most))
+        share = 100 * classes[c] / total
+        lines.append(f"{label[c][:width]:<{width}} {classes[c]:>9,} {share:>5.1f} % {bar}")
+    absent = [label[c] for c in known if not classes.get(c, 0)]
+    if absent:
+        more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
+        lines.append(f"without objects: {', '.join(absent[:8])}{more}")
+    return "\n".join(lines)
