@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -153,14 +154,28 @@ class TrainLoader(torchdata.DataLoader[Any]):
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "exited unexpectedly" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                if "exited unexpectedly" not in str(error) and not _lost(error, batches):
                     raise
                 names = "; ".join(self.samples.names_in_work()) or "nothing"
                 raise RuntimeError(
-                    f"{error}: it was killed, perhaps because the memory is full. In work: {names}"
+                    f"{error or type(error).__name__}: a worker was killed, perhaps because the "
+                    f"memory is full. In work: {names}"
                 ) from error
             yield batch
+
+
+def _lost(error: Exception, batches: Any) -> bool:
+    """Tell whether a connection broke because a worker died while it handed over a batch."""
+    if not isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+        return False
+    workers = getattr(batches, "_workers", [])
+    end = time.monotonic() + 2  # the system closes its files before it can be waited for
+    while workers and time.monotonic() < end:
+        if any(not worker.is_alive() for worker in workers):
+            return True
+        time.sleep(0.01)
+    return False
 
 
 @contextlib.contextmanager

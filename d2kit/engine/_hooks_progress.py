@@ -137,6 +137,13 @@ class PeriodicWriter(HookBase):
                 raise TypeError(f"a writer must be an EventWriter, got {type(writer).__name__}")
         self._writers = list(writers)
         self._period = period
+        self._history: Mapping[str, Any] = {}
+
+    def before_train(self) -> None:
+        """Give the storage what a resumed run knew, and cut files back to where it goes on."""
+        self.trainer.storage.load_state_dict(self._history)
+        for writer in self._writers:
+            writer.continue_from(self.trainer.start_iter)
 
     def after_step(self) -> None:
         """Write, if it is time."""
@@ -150,6 +157,15 @@ class PeriodicWriter(HookBase):
         for writer in self._writers:
             writer.write()
             writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the latest values of the scalars, of which writers take medians."""
+        storage = getattr(self.trainer, "storage", None)
+        return {} if storage is None else {"history": storage.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned, for the storage of the training to come."""
+        self._history = state_dict.get("history", {})
 
 
 class LRScheduler(HookBase):

@@ -171,6 +171,7 @@ class TrainerBase:
         for name, state in state_dict.get("hooks", {}).items():
             hook = hooks.get(name)
             if hook is None:
-                logger.warning("The state of hook '%s' is not used: no such hook", name)
+                if comm.is_main_process():  # some hooks are those of rank 0 only
+                    logger.warning("The state of hook '%s' is not used: no such hook", name)
             elif hasattr(hook, "load_state_dict"):
                 hook.load_state_dict(state)

@@ -1,5 +1,6 @@
 """`EventStorage`: what happened during training, by name and iteration."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 _STACK: list["EventStorage"] = []
+_MEASURED = re.compile("time|eta|second|memory")  # names of scalars that differ from run to run
 _MAX_PENDING = 4096  # device scalars kept before they are fetched although nobody asked
 
 
@@ -124,6 +126,26 @@ class EventStorage:
             self._latest[name] = (number, iteration)
         self._pending.clear()
         self._pending_tensors = 0
+
+    def state_dict(self, window: int = 20) -> dict[str, Any]:
+        """Return the last values of the scalars that are smoothed, but for measured times.
+
+        Args:
+            window: number of values of each.
+        """
+        self._fetch()
+        return {
+            name: [[float(value), int(i)] for value, i in self._history[name].values()[-window:]]
+            for name in sorted(self._history)
+            if self._hints.get(name) and not _MEASURED.search(name)
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned, so that medians go on as if nothing had happened."""
+        for name, values in state_dict.items():
+            self._hints[name] = True
+            for value, iteration in values:
+                self._history[name].update(value, iteration)
 
     def put_scalars(
         self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: float | Tensor

@@ -1,6 +1,7 @@
 """Writers: they read the current `EventStorage` and put its values into files and logs."""
 
 import datetime
+import io
 import json
 import logging
 import math
@@ -13,7 +14,7 @@ from typing import IO, Any
 import torch
 
 from d2kit.utils._event_storage import EventStorage, get_event_storage
-from d2kit.utils.file_io import PathManager
+from d2kit.utils.file_io import PathManager, atomic_write
 
 
 class EventWriter(ABC):
@@ -22,6 +23,9 @@ class EventWriter(ABC):
     @abstractmethod
     def write(self) -> None:
         """Write what is new."""
+
+    def continue_from(self, iteration: int) -> None:  # noqa: B027 not every medium can forget
+        """Forget what was written of `iteration` and later, which will come again."""
 
     def close(self) -> None:  # noqa: B027 a writer without files has nothing to do
         """Release files; nothing by default."""
@@ -39,6 +43,15 @@ def _open_for_appending(path: str) -> IO[str]:
     return stream
 
 
+def _iteration_of(line: str) -> float:
+    """Return the iteration that a line of ``metrics.json`` is of; -1 if it is of none."""
+    try:
+        found = json.loads(line).get("iteration", -1)
+    except (ValueError, AttributeError):
+        return -1
+    return found if isinstance(found, int) else -1
+
+
 class JSONWriter(EventWriter):
     """Appends one JSON object per line: ``{"iteration": 19, "total_loss": 1.2, ...}``.
 
@@ -51,9 +64,23 @@ class JSONWriter(EventWriter):
     """
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
-        self._file = _open_for_appending(str(json_file))
+        self._path = str(json_file)
+        self._file = _open_for_appending(self._path)
         self._window_size = window_size
         self._last_write = -1
+
+    def continue_from(self, iteration: int) -> None:
+        """Remove the lines of `iteration` and later, where a killed run was ahead of its resume."""
+        if not isinstance(self._file, io.TextIOWrapper) or not os.path.isfile(self._path):
+            return
+        with open(self._path, encoding="utf-8") as file:
+            lines = file.readlines()
+        kept = [line for line in lines if _iteration_of(line) < iteration]
+        if len(kept) < len(lines):
+            self._file.close()
+            with atomic_write(self._path, "w") as file:
+                file.writelines(kept)
+            self._file = _open_for_appending(self._path)
 
     def write(self) -> None:
         """Append the values that came since the last call."""
