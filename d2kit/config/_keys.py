@@ -24,6 +24,7 @@ OWN_KEYS = frozenset(
         *BACKBONE_KEYS,
         "INPUT.RESIZE",
         "MODEL.FPN.P6_FROM",
+        "MODEL.FREEZE",
         "MODEL.RESNETS.NORM_EPS",
         "MODEL.RETINANET.CLIP_BOXES_TEST",
         "MODEL.ROI_HEADS.MIN_SIZE_TEST",

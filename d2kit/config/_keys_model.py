@@ -13,6 +13,10 @@ _GENERAL: dict[str, tuple[Any, str]] = {
     "MODEL.KEYPOINT_ON": (False, "Add the keypoint head and read keypoints."),
     "MODEL.DEVICE": ("cuda", "Device of the model: cuda, cuda:N, cpu; cpu where CUDA is absent."),
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "Class of the whole model, in META_ARCH."),
+    "MODEL.FREEZE": (
+        [],
+        "Globs on names of modules and parameters that do not learn, e.g. [backbone, *.norm.*].",
+    ),
     "MODEL.WEIGHTS": ("", "Path or URL of the weights to start from; empty for random ones."),
     "MODEL.PIXEL_MEAN": (
         [103.530, 116.280, 123.675],

@@ -47,6 +47,7 @@ SWITCHES = {
     "accumulation": ("SOLVER.ACCUMULATE_STEPS", 2),
     "accumulation, bfloat16": ("SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.AMP.ENABLED", True)
     + ("SOLVER.AMP.PRECISION", "bfloat16"),
+    "frozen parts": ("MODEL.FREEZE", ["conv", "norm"]),
     "best and early": ("TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "bbox/AP")
     + ("SOLVER.EARLY_STOPPING.PATIENCE", 4),
     "average of the weights": ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.7),

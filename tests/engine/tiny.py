@@ -9,6 +9,7 @@ from torch import nn
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.engine import DefaultTrainer
+from d2kit.modeling.freezing import freeze_by_pattern
 from d2kit.utils.file_io import atomic_write
 
 NAME = "engine_tests_tiny"
@@ -90,7 +91,9 @@ class TinyTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg):
         torch.manual_seed(0)
-        return TinyModel(cls.noise)
+        model = TinyModel(cls.noise)
+        freeze_by_pattern(model, cfg.MODEL.FREEZE)
+        return model
 
     def build_writers(self):
         return super().build_writers()[:2]  # importing TensorBoard takes seconds

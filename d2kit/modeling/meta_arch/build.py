@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from d2kit.config import CfgNode
+from d2kit.modeling.freezing import freeze_by_pattern
 from d2kit.utils.registry import Registry
 
 __all__ = ["META_ARCH_REGISTRY", "build_model"]
@@ -32,8 +33,10 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
     Raises:
         KeyError: if no such model is registered; the message lists the nearest names.
+        ValueError: if a pattern of ``cfg.MODEL.FREEZE`` matches nothing.
     """
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    freeze_by_pattern(model, cfg.MODEL.get("FREEZE", ()))
     device = torch.device(cfg.MODEL.DEVICE)
     if device.type == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning(
