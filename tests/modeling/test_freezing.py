@@ -74,9 +74,9 @@ def test_frozen_weights_and_statistics_stay_and_the_others_learn():
             each(torch.randn(2, 3, 4, 4)).square().mean().backward()
             optimizer.step()
         before.pop("body.0.bias")  # the norm behind it takes it out: no gradient
-        for name in before:
-            value = each.state_dict()[name]
-            assert torch.equal(value, before[name]) == name.startswith("stem"), name
+        after = each.state_dict()
+        for name, value in before.items():
+            assert torch.equal(value, after[name]) == name.startswith("stem"), name
 
 
 @pytest.mark.parametrize("pattern", ["stam", "stem.0.wieght", "boddy.*"])
