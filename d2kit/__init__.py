@@ -14,6 +14,7 @@ SHORTCUTS = {
     "Predictor": "d2kit.engine.inference",
     "inference_detector": "d2kit.engine.inference",
     "init_detector": "d2kit.engine.inference",
+    "register_dataset": "d2kit.data.datasets",
     "show_result": "d2kit.engine.inference",
 }
 """Name in this package -> the module that has it."""

@@ -93,14 +93,14 @@ def _annotation_problems(
     if not is_number(a.get("area")):
         yield "area", "missing; expected pixels; AP of small and large objects needs it"
         return
-    size = image.get("height"), image.get("width")
+    size: Any = (image.get("height"), image.get("width"))
     if a.get("segmentation") and not all(type(s) is int and 0 < s < 2**31 for s in size):
         return
     masks = a.get("segmentation")
     if isinstance(masks, list) and any(reaches_far(p, size[1], size[0]) for p in masks):
         yield "segmentation", f"reaches far beyond its image of {size[1]} x {size[0]} pixels"
         return
-    truth = true_area(a, *size)  # type: ignore[arg-type]
+    truth = true_area(a, *size)
     slack = 0.1 * truth + width + height  # rasterisation moves the outline by up to a pixel
     # Without masks, the area may be that of a mask which was left out: smaller than the box.
     low = truth - slack if a.get("segmentation") else 0

@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Convert annotations between COCO JSON, Pascal VOC, YOLO, labelme, CVAT and mask PNGs.
+
+convert_data.py --from labelme --to coco INPUT OUTPUT [--images FOLDER]
+
+INPUT and OUTPUT are a file for coco (.json) and cvat (.xml), else a folder. Images stay where they
+are. What the target cannot hold is counted; docs/own_data.md has the layouts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from d2kit.data.conversion import READERS, WRITERS
+from d2kit.engine import user_errors
+
+
+def main() -> None:
+    """Read, write, and tell what was lost."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--from", dest="source", choices=READERS, required=True)
+    parser.add_argument("--to", dest="target", choices=WRITERS, required=True)
+    parser.add_argument("--images", type=Path, help="image folder; YOLO needs it for the sizes")
+    parser.add_argument("input", type=Path)
+    parser.add_argument("output", type=Path)
+    args = parser.parse_args()
+    with user_errors():
+        if not args.input.exists():
+            raise FileNotFoundError(f"'{args.input}' does not exist")
+        if args.target != "coco" and args.output.is_file() and args.output.suffix != ".xml":
+            raise ValueError(f"'{args.output}' is a file; {args.target} needs a folder")
+        coco = READERS[args.source](args.input, args.images)
+        lost = WRITERS[args.target](coco, args.output)
+        counts = [f"{len(coco[k])} {k}" for k in ("images", "annotations", "categories")]
+        print(f"{args.output}: {', '.join(counts)}")
+        for what, count in sorted(lost.items()):
+            print(f"not kept: {count} {what}")
+
+
+if __name__ == "__main__":
+    main()
