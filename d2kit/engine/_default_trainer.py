@@ -17,6 +17,7 @@ from d2kit.engine import _trainer_parts as parts
 from d2kit.engine import hooks
 from d2kit.engine._accumulation import check_accumulation
 from d2kit.engine._evaluators import build_dataset_evaluator
+from d2kit.engine._failure import guarded_step
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._hooks_preemption import add_preemption
 from d2kit.engine._preflight import (
@@ -159,7 +160,8 @@ class DefaultTrainer(TrainerBase):
         """Do one iteration."""
         self._trainer.iter = self.iter
         self._trainer.max_iter = self.max_iter
-        self._trainer.run_step()
+        with guarded_step(self):
+            self._trainer.run_step()
 
     def before_train(self) -> None:
         """Call the hooks; evaluate, if a resumed run missed that (TEST.BEST_METRIC)."""

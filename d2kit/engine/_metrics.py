@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from d2kit.engine._failure import NonFiniteLossError, StepOfRank
 from d2kit.utils import comm
 from d2kit.utils.events import get_event_storage
 
-__all__ = ["StepMetrics", "image_ids", "non_finite_message", "put_metrics"]
+__all__ = ["StepMetrics", "image_ids", "non_finite_error", "put_metrics"]
 
 
 @dataclass
@@ -99,11 +100,12 @@ def image_ids(data: Any) -> list[Any]:
     ]
 
 
-def non_finite_message(metrics: StepMetrics, *, updated: bool) -> str:
-    """Say which losses of which images are not finite; all processes must call this together."""
+def non_finite_error(metrics: StepMetrics, *, updated: bool) -> NonFiniteLossError:
+    """Return an error that names losses and images; all processes must call this together."""
     own = (metrics.images, dict(zip(metrics.names, metrics.local.tolist(), strict=True)))
     lines = [f"the loss is not finite at iteration {metrics.iteration}:"]
-    for rank, (images, losses) in enumerate(comm.all_gather(own)):
+    gathered = comm.all_gather(own)
+    for rank, (images, losses) in enumerate(gathered):
         bad = [name for name, x in losses.items() if not math.isfinite(x)]
         values = ", ".join(f"{name}={x:.6g}" for name, x in losses.items())
         mark = f" <- {', '.join(bad)}" if bad else ""
@@ -116,4 +118,5 @@ def non_finite_message(metrics: StepMetrics, *, updated: bool) -> str:
     lines.append(
         "usual causes: a learning rate that is too high, boxes without area, fp16 overflow"
     )
-    return "\n".join(lines)
+    ranks = [StepOfRank(images, losses) for images, losses in gathered]
+    return NonFiniteLossError("\n".join(lines), metrics.iteration, ranks, updated=updated)

@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from d2kit.engine._accumulation import mean_losses, split_batch, without_sync
-from d2kit.engine._metrics import StepMetrics, image_ids, non_finite_message, put_metrics
+from d2kit.engine._metrics import StepMetrics, image_ids, non_finite_error, put_metrics
 from d2kit.engine._trainer_base import TrainerBase
 from d2kit.utils import comm
 from d2kit.utils.events import get_event_storage
@@ -162,7 +162,7 @@ class SimpleTrainer(TrainerBase):
     def _finish(self, metrics: StepMetrics, prefix: str, *, updated: bool) -> None:
         losses, data_time = metrics.fetch()
         if not math.isfinite(sum(losses.values())):
-            raise FloatingPointError(non_finite_message(metrics, updated=updated))
+            raise non_finite_error(metrics, updated=updated)
         if (metrics.iteration + 1) % self.gather_metric_period == 0:
             put_metrics(losses, data_time, metrics.iteration, prefix)
 
@@ -190,7 +190,7 @@ class SimpleTrainer(TrainerBase):
         metrics = StepMetrics.start(loss_dict, data_time, cur_iter)
         losses, data_time = metrics.fetch()
         if not math.isfinite(sum(losses.values())):
-            raise FloatingPointError(non_finite_message(metrics, updated=False))
+            raise non_finite_error(metrics, updated=False)
         put_metrics(losses, data_time, cur_iter, prefix)
 
     # ---- state
