@@ -220,6 +220,11 @@ _GLOBAL: dict[str, tuple[Any, str]] = {
         "Log datasets, classes, anchors, parameters, rates and memory before the first iteration.",
     ),
     "PREFLIGHT.MAX_IMAGES": (5000, "Most training images that it looks at; 0: all."),
+    "DETERMINISTIC": (
+        False,
+        "Use algorithms that give the same numbers in every run with the same SEED, slower; "
+        "CUDNN_BENCHMARK is then off.",
+    ),
     "CUDNN_BENCHMARK": (False, "Let cuDNN try algorithms; pays off where image sizes are fixed."),
     "FLOAT32_PRECISION": ("", "Passed to torch.set_float32_matmul_precision; empty: unchanged."),
     "VIS_PERIOD": (0, "Iterations between pictures of the training in the events; 0: none."),

@@ -194,9 +194,29 @@ def default_setup(cfg: Any, args: Any) -> None:
         torch.backends.cudnn.benchmark = _try_get_key(
             cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False
         )
+    if _try_get_key(cfg, "DETERMINISTIC", "train.deterministic", default=False):
+        use_deterministic_algorithms()
+        logger.info(
+            "Deterministic algorithms: the same numbers on the same machine and versions, slower; "
+            "an operation that has none is named in a warning"
+        )
     precision = _try_get_key(cfg, "FLOAT32_PRECISION", "train.float32_precision", default="")
     if precision:
         torch.set_float32_matmul_precision(precision)
+
+
+def use_deterministic_algorithms() -> None:
+    """Let torch, cuDNN and cuBLAS choose algorithms that give the same numbers in every run.
+
+    Call it before the first operation on a GPU. Where torch has no such algorithm for an operation
+    it warns and takes the usual one.
+
+    Source: torch's notes on reproducibility.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def default_log(cfg: Any, args: Any, logger: logging.Logger, output_dir: str) -> None:
