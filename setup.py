@@ -60,6 +60,7 @@ setup(
     extras_require={
         "lazy": ["omegaconf>=2.3"],
         "timm": ["timm>=1.0.9"],
+        "slurm": ["submitit>=1.5.2"],
         "oracle": ["lvis>=0.5.3"],
         "dev": [
             "hypothesis>=6.100",
@@ -70,6 +71,7 @@ setup(
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "submitit>=1.5.2",
             "timm>=1.0.9",
             "types-PyYAML",
             "types-tabulate",

@@ -75,7 +75,8 @@ def _from_slurm(env: Mapping[str, str]) -> Place:
     counts = re.findall(r"(\d+)(?:\(x\d+\))?", tasks)
     if len(set(counts)) > 1:
         raise ValueError(f"SLURM runs {tasks} tasks per node; all nodes need the same number")
-    nodes = env.get("SLURM_STEP_NODELIST") or _need(env, "SLURM_NODELIST", "SLURM")
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST")
+    nodes = nodes or _need(env, "SLURM_JOB_NODELIST", "SLURM")
     job = int(env.get("SLURM_JOB_ID", "0"))
     return Place(
         rank=int(env["SLURM_PROCID"]),
@@ -89,9 +90,17 @@ def _from_slurm(env: Mapping[str, str]) -> Place:
 
 
 def first_host(nodelist: str) -> str:
-    """Return the first host of a SLURM node list, e.g. ``gpu007`` of ``gpu[007-009,12],login``."""
-    found = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\])?([^,]*)", nodelist)
-    if not found:
+    """Return the first host of a SLURM node list, e.g. ``gpu007`` of ``gpu[007-009,12],login``.
+
+    Args:
+        nodelist: hosts with ranges in one or more pairs of brackets, separated by commas.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    # the first of each range: "r[1-2]n[03,07]" -> "r1n03"
+    plain = re.sub(r"\[(\w+)(?:[-,][\w,-]*)?\]", r"\1", nodelist)
+    host = plain.partition(",")[0]
+    if not re.fullmatch(r"[\w.-]+", host):
         raise ValueError(f"cannot read the SLURM node list '{nodelist}'")
-    head, number, tail = found.groups()
-    return f"{head}{number or ''}{tail}"
+    return host

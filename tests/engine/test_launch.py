@@ -139,7 +139,23 @@ def test_incomplete_environments_are_named(env, message):
         ("gpu[007-009,12],login", "gpu007"),
         ("rack3-[1,4]-ib", "rack3-1-ib"),
         ("c[2-3]", "c2"),
+        ("r[1-2]n[03,07],r4n1", "r1n03"),
+        ("gpu-1.cluster.example", "gpu-1.cluster.example"),
     ],
 )
 def test_first_host_of_a_node_list(nodes, host):
     assert first_host(nodes) == host
+
+
+@pytest.mark.parametrize("nodes", ["", "gpu[", "gpu[1-2", ",a", "a b"])
+def test_unreadable_node_lists_are_refused(nodes):
+    with pytest.raises(ValueError, match="cannot read the SLURM node list"):
+        first_host(nodes)
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"])
+def test_node_list_is_found_under_each_of_its_names(name):
+    env = {key: value for key, value in SLURM.items() if key != "SLURM_STEP_NODELIST"}
+    assert find_place({**env, name: "a[3-4]"}).address == "a3"
+    with pytest.raises(ValueError, match="lacks SLURM_JOB_NODELIST"):
+        find_place(env)
