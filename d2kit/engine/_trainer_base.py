@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from d2kit.engine._watchdog import step_in_progress
 from d2kit.utils import comm
 from d2kit.utils.env import derive_seed, seed_all_rng
 from d2kit.utils.events import EventStorage
@@ -109,7 +110,8 @@ class TrainerBase:
         if self.seed is not None:
             seed_all_rng(derive_seed(self.seed, iteration, comm.get_rank()))
         self.before_step()
-        self.run_step()
+        with step_in_progress(iteration):
+            self.run_step()
         self.after_step()
 
     def before_train(self) -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from d2kit.engine._cluster import Place, find_place
 from d2kit.engine._hooks_preemption import SIGNALS
+from d2kit.engine._watchdog import watchdog
 from d2kit.utils import comm
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
@@ -59,7 +60,8 @@ def launch(
         dist_url: where rank 0 listens, e.g. ``tcp://10.0.0.1:5000``; None or "auto": a free port
             of this machine, for one machine only.
         args: arguments of `main_func`.
-        timeout: after which a process that waits for the others gives up.
+        timeout: after which a process that waits for the others gives up; a process that is stuck
+            for as long is named, with a stack trace, and ends the run.
         num_processes: processes on this machine without GPUs; None or 0: as many as GPUs.
 
     Raises:
@@ -225,8 +227,9 @@ def _run(
     )
     comm.create_local_process_group(place.local_size)
     comm.synchronize()
-    main_func(*args)
-    comm.synchronize()
+    with watchdog(timeout):
+        main_func(*args)
+        comm.synchronize()
     # Not after a failure: the others would fail too, at once, and their complaint about a lost
     # connection would hide the reason.
     dist.destroy_process_group()

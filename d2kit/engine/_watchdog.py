@@ -1,0 +1,133 @@
+"""Ends a run of several processes when one of them is stuck, and says which and where."""
+
+import contextlib
+import faulthandler
+import itertools
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from d2kit.utils import comm
+
+__all__ = ["step_in_progress", "watchdog"]
+
+LONGEST_PAUSE = 5.0  # seconds between two looks
+
+_step: tuple[int, float] | None = None  # iteration and when it began, while one runs
+
+
+@contextlib.contextmanager
+def step_in_progress(iteration: int) -> Iterator[None]:
+    """Around a training step: one that takes longer than the watchdog's time is stuck."""
+    global _step  # noqa: PLW0603
+    _step = (iteration, time.monotonic())
+    try:
+        yield
+    finally:
+        _step = None
+
+
+class _Watchdog:
+    """Shows the others that this process lives, and looks whether they do.
+
+    Args:
+        seconds: without a sign of life, after which a process counts as stuck.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        store = dist.distributed_c10d._get_default_store()
+        # a connection of its own: that of the main thread may be busy waiting
+        self._store = store.clone() if hasattr(store, "clone") else store
+        self._seconds = seconds
+        self._pause = min(seconds / 5, LONGEST_PAUSE)
+        self._rank, self._world = comm.get_rank(), comm.get_world_size()
+        self._end = threading.Event()
+        self._answered = time.monotonic()
+        self._seen = {rank: ("", self._answered) for rank in range(self._world)}
+        for task in (self._show, self._look):
+            threading.Thread(target=task, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._end.set()
+
+    def _show(self) -> None:
+        """Exchange signs of life through the store, which rank 0 serves."""
+        for count in itertools.count():
+            place = f"process {os.getpid()} on {socket.gethostname()}"
+            step = "" if _step is None else f", in iteration {_step[0]}"
+            try:
+                self._store.set(_key(self._rank), f"{count}|{place}{step}")
+                for rank in range(self._world):
+                    if self._store.check([_key(rank)]):
+                        self._note(rank, self._store.get(_key(rank)).decode())
+            except RuntimeError:
+                return  # rank 0 has ended, which the next message to it tells
+            self._answered = time.monotonic()
+            if self._end.wait(self._pause):
+                return
+
+    def _note(self, rank: int, sign: str) -> None:
+        if sign != self._seen[rank][0]:
+            self._seen[rank] = (sign, time.monotonic())
+
+    def _look(self) -> None:
+        while not self._end.wait(self._pause / 2):
+            stuck = self._stuck()
+            if stuck and not self._end.is_set():
+                self._abort(stuck)
+
+    def _stuck(self) -> str:
+        """Say which process is stuck; "" for none."""
+        now = time.monotonic()
+        if now - self._answered > self._seconds:
+            # set() in `_show` may be raising at this moment: the store is served by rank 0
+            return self._of(0, "does not answer") if self._rank else ""
+        for rank, (_, since) in self._seen.items():
+            if now - since > self._seconds:
+                return self._of(rank, "gives no sign of life (stopped, or its machine is gone)")
+        step = _step
+        if step is not None and now - step[1] > self._seconds:
+            return f"rank {self._rank} (this one) has been in iteration {step[0]} without an end"
+        return ""
+
+    def _of(self, rank: int, what: str) -> str:
+        place = self._seen[rank][0].partition("|")[2] or "never heard of"
+        return f"rank {rank} ({place}) {what}"
+
+    def _abort(self, stuck: str) -> None:
+        print(
+            f"[rank {self._rank}] watchdog: {stuck} for {self._seconds:g} s; ending the run. "
+            "What this process was doing:",
+            file=sys.stderr,
+            flush=True,
+        )
+        with contextlib.suppress(Exception):  # a stream that is no file
+            faulthandler.dump_traceback(sys.stderr)
+        os._exit(1)  # the main thread waits for the stuck one and cannot be asked
+
+
+def _key(rank: int) -> str:
+    return f"d2kit/alive/{rank}"
+
+
+@contextlib.contextmanager
+def watchdog(timeout: timedelta) -> Iterator[None]:
+    """Watch over the processes of the default group meanwhile.
+
+    Args:
+        timeout: without a sign of life, or inside one training step, after which a process counts
+            as stuck and the others end the run.
+    """
+    watch: Any = _Watchdog(timeout.total_seconds())
+    try:
+        yield
+    finally:
+        watch.stop()

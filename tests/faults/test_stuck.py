@@ -1,0 +1,104 @@
+"""FAULTS 20: a process that hangs, raises, or whose parent is killed.
+
+Fails without: `watchdog` in `launch` (the run hangs), `GRACE` in `_spawn` (30 s until the others
+are killed), `prctl` in torch's spawn and torch's watch over the parent in loader workers (orphans).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from d2kit.engine import launch
+from d2kit.utils import comm
+from tests.faults import runs
+
+pytestmark = pytest.mark.faults
+ROOT = Path(__file__).parents[2]
+
+
+def two(folder, kind, workers=0):
+    """Train in two processes, where rank 1 does something bad in iteration 5."""
+    folder = Path(folder)
+    (folder / f"pid{comm.get_rank()}").write_text(str(os.getpid()))
+
+    def act(trainer):
+        if trainer.iter != 5 or comm.get_rank() == 0:
+            return
+        (folder / "begin").write_text(str(time.time()))
+        if kind == "raise":
+            raise RuntimeError("bad on purpose")
+        if kind == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    options = ("SOLVER.MAX_ITER", 100_000, "SOLVER.CHECKPOINT_PERIOD", 1000)
+    options += ("DATALOADER.NUM_WORKERS", workers)
+    runs.train(folder, "run", options, act=act, noise=False)
+
+
+def start(folder, kind, workers=0):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "tests.faults.test_stuck", str(folder), kind, str(workers)]
+    with (folder / "stderr").open("wb") as err, (folder / "stdout").open("wb") as out:
+        return subprocess.Popen(command, env=env, cwd=ROOT, stderr=err, stdout=out)
+
+
+def alive(pid):
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def children(pid):
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found += [child, *children(child)]
+    return found
+
+
+def test_a_stopped_process_is_named(folder):
+    process = start(folder, "stop")
+    assert process.wait(180) == 1
+    took = time.time() - float((folder / "begin").read_text())
+    text = (folder / "stderr").read_text()
+    assert "rank 1 (process" in text, text[-3000:]
+    assert "gives no sign of life" in text
+    assert (folder / "pid1").read_text() in text
+    assert "run_step" in text  # what rank 0 was doing
+    assert took < 6 + 3 + 2 * 3 + 10  # the time given, a look, twice GRACE, a slow machine
+    assert not alive(int((folder / "pid1").read_text()))
+
+
+def test_a_child_that_raises_ends_the_parent(folder):
+    process = start(folder, "raise")
+    assert process.wait(180) not in (0, None)
+    assert time.time() - float((folder / "begin").read_text()) < 10
+    assert "bad on purpose" in (folder / "stderr").read_text()
+
+
+def test_no_orphans_of_a_killed_parent(folder):
+    process = start(folder, "nothing", workers=1)
+    runs.wait_for(lambda: len(list((folder / "run").glob("images*.txt"))) == 2, 150)
+    family = children(process.pid)
+    assert len(family) >= 4
+    process.kill()
+    process.wait()
+    runs.wait_for(lambda: not any(map(alive, family)), 40)
+
+
+if __name__ == "__main__":
+    launch(
+        two,
+        0,
+        args=(sys.argv[1], sys.argv[2], int(sys.argv[3])),
+        num_processes=2,
+        timeout=timedelta(seconds=6 if sys.argv[2] == "stop" else 600),
+    )
