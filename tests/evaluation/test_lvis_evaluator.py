@@ -127,8 +127,6 @@ def test_wrong_use_is_told(files, tmp_path):
     del truth["categories"][0]["frequency"]
     (tmp_path / "plain.json").write_text(json.dumps(truth))
     MetadataCatalog.get("zz_plain").set(json_file=str(tmp_path / "plain.json"))
-    with pytest.raises(
-        ValueError, match=r"plain\.json: no 'neg_cat.*, no 'freq.*category 1:"
-    ):
+    with pytest.raises(ValueError, match=r"plain\.json: no 'neg_cat.*, no 'freq.*category 1:"):
         LVISEvaluator("zz_plain")
     MetadataCatalog.remove("zz_plain")
