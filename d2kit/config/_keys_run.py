@@ -214,6 +214,10 @@ _TRACKER: dict[str, tuple[Any, str]] = {
 
 _GLOBAL: dict[str, tuple[Any, str]] = {
     "OUTPUT_DIR": ("./output", "Folder for everything that a run writes."),
+    "RESUME_CHANGED": (
+        False,
+        "Resume although the config differs from the checkpoint's in keys that change the result.",
+    ),
     "SEED": (-1, "Seed of sample order, augmentation, initial weights; negative: a random one."),
     "PREFLIGHT.ENABLED": (
         True,

@@ -27,6 +27,7 @@ from d2kit.engine._preflight import (
     default_num_classes,
 )
 from d2kit.engine._preflight_report import build_preflight_report, number_of_images
+from d2kit.engine._resume_check import ConfigRecord
 from d2kit.engine._run_lock import hold_output_dir, release_output_dir
 from d2kit.engine._scaling import build_iterations_cfg, build_scaled_cfg, start_loader_at
 from d2kit.engine._setup import create_ddp_model, default_writers
@@ -99,7 +100,10 @@ class DefaultTrainer(TrainerBase):
         )
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            config=ConfigRecord(self.cfg.dump(), allow=cfg.RESUME_CHANGED),
+            trainer=weakref.proxy(self),
         )
         self._last_eval_results: dict[str, Any] = {}
         self.start_iter = 0
