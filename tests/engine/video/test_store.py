@@ -126,7 +126,7 @@ def test_hostile_records_are_refused(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", gzip.compress(b"hello\n", mtime=0), gzip.compress(b"{}")]
+    "content", [b"", b"hello", gzip.compress(b"hello\n", mtime=0), gzip.compress(b"{}", mtime=0)]
 )
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "d.gz").write_bytes(content)
