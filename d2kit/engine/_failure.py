@@ -131,7 +131,7 @@ def guarded_step(trainer: Any) -> Iterator[None]:
     """Around a step of a `DefaultTrainer`: one that fails is undone and written down.
 
     Args:
-        trainer: has `model`, `cfg`, `seed` and an inner trainer.
+        trainer: has `model`, `cfg`, `checkpointer`, `seed` and an inner trainer.
     """
     keeper = trainer.__dict__.setdefault("_statistics", None) or StatisticsKeeper(trainer.model)
     trainer._statistics = keeper
@@ -153,6 +153,6 @@ def _dump(trainer: Any, error: NonFiniteLossError) -> None:
         inner = trainer._trainer.state_dict()
         state = {"iteration": error.iteration - 1, "seed": trainer.seed, "_trainer": inner}
         checkpoint = {"model": model.state_dict(), "trainer": plain_state(state, "trainer")}
-        write_dump(Path(trainer.cfg.OUTPUT_DIR), error, checkpoint, trainer.cfg.dump())
+        write_dump(Path(trainer.checkpointer.save_dir), error, checkpoint, trainer.cfg.dump())
     except (OSError, TypeError) as problem:
         logger.error("The failed step could not be kept: %s", problem)  # noqa: TRY400
