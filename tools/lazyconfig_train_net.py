@@ -104,6 +104,7 @@ def train(cfg: Any, resume: bool) -> Mapping[str, Any]:
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
             hooks.EvalHook(cfg.train.eval_period, test),
             hooks.PeriodicWriter(writers, period=cfg.train.log_period) if main else None,
+            hooks.Preemption(checkpointer),
         ]
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint or "", resume=resume)

@@ -3,6 +3,7 @@
 from d2kit.engine._hooks_average import WeightAveraging
 from d2kit.engine._hooks_checkpoint import BestCheckpointer, PeriodicCheckpointer
 from d2kit.engine._hooks_eval import EvalHook, PreciseBN
+from d2kit.engine._hooks_preemption import Preemption
 from d2kit.engine._hooks_profile import AutogradProfiler, TorchMemoryStats, TorchProfiler
 from d2kit.engine._hooks_progress import CallbackHook, IterationTimer, LRScheduler, PeriodicWriter
 from d2kit.engine._hooks_stopping import EarlyStopping
@@ -20,6 +21,7 @@ __all__ = [
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
+    "Preemption",
     "TorchMemoryStats",
     "TorchProfiler",
     "WeightAveraging",
