@@ -36,6 +36,8 @@ def table(parts: dict[str, dict]) -> str:
 def check(parts: dict[str, dict], images: Path | None, group: str, threshold: float) -> int:
     """Print what is on both sides of the split; return how much."""
     shared = shared_groups(parts, group)
+    if group == "video":
+        shared.pop(".", None)  # images without video and without folder are no video
     for name, owners in list(shared.items())[:20]:
         print(f"{group} '{name}' is in {' and '.join(owners)}")
     leaks = []
