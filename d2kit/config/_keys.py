@@ -50,6 +50,7 @@ OWN_KEYS = frozenset(
         "TEST.BEST_METRIC",
         "TEST.CLASSIFICATION_REPORT",
         "TEST.EVAL_EPOCHS",
+        "TEST.VALIDATION_LOSS",
         *(name for name in KEYS if name.startswith(("MODEL.FCOS.", "TRACKER_HEADS."))),
     }
 )

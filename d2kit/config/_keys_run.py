@@ -153,6 +153,11 @@ _TEST: dict[str, tuple[Any, str]] = {
         "Keep the checkpoint with the best value of it as model_best.pth, named as "
         "SOLVER.EARLY_STOPPING.METRIC; empty: none.",
     ),
+    "TEST.VALIDATION_LOSS": (
+        False,
+        "Also report the mean losses of the test sets when the training evaluates, without "
+        "augmentation, as validation/total_loss and so on.",
+    ),
     "TEST.CLASSIFICATION_REPORT": (
         False,
         "Also report precision, recall, F1, confusion and best threshold of the classes.",

@@ -256,7 +256,8 @@ class DefaultTrainer(TrainerBase):
 
     def _evaluate(self) -> dict[str, Any]:
         with self.evaluated_weights():
-            self._last_eval_results = self.test(self.cfg, self.model)
+            results = self.test(self.cfg, self.model)
+            self._last_eval_results = parts.build_full_results(self.cfg, self.model, results)
         return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:

@@ -1,6 +1,7 @@
 """Parts of `DefaultTrainer` that a config decides."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,11 +21,14 @@ from d2kit.utils import comm
 __all__ = [
     "build_averaging_hook",
     "build_evaluation_hooks",
+    "build_full_results",
     "build_inner_trainer",
     "build_precise_bn",
     "evaluated_weights",
     "repeat_missed_evaluation",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def build_averaging_hook(
@@ -82,6 +86,31 @@ def build_evaluation_hooks(
         mode = better_mode(best)
         found.append(BestCheckpointer(period, checkpointer, best, mode, averaging=averaging))
     return found
+
+
+def build_full_results(
+    cfg: CfgNode, model: nn.Module, results: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the results of an evaluation, with TEST.VALIDATION_LOSS also the losses.
+
+    Args:
+        cfg: a full config.
+        model: with the weights that were evaluated.
+        results: as of `DefaultTrainer.test`; the losses are added as task ``validation``.
+    """
+    if not cfg.TEST.VALIDATION_LOSS:
+        return results
+    from d2kit.evaluation.validation_loss import build_validation_loader, validation_losses
+
+    names = cfg.DATASETS.TEST
+    for name in names:
+        losses = validation_losses(model, build_validation_loader(cfg, name))
+        if comm.is_main_process():
+            values = ", ".join(f"{key} {value:.5g}" for key, value in losses.items())
+            logger.info("Losses on %s: %s", name, values)
+            place = results if len(names) == 1 else results.setdefault(name, {})
+            place["validation"] = losses
+    return results
 
 
 def repeat_missed_evaluation(trainer: TrainerBase) -> None:

@@ -1,7 +1,9 @@
 """Communication between processes; everything works as a world of one where none was set up."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,13 @@ __all__ = [
     "get_world_size",
     "is_main_process",
     "mean_over_ranks",
+    "on_its_own",
     "reduce_dict",
     "shared_random_seed",
     "synchronize",
 ]
 
+_ALONE: ContextVar[bool] = ContextVar("d2kit_process_on_its_own", default=False)
 _LOCAL_PROCESS_GROUP: Any = None
 _OBJECT_GROUP: tuple[Any, Any] | None = None  # (world group, gloo group made for it)
 
@@ -36,7 +40,22 @@ def _initialised() -> bool:
 
 def get_world_size() -> int:
     """Return the number of processes, 1 where torch.distributed is not set up."""
+    if _ALONE.get():
+        return 1
     return dist.get_world_size() if _initialised() else 1
+
+
+@contextmanager
+def on_its_own() -> Iterator[None]:
+    """Let this process count as the only one, for work that the processes do not do in step.
+
+    Inside, `get_world_size` is 1, and nothing is exchanged or waited for; the rank stays.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def get_rank() -> int:

@@ -47,6 +47,9 @@ SWITCHES = {
     "accumulation": ("SOLVER.ACCUMULATE_STEPS", 2),
     "accumulation, bfloat16": ("SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.AMP.ENABLED", True)
     + ("SOLVER.AMP.PRECISION", "bfloat16"),
+    "validation loss": ("TEST.EVAL_PERIOD", 2, "TEST.VALIDATION_LOSS", True)
+    + ("DATASETS.TEST", (tiny.NAME,), "INPUT.MIN_SIZE_TEST", tiny.SIZE)
+    + ("TEST.BEST_METRIC", "validation/total_loss"),
     "frozen parts": ("MODEL.FREEZE", ["conv", "norm"]),
     "best and early": ("TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "bbox/AP")
     + ("SOLVER.EARLY_STOPPING.PATIENCE", 4),

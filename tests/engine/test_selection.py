@@ -169,7 +169,8 @@ def test_a_killed_run_decides_the_same(tmp_path, images, kill_at, checkpoint_per
     run(tmp_path / "killed", *options, resume=True)
     for name in ("model_final", "model_best"):
         one, other = (saved(tmp_path / folder, name) for folder in ("straight", "killed"))
-        assert tiny.digest(one) == tiny.digest(other)
+        for part in ("model", "trainer", "iteration"):
+            assert tiny.digest(one[part]) == tiny.digest(other[part])
 
 
 def test_resume_takes_the_newest_and_not_the_best(tmp_path, images):
