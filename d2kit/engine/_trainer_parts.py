@@ -88,9 +88,7 @@ def build_evaluation_hooks(
     return found
 
 
-def build_full_results(
-    cfg: CfgNode, model: nn.Module, results: dict[str, Any]
-) -> dict[str, Any]:
+def build_full_results(cfg: CfgNode, model: nn.Module, results: dict[str, Any]) -> dict[str, Any]:
     """Return the results of an evaluation, with TEST.VALIDATION_LOSS also the losses.
 
     Args:
