@@ -19,6 +19,7 @@ from d2kit.utils import comm
 __all__ = ["step_in_progress", "watchdog"]
 
 LONGEST_PAUSE = 5.0  # seconds between two looks
+EARLIER = 0.75  # of the time after which torch gives up waiting, without a name
 
 _step: tuple[int, float] | None = None  # iteration and when it began, while one runs
 
@@ -123,10 +124,10 @@ def watchdog(timeout: timedelta) -> Iterator[None]:
     """Watch over the processes of the default group meanwhile.
 
     Args:
-        timeout: without a sign of life, or inside one training step, after which a process counts
-            as stuck and the others end the run.
+        timeout: of the group; three quarters of it without a sign of life, or inside one training
+            step, and a process counts as stuck and the others end the run.
     """
-    watch: Any = _Watchdog(timeout.total_seconds())
+    watch: Any = _Watchdog(EARLIER * timeout.total_seconds())
     try:
         yield
     finally:
