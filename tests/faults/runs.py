@@ -26,6 +26,8 @@ def start(function, *args):
 
 def _quietly(function, args):
     torch.set_num_threads(1)
+    # loader workers must be children of this process, to notice that it was killed
+    multiprocessing.set_start_method("fork", force=True)
     function(*args)
 
 
