@@ -111,8 +111,13 @@ class Predictor:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes in the order of their ids; "0", "1", ... where they are unknown."""
-        count = self.settings.num_classes
-        return list(self.metadata.get("thing_classes") or map(str, range(count)))
+        from d2kit.data import DatasetCatalog
+
+        names, dataset = self.metadata.get("thing_classes"), self.settings.dataset
+        if names is None and dataset in DatasetCatalog and self.metadata.get("json_file"):
+            DatasetCatalog.get(dataset)  # a dataset of one's own tells its classes when it is read
+            names = self.metadata.get("thing_classes")
+        return list(names or map(str, range(self.settings.num_classes)))
 
     CLASSES = class_names  # MMDetection's name
 
