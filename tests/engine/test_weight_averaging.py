@@ -129,7 +129,7 @@ def test_off_by_default(tmp_path, images):
 
 def test_switched_on_in_the_middle_it_starts_from_the_weights(tmp_path, images):
     ema_trainer(tmp_path / "run", "SOLVER.MAX_ITER", 2, enabled=False).train()
-    trainer = ema_trainer(tmp_path / "run", "SOLVER.MAX_ITER", 2)
+    trainer = ema_trainer(tmp_path / "run", "SOLVER.MAX_ITER", 2, "RESUME_CHANGED", True)
     trainer.resume_or_load(resume=True)
     trainer.train()  # nothing is left to do
     assert torch.equal(EvaluatedTrainer.seen, trainer.model.head.weight)

@@ -64,10 +64,11 @@ def workplace(tmp_path_factory):
 
 
 def _forget():
-    for name in ("patient_video_train", "patient_video_test", "pennfudan_train", "pennfudan_test"):
-        if name in DatasetCatalog.list():
+    """Take the experiments' datasets off the catalog: others may have registered them elsewhere."""
+    for name in DatasetCatalog.list():
+        if name.startswith(("patient_video_", "pennfudan_", "cars_")):
             DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
+            MetadataCatalog.pop(name, None)
 
 
 def _train(workplace, *extra, script="train_net"):
