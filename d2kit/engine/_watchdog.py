@@ -52,12 +52,18 @@ class _Watchdog:
         self._end = threading.Event()
         self._answered = time.monotonic()
         self._seen = {rank: ("", self._answered) for rank in range(self._world)}
-        for task in (self._show, self._look):
-            threading.Thread(target=task, name="watchdog", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=task, name="watchdog", daemon=True)
+            for task in (self._show, self._look)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Look no more."""
         self._end.set()
+        for thread in self._threads:  # one inside the store at the interpreter's end aborts it
+            thread.join(LONGEST_PAUSE)
 
     def _show(self) -> None:
         """Exchange signs of life through the store, which rank 0 serves."""

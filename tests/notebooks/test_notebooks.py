@@ -70,6 +70,7 @@ PREPARE = {"inference": prepare_inference, "pennfudan": prepare_pennfudan}
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # Agg, as in CI, would show no picture
     if path.stem in PREPARE:
         PREPARE[path.stem](tmp_path, monkeypatch)
     text = executed(path)
