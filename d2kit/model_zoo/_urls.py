@@ -67,8 +67,8 @@ _IDS = {
 }
 """Folder -> ``config/id/file`` of the published table of the model zoo.
 
-Only entries that are known for certain: nine are also in the configs measured for the reference.
-A wrong one would be a file that is not found, never another model.
+Nine are also in the configs measured for the reference; the others are as remembered from the
+published table and were never downloaded. A wrong one is a file that is not found.
 """
 
 CHECKPOINTS = {

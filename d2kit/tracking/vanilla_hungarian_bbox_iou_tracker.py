@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from d2kit.config import CfgNode, configurable
+from d2kit.config import configurable
 from d2kit.structures import Instances
-from d2kit.tracking._memory import build_overlap_arguments
 from d2kit.tracking._overlap import overlap
 from d2kit.tracking.base_tracker import TRACKER_HEADS_REGISTRY
 from d2kit.tracking.hungarian_tracker import BaseHungarianTracker
@@ -53,11 +52,6 @@ class VanillaHungarianBBoxIOUTracker(BaseHungarianTracker):
             track_iou_threshold=track_iou_threshold,
             **kwargs,
         )
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Return the constructor's arguments, from ``cfg.TRACKER_HEADS``."""
-        return build_overlap_arguments(cfg)
 
     def build_cost_matrix(self, instances: Instances, prev_instances: Instances) -> np.ndarray:
         """Return (R, P) costs: those of `assign_cost_matrix_values`, else `LARGE_COST_VALUE`.
