@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2kit.layers._weight_init import xavier_fill
 from d2kit.layers.batch_norm import get_norm
 from d2kit.layers.blocks import DepthwiseSeparableConv2d
 from d2kit.layers.wrappers import Conv2d
@@ -64,7 +65,7 @@ class ASPP(nn.Module):
                 norm=get_norm(norm, out_channels) if use_norm else None,
                 activation=copy.deepcopy(activation),
             )
-            _xavier(made)
+            xavier_fill(made)
             return made
 
         self.convs = nn.ModuleList([conv(in_channels, 1, 1)])
@@ -109,9 +110,3 @@ class ASPP(nn.Module):
         if self.dropout == 0 or not self.training:
             return out
         return F.dropout(out, self.dropout)
-
-
-def _xavier(conv: Conv2d) -> None:
-    nn.init.kaiming_uniform_(conv.weight, a=1)  # Glorot's bound with fan-in, as Caffe2 drew it
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from d2kit.layers._weight_init import msra_fill
 from d2kit.layers.batch_norm import FrozenBatchNorm2d, get_norm
 from d2kit.layers.wrappers import Conv2d
 
@@ -79,10 +80,8 @@ class DepthwiseSeparableConv2d(nn.Module):
             norm=get_norm(norm2, out_channels),
             activation=activation2,
         )
-        for conv in (self.depthwise, self.pointwise):
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
+        msra_fill(self.depthwise)
+        msra_fill(self.pointwise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both convolutions to `x` (N, C, H, W)."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from d2kit.layers import CNNBlockBase, get_norm
-from d2kit.modeling.backbone._weight_init import msra_fill
+from d2kit.layers._weight_init import msra_fill
 
 Activation = Callable[[], nn.Module]
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2kit.layers import CNNBlockBase, Conv2d, DeformConv, ModulatedDeformConv, get_norm
-from d2kit.modeling.backbone._weight_init import msra_fill
+from d2kit.layers._weight_init import msra_fill
 
 
 def _conv_norm(

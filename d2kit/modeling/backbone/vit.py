@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2kit.layers import CNNBlockBase, Conv2d, get_norm
+from d2kit.layers._weight_init import msra_fill
 from d2kit.modeling.backbone._simple_pyramid import SimpleFeaturePyramid
 from d2kit.modeling.backbone._transformer import (
     Activation,
@@ -33,7 +34,6 @@ from d2kit.modeling.backbone._transformer import (
     run_block,
     split_windows,
 )
-from d2kit.modeling.backbone._weight_init import msra_fill
 from d2kit.modeling.backbone.backbone import Backbone
 
 __all__ = [

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import CycleBatchNormList, NaiveSyncBatchNorm, ShapeSpec, get_norm
+from d2kit.layers._weight_init import normal_fill
 from d2kit.modeling._shapes import region_shape
 from d2kit.modeling.anchor_generator import build_anchor_generator
 
@@ -58,13 +59,11 @@ class RetinaNetHead(nn.Module):
         self.bbox_subnet = _tower(dims, make_norm)
         self.cls_score = nn.Conv2d(dims[-1], num_anchors * num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(dims[-1], num_anchors * 4, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        assert self.cls_score.bias is not None
-        nn.init.constant_(self.cls_score.bias, math.log(prior_prob / (1 - prior_prob)))
+        for layer in (*self.cls_subnet, *self.bbox_subnet):
+            if isinstance(layer, nn.Conv2d):
+                normal_fill(layer, std=0.01)
+        normal_fill(self.cls_score, std=0.01, bias=math.log(prior_prob / (1 - prior_prob)))
+        normal_fill(self.bbox_pred, std=0.01)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> dict[str, Any]:

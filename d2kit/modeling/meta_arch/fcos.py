@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec, cat
+from d2kit.layers._weight_init import normal_fill
 from d2kit.modeling._metrics import put_scalars
 from d2kit.modeling._shapes import shapes_of
 from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
@@ -25,6 +26,7 @@ from d2kit.modeling.meta_arch._retinanet_head import RetinaNetHead
 from d2kit.modeling.meta_arch._running_count import RunningCount
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from d2kit.modeling.proposal_generator._matching import matched_classes, rows_or_zeros
 from d2kit.structures import Boxes, ImageList, Instances
 
 __all__ = ["FCOS", "FCOSHead"]
@@ -174,12 +176,8 @@ class FCOS(OneStageDetector):
             index, positive = smallest_box_around(
                 [x.tensor for x in anchors], gt.gt_boxes, self.center_sampling_radius
             )
-            if len(gt) == 0:
-                boxes.append(torch.zeros((len(index), 4), device=index.device))
-                labels.append(torch.full_like(index, self.num_classes))
-                continue
-            boxes.append(gt.gt_boxes.tensor[index])
-            labels.append(gt.gt_classes[index].masked_fill(~positive, self.num_classes))
+            boxes.append(rows_or_zeros(gt.gt_boxes.tensor, index))
+            labels.append(matched_classes(gt.gt_classes, index, positive, self.num_classes))
         return labels, boxes
 
     def losses(
@@ -285,10 +283,8 @@ class FCOSHead(RetinaNetHead):
     ) -> None:
         super().__init__(input_shape=input_shape, conv_dims=conv_dims, num_anchors=1, **kwargs)
         self.ctrness = nn.Conv2d(self.bbox_pred.in_channels, 1, 3, padding=1)
-        nn.init.normal_(self.ctrness.weight, std=0.01)
-        assert self.ctrness.bias is not None
+        normal_fill(self.ctrness, std=0.01)
         assert self.bbox_pred.bias is not None
-        nn.init.zeros_(self.ctrness.bias)
         # Distances below 0 count as 0, without a gradient: start at one stride, as exp(0) does.
         nn.init.ones_(self.bbox_pred.bias)
 

@@ -23,7 +23,11 @@ from d2kit.modeling.meta_arch._retinanet_head import RetinaNetHead
 from d2kit.modeling.meta_arch._running_count import RunningCount
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
-from d2kit.modeling.proposal_generator._matching import match_boxes
+from d2kit.modeling.proposal_generator._matching import (
+    match_boxes,
+    matched_classes,
+    rows_or_zeros,
+)
 from d2kit.structures import Boxes, ImageList, Instances
 
 __all__ = ["RetinaNet", "RetinaNetHead", "permute_to_N_HWA_K"]
@@ -173,14 +177,9 @@ class RetinaNet(OneStageDetector):
         all_anchors = Boxes.cat(anchors)
         labels, boxes = [], []
         for gt in gt_instances:
-            matched, label = match_boxes(self.anchor_matcher, gt.gt_boxes, all_anchors)
-            if len(gt) == 0:
-                boxes.append(torch.zeros_like(all_anchors.tensor))
-                classes = torch.full_like(matched, self.num_classes)
-            else:
-                boxes.append(gt.gt_boxes.tensor[matched])
-                classes = gt.gt_classes[matched].masked_fill(label == 0, self.num_classes)
-            labels.append(classes.masked_fill(label == -1, -1))
+            index, label = match_boxes(self.anchor_matcher, gt.gt_boxes, all_anchors)
+            boxes.append(rows_or_zeros(gt.gt_boxes.tensor, index))
+            labels.append(matched_classes(gt.gt_classes, index, label, self.num_classes))
         return labels, boxes
 
     def losses(

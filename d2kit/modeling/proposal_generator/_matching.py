@@ -47,3 +47,27 @@ def match_boxes(
     if matcher.allow_low_quality_matches:
         labels = labels.masked_fill(favourite, 1)
     return index, labels
+
+
+def rows_or_zeros(values: Tensor, index: Tensor) -> Tensor:
+    """Return `values` (G, ...) at the matches `index` (A,); zeros where G is 0."""
+    if len(values) == 0:
+        return values.new_zeros((len(index), *values.shape[1:]))
+    return values[index]
+
+
+def matched_classes(gt_classes: Tensor, index: Tensor, label: Tensor, background: int) -> Tensor:
+    """Return the class that each box is to be given.
+
+    Args:
+        gt_classes: (G,) int64.
+        index: (A,) the match of each box, see `match_boxes`.
+        label: (A,) its label, or whether it is positive.
+        background: class of the boxes labelled 0, and of all where there is no ground truth.
+
+    Returns:
+        (A,) int64; -1 for boxes labelled -1.
+    """
+    if len(gt_classes) == 0:
+        return torch.full_like(index, background)
+    return gt_classes[index].masked_fill(label == 0, background).masked_fill(label == -1, -1)

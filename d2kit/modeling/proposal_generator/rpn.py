@@ -3,7 +3,9 @@
 Source: Faster R-CNN (Ren et al. 2015), section 3; on a pyramid: FPN (Lin et al. 2017), section 4.1.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,12 +14,14 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat
+from d2kit.layers._weight_init import normal_fill
+from d2kit.modeling._loss_weights import weighted, weights_per_loss
 from d2kit.modeling._metrics import put_scalars
 from d2kit.modeling._shapes import region_shape, shapes_of
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.matcher import Matcher
-from d2kit.modeling.proposal_generator._matching import match_boxes
+from d2kit.modeling.proposal_generator._matching import match_boxes, rows_or_zeros
 from d2kit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from d2kit.modeling.proposal_generator.proposal_utils import suppress_and_trim, top_of_level
 from d2kit.modeling.sampling import generator_for, subsample_masks
@@ -70,29 +74,21 @@ class StandardRPNHead(nn.Module):
         conv_dims: Sequence[int] = (-1,),
     ) -> None:
         super().__init__()
-        convs: list[nn.Module] = []
-        channels = in_channels
+        widths = [in_channels]
         for dim in conv_dims:
             if dim == 0 or dim < -1:
                 raise ValueError(f"MODEL.RPN.CONV_DIMS: expected positive or -1, got {dim}")
-            out = channels if dim == -1 else dim
-            convs.append(
-                Conv2d(channels, out, kernel_size=3, stride=1, padding=1, activation=nn.ReLU())
-            )
-            channels = out
-        if len(convs) == 1:
-            self.conv: nn.Module = convs[0]
-        else:
-            self.conv = nn.Sequential()
-            for k, conv in enumerate(convs):
-                self.conv.add_module(f"conv{k}", conv)
-        self.objectness_logits = nn.Conv2d(channels, num_anchors, kernel_size=1)
-        self.anchor_deltas = nn.Conv2d(channels, num_anchors * box_dim, kernel_size=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            widths.append(widths[-1] if dim == -1 else dim)
+        convs = {
+            f"conv{k}": Conv2d(before, after, 3, padding=1, activation=nn.ReLU())
+            for k, (before, after) in enumerate(pairwise(widths))
+        }
+        # a lone convolution has no number in the names of the published weights
+        self.conv = convs["conv0"] if len(convs) == 1 else nn.Sequential(OrderedDict(convs))
+        self.objectness_logits = nn.Conv2d(widths[-1], num_anchors, kernel_size=1)
+        self.anchor_deltas = nn.Conv2d(widths[-1], num_anchors * box_dim, kernel_size=1)
+        for layer in (*convs.values(), self.objectness_logits, self.anchor_deltas):
+            normal_fill(layer, std=0.01)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
@@ -186,9 +182,7 @@ class RPN(nn.Module):
         self.nms_thresh = nms_thresh
         self.min_box_size = float(min_box_size)
         self.anchor_boundary_thresh = anchor_boundary_thresh
-        if not isinstance(loss_weight, dict):
-            loss_weight = {"loss_rpn_cls": loss_weight, "loss_rpn_loc": loss_weight}
-        self.loss_weight = loss_weight
+        self.loss_weight = weights_per_loss(loss_weight, ("loss_rpn_cls", "loss_rpn_loc"))
         self.box_reg_loss_type = box_reg_loss_type
         self.smooth_l1_beta = smooth_l1_beta
 
@@ -237,22 +231,25 @@ class RPN(nn.Module):
         Source: Faster R-CNN (Ren et al. 2015), section 3.1.2.
         """
         all_anchors = type(anchors[0]).cat(anchors)
-        labels, boxes = [], []
-        for i, gt in enumerate(gt_instances):
-            matched, label = match_boxes(self.anchor_matcher, gt.gt_boxes, all_anchors)
-            label = label.to(torch.int8)
-            if self.anchor_boundary_thresh >= 0:
-                inside = all_anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)  # type: ignore[arg-type]
-                label = label.masked_fill(~inside, -1)
-            labels.append(self._subsample(label, i))
-            if len(gt) == 0:
-                boxes.append(torch.zeros_like(all_anchors.tensor))
+        matches = [
+            match_boxes(self.anchor_matcher, gt.gt_boxes, all_anchors) for gt in gt_instances
+        ]
+        labels = []
+        for i, (gt, (_, label)) in enumerate(zip(gt_instances, matches, strict=True)):
+            if self.anchor_boundary_thresh < 0:
+                usable = label
             else:
-                boxes.append(gt.gt_boxes.tensor[matched])
+                inside = all_anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)  # type: ignore[arg-type]
+                usable = torch.where(inside, label, -1)
+            labels.append(self._subsample(usable, i))
+        boxes = [
+            rows_or_zeros(gt.gt_boxes.tensor, index)
+            for gt, (index, _) in zip(gt_instances, matches, strict=True)
+        ]
         return labels, boxes
 
     def _subsample(self, label: Tensor, image_index: int) -> Tensor:
-        """Return `label` (A,) with all but the sampled anchors of this image set to -1."""
+        """Return `label` (A,) int8 with all but the sampled anchors of this image set to -1."""
         positive, negative = subsample_masks(
             label,
             self.batch_size_per_image,
@@ -260,7 +257,7 @@ class RPN(nn.Module):
             0,
             generator=generator_for(image_index, "rpn", label.device),
         )
-        return torch.full_like(label, -1).masked_fill(positive, 1).masked_fill(negative, 0)
+        return torch.where(positive | negative, label, -1).to(torch.int8)
 
     def losses(
         self,
@@ -287,30 +284,31 @@ class RPN(nn.Module):
 
         Source: Faster R-CNN (Ren et al. 2015), equation 1.
         """
-        num_images = len(gt_labels)
         labels = torch.stack(gt_labels)
-        positive = labels == 1
+        positive, negative = labels == 1, labels == 0
+        images = len(labels)
         put_scalars(
             "rpn",
-            num_pos_anchors=positive.sum() / num_images,
-            num_neg_anchors=(labels == 0).sum() / num_images,
+            num_pos_anchors=positive.sum() / images,
+            num_neg_anchors=negative.sum() / images,
         )
+        logits = cat(pred_objectness_logits, dim=1).float()
+        # Of all anchors, then masked: to select some, the host would have to wait for the device.
+        entropy = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
+        objectness = torch.where(positive | negative, entropy, 0.0).sum()
         location = _dense_box_regression_loss(
             anchors,
             self.box2box_transform,
             pred_anchor_deltas,
             gt_boxes,
             positive,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
         )
-        logits = cat(pred_objectness_logits, dim=1).float()
-        # All anchors, then masked: selecting some would make the host wait for the device.
-        entropy = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
-        objectness = torch.where(labels >= 0, entropy, 0.0).sum()
-        normalizer = self.batch_size_per_image * num_images
-        losses = {"loss_rpn_cls": objectness / normalizer, "loss_rpn_loc": location / normalizer}
-        return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
+        sampled = self.batch_size_per_image * images
+        return weighted(
+            self.loss_weight, loss_rpn_cls=objectness / sampled, loss_rpn_loc=location / sampled
+        )
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.modeling._metrics import put_scalars
 from d2kit.modeling.matcher import Matcher
-from d2kit.modeling.proposal_generator._matching import match_boxes
+from d2kit.modeling.proposal_generator._matching import match_boxes, matched_classes
 from d2kit.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from d2kit.modeling.roi_heads._selection import (
     attach_targets,
@@ -130,11 +130,8 @@ class ROIHeads(nn.Module):
 
     def _classes_of(self, matched: Tensor, label: Tensor, target: Instances) -> Tensor:
         """Return the class of each proposal (R,): K for background, -1 for ignored."""
-        if len(target) == 0:
-            return torch.full_like(matched, self.num_classes)
-        classes = check_classes(target.gt_classes, self.num_classes)[matched]
-        classes = classes.masked_fill(label == 0, self.num_classes)
-        return classes.masked_fill(label == -1, -1)
+        classes = check_classes(target.gt_classes, self.num_classes)
+        return matched_classes(classes, matched, label, self.num_classes)
 
     def forward(
         self,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, get_norm
+from d2kit.layers._weight_init import msra_fill, xavier_fill
 from d2kit.modeling._shapes import region_shape
-from d2kit.modeling.backbone._weight_init import msra_fill, xavier_fill
 from d2kit.utils.registry import Registry
 
 __all__ = ["ROI_BOX_HEAD_REGISTRY", "FastRCNNConvFCHead", "build_box_head"]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec
+from d2kit.layers._weight_init import msra_fill
 from d2kit.modeling._shapes import region_shape
-from d2kit.modeling.backbone._weight_init import msra_fill
 from d2kit.structures import Instances, heatmaps_to_keypoints
 from d2kit.utils import comm
 from d2kit.utils.registry import Registry

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat, get_norm
+from d2kit.layers._weight_init import msra_fill
 from d2kit.modeling._metrics import picture_due, put_image, put_scalars
 from d2kit.modeling._shapes import region_shape
-from d2kit.modeling.backbone._weight_init import msra_fill
 from d2kit.structures import Instances
 from d2kit.utils import comm
 from d2kit.utils.registry import Registry

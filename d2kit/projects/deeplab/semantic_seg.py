@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
+from d2kit.layers._weight_init import normal_fill, xavier_fill
 from d2kit.modeling import SEM_SEG_HEADS_REGISTRY
 from d2kit.modeling._shapes import region_shape, shapes_of
-from d2kit.modeling.backbone._weight_init import xavier_fill
 from d2kit.projects.deeplab.loss import DeepLabCE
 from d2kit.utils import comm
 
@@ -105,8 +105,7 @@ class DeepLabV3PlusHead(nn.Module):
         self.decoder[last] = nn.ModuleDict({"project_conv": pooling})
         if num_classes is not None:
             self.predictor = Conv2d(decoder_channels[0], num_classes, kernel_size=1)
-            nn.init.normal_(self.predictor.weight, std=0.001)
-            nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
+            normal_fill(self.predictor, std=0.001)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The two weight fills of the R-CNN family."""
+"""The weight fills of the R-CNN family."""
 
 from typing import Any, Protocol
 
@@ -38,3 +38,16 @@ def xavier_fill(module: _HasWeight) -> None:
     nn.init.kaiming_uniform_(module.weight, a=1)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def normal_fill(module: _HasWeight, std: float, bias: float = 0.0) -> None:
+    """Draw the weight of `module` from a normal around 0 and set its bias, as predictors start.
+
+    Args:
+        module: a layer with `weight` and, optionally, `bias`; changed in place.
+        std: standard deviation of the weights.
+        bias: value of each bias.
+    """
+    nn.init.normal_(module.weight, std=std)
+    if module.bias is not None:
+        nn.init.constant_(module.bias, bias)
