@@ -231,21 +231,14 @@ class RPN(nn.Module):
         Source: Faster R-CNN (Ren et al. 2015), section 3.1.2.
         """
         all_anchors = type(anchors[0]).cat(anchors)
-        matches = [
-            match_boxes(self.anchor_matcher, gt.gt_boxes, all_anchors) for gt in gt_instances
-        ]
-        labels = []
-        for i, (gt, (_, label)) in enumerate(zip(gt_instances, matches, strict=True)):
-            if self.anchor_boundary_thresh < 0:
-                usable = label
-            else:
-                inside = all_anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)  # type: ignore[arg-type]
-                usable = torch.where(inside, label, -1)
-            labels.append(self._subsample(usable, i))
-        boxes = [
-            rows_or_zeros(gt.gt_boxes.tensor, index)
-            for gt, (index, _) in zip(gt_instances, matches, strict=True)
-        ]
+        reach: Any = self.anchor_boundary_thresh
+        labels, boxes = [], []
+        for i, gt in enumerate(gt_instances):
+            index, label = match_boxes(self.anchor_matcher, gt.gt_boxes, all_anchors)
+            if reach >= 0:
+                label = torch.where(all_anchors.inside_box(gt.image_size, reach), label, -1)
+            labels.append(self._subsample(label, i))
+            boxes.append(rows_or_zeros(gt.gt_boxes.tensor, index))
         return labels, boxes
 
     def _subsample(self, label: Tensor, image_index: int) -> Tensor:

@@ -54,16 +54,14 @@ def draw_federated_classes(
 ) -> Tensor:
     """See `FastRCNNOutputLayers.get_fed_loss_classes`."""
     present = torch.unique(gt_classes)
-    missing = num_fed_loss_classes - len(present)
-    if missing <= 0:
+    waiting = weight.float().clone()
+    waiting[present[present < num_classes]] = 0
+    candidates = waiting.nonzero().flatten()
+    places = min(num_fed_loss_classes - len(present), len(candidates))
+    if places <= 0:
         return present
-    chance = weight.new_zeros(num_classes + 1, dtype=torch.float32)
-    chance[:num_classes] = weight
-    chance[present] = 0
-    missing = min(missing, int((chance > 0).sum()))
-    if missing == 0:
-        return present
-    return torch.cat([present, torch.multinomial(chance, missing, replacement=False)])
+    drawn = torch.multinomial(waiting[candidates], places, replacement=False)
+    return torch.cat([present, candidates[drawn]])
 
 
 def _log_classification_stats(

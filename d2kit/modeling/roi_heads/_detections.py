@@ -82,9 +82,7 @@ def fast_rcnn_inference_single_image(
     """
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     rows, classes = ((scores[:, :-1] > score_thresh) & finite.unsqueeze(1)).nonzero(as_tuple=True)
-    by_class = boxes.unflatten(1, (-1, box_dim))
-    column = classes if by_class.shape[1] > 1 else torch.zeros_like(classes)
-    chosen = by_class[rows, column]
+    chosen = boxes_of_class(boxes, rows, classes, box_dim)
     return suppress(
         chosen,
         scores[rows, classes],
@@ -95,6 +93,22 @@ def fast_rcnn_inference_single_image(
         topk=topk_per_image,
         min_size=min_size,
     )
+
+
+def boxes_of_class(values: Tensor, rows: Tensor, classes: Tensor, box_dim: int) -> Tensor:
+    """Pick the box, or the deltas, that regions have for a class.
+
+    Args:
+        values: (R, K * box_dim), or (R, box_dim) where the class makes no difference.
+        rows: (P,) int64, regions.
+        classes: (P,) int64; K (background) and above count as K - 1.
+        box_dim: 4, or 5 for rotated boxes.
+
+    Returns:
+        (P, box_dim).
+    """
+    by_class = values.unflatten(1, (-1, box_dim))
+    return by_class[rows, classes.clamp(0, by_class.shape[1] - 1)]
 
 
 def suppress(

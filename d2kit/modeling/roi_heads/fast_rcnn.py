@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
-from d2kit.layers import ShapeSpec, cat
+from d2kit.layers import ShapeSpec
+from d2kit.layers._weight_init import normal_fill
+from d2kit.modeling._loss_weights import weighted, weights_per_loss
 from d2kit.modeling._shapes import region_shape
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.roi_heads._classification import (
@@ -23,6 +25,7 @@ from d2kit.modeling.roi_heads._classification import (
     region_count,
 )
 from d2kit.modeling.roi_heads._detections import (
+    boxes_of_class,
     fast_rcnn_inference,
     fast_rcnn_inference_single_image,
     suppress,
@@ -38,6 +41,12 @@ __all__ = [
 
 Predictions = tuple[Tensor, Tensor]
 """Class logits (R, K+1) and box deltas (R, K*4) or (R, 4), R over all images in order."""
+
+
+def _softmax_loss(logits: Tensor, gt_classes: Tensor) -> Tensor:
+    """Return the mean cross-entropy over regions, of (R, K+1) logits and (R,) classes."""
+    total = F.cross_entropy(logits.float(), gt_classes, reduction="sum")
+    return total / region_count(gt_classes)
 
 
 class FastRCNNOutputLayers(nn.Module):
@@ -101,9 +110,7 @@ class FastRCNNOutputLayers(nn.Module):
         self.test_topk_per_image = test_topk_per_image
         self.test_min_size = test_min_size
         self.box_reg_loss_type = box_reg_loss_type
-        if not isinstance(loss_weight, dict):
-            loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
-        self.loss_weight = loss_weight
+        self.loss_weight = weights_per_loss(loss_weight, ("loss_cls", "loss_box_reg"))
         self.use_fed_loss = use_fed_loss
         self.use_sigmoid_ce = use_sigmoid_ce
         self.fed_loss_num_classes = fed_loss_num_classes
@@ -113,11 +120,10 @@ class FastRCNNOutputLayers(nn.Module):
         boxes = 1 if cls_agnostic_bbox_reg else num_classes
         self.cls_score = nn.Linear(size, num_classes + 1)
         self.bbox_pred = nn.Linear(size, boxes * box_dim)
-        nn.init.normal_(self.cls_score.weight, std=0.01)
-        nn.init.normal_(self.bbox_pred.weight, std=0.001)
-        nn.init.zeros_(self.bbox_pred.bias)
         # Independent sigmoids start at a probability of 1 % (Lin et al. 2017, RetinaNet, 4.1).
-        nn.init.constant_(self.cls_score.bias, -math.log(99.0) if use_sigmoid_ce else 0.0)
+        start = -math.log(99.0) if use_sigmoid_ce else 0.0
+        normal_fill(self.cls_score, std=0.01, bias=start)
+        normal_fill(self.bbox_pred, std=0.001)
         if use_fed_loss:
             weights = federated_weights(get_fed_loss_cls_weights, num_classes, use_sigmoid_ce)
             self.register_buffer("fed_loss_cls_weights", weights)
@@ -164,23 +170,23 @@ class FastRCNNOutputLayers(nn.Module):
 
         Source: Fast R-CNN, equation 1.
         """
-        scores, deltas = predictions
-        gt_classes = cat([p.gt_classes for p in proposals])
-        _log_classification_stats(scores, gt_classes)
-        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        gt_boxes = torch.cat(
-            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        logits, deltas = predictions
+        classes, sources, targets = [], [], []
+        for p in proposals:
+            classes.append(p.gt_classes)
+            sources.append(p.proposal_boxes.tensor)
+            # without ground truths all is background, whose targets are not looked at
+            targets.append(p.gt_boxes.tensor if p.has("gt_boxes") else sources[-1])
+        gt_classes = torch.cat(classes)
+        _log_classification_stats(logits, gt_classes)
+        classify = self.sigmoid_cross_entropy_loss if self.use_sigmoid_ce else _softmax_loss
+        return weighted(
+            self.loss_weight,
+            loss_cls=classify(logits, gt_classes),
+            loss_box_reg=self.box_reg_loss(
+                torch.cat(sources), torch.cat(targets), deltas, gt_classes
+            ),
         )
-        if self.use_sigmoid_ce:
-            loss_cls = self.sigmoid_cross_entropy_loss(scores, gt_classes)
-        else:
-            total = F.cross_entropy(scores.float(), gt_classes, reduction="sum")
-            loss_cls = total / region_count(gt_classes)
-        losses = {
-            "loss_cls": loss_cls,
-            "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, deltas, gt_classes),
-        }
-        return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
 
     def get_fed_loss_classes(
         self, gt_classes: Tensor, num_fed_loss_classes: int, num_classes: int, weight: Tensor
@@ -210,22 +216,17 @@ class FastRCNNOutputLayers(nn.Module):
         Returns:
             0-dim loss.
         """
-        count = region_count(gt_classes)
-        if pred_class_logits.numel() == 0:
-            return pred_class_logits.sum() * 0
-        classes = pred_class_logits.shape[1] - 1
-        target = F.one_hot(gt_classes, classes + 1)[:, :classes].to(pred_class_logits.dtype)
-        loss = F.binary_cross_entropy_with_logits(
-            pred_class_logits[:, :classes], target, reduction="none"
-        )
+        logits = pred_class_logits[:, :-1]
+        columns = torch.arange(logits.shape[1], device=logits.device)
+        scored = None
         if self.use_fed_loss:
-            scored = self.get_fed_loss_classes(
-                gt_classes, self.fed_loss_num_classes, classes, self.fed_loss_cls_weights
+            drawn = self.get_fed_loss_classes(
+                gt_classes, self.fed_loss_num_classes, len(columns), self.fed_loss_cls_weights
             )
-            mask = loss.new_zeros(classes + 1)
-            mask[scored] = 1
-            loss = loss * mask[:classes]
-        return loss.sum() / count
+            scored = torch.isin(columns, drawn).to(logits.dtype)
+        truth = (gt_classes[:, None] == columns).to(logits.dtype)  # background: a row of zeros
+        total = F.binary_cross_entropy_with_logits(logits, truth, weight=scored, reduction="sum")
+        return total / region_count(gt_classes)
 
     def box_reg_loss(
         self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor
@@ -244,23 +245,20 @@ class FastRCNNOutputLayers(nn.Module):
         Returns:
             0-dim loss.
         """
-        box_dim = proposal_boxes.shape[1]
-        count = region_count(gt_classes)
-        rows = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
-        if pred_deltas.shape[1] == box_dim:
-            deltas = pred_deltas[rows]
-        else:
-            deltas = pred_deltas.view(-1, self.num_classes, box_dim)[rows, gt_classes[rows]]
-        loss = _dense_box_regression_loss(
-            [proposal_boxes[rows]],
+        foreground = (gt_classes >= 0) & (gt_classes < self.num_classes)
+        rows = foreground.nonzero().flatten()
+        sources, targets = proposal_boxes[rows], gt_boxes[rows]
+        own = boxes_of_class(pred_deltas, rows, gt_classes[rows], sources.shape[1])
+        total = _dense_box_regression_loss(
+            [sources],
             self.box2box_transform,
-            [deltas.unsqueeze(0)],
-            [gt_boxes[rows]],
-            torch.ones_like(rows, dtype=torch.bool).unsqueeze(0),
+            [own[None]],
+            [targets],
+            foreground[rows][None],
             self.box_reg_loss_type,
             self.smooth_l1_beta,
         )
-        return loss / count
+        return total / region_count(gt_classes)
 
     def inference(
         self, predictions: Predictions, proposals: list[Instances]
@@ -295,9 +293,7 @@ class FastRCNNOutputLayers(nn.Module):
             rows, classes = (prob[:, :-1] > self.test_score_thresh).nonzero(as_tuple=True)
             scores = prob[rows, classes]
             sources = p.proposal_boxes.tensor[rows]
-            box_dim = sources.shape[1]
-            column = classes if deltas.shape[1] > box_dim else torch.zeros_like(classes)
-            chosen = deltas.unflatten(1, (-1, box_dim))[rows, column]
+            chosen = boxes_of_class(deltas, rows, classes, sources.shape[1])
             boxes = self.box2box_transform.apply_deltas(chosen, sources)
             finite = torch.isfinite(boxes).all(dim=1).nonzero().squeeze(1)
             result, index = suppress(
@@ -344,17 +340,16 @@ class FastRCNNOutputLayers(nn.Module):
         Returns:
             Per image (R, 4); for background regions the box of the last class.
         """
-        if not proposals:
-            return ()
-        sizes = [len(p) for p in proposals]
-        boxes = torch.cat(self.predict_boxes(predictions, proposals))
-        box_dim = proposals[0].proposal_boxes.tensor.shape[1]
-        per_class = boxes.unflatten(1, (-1, box_dim))
-        if per_class.shape[1] > 1:
-            classes = torch.cat([p.gt_classes for p in proposals])
-            rows = torch.arange(len(boxes), device=boxes.device)
-            boxes = per_class[rows, classes.clamp(0, per_class.shape[1] - 1)]
-        return boxes.split(sizes)
+        decoded = self.predict_boxes(predictions, proposals)
+        return tuple(
+            boxes_of_class(
+                boxes,
+                torch.arange(len(boxes), device=boxes.device),
+                p.gt_classes,
+                p.proposal_boxes.tensor.shape[1],
+            )
+            for boxes, p in zip(decoded, proposals, strict=True)
+        )
 
     def predict_probs(
         self, predictions: Predictions, proposals: Sequence[Instances]
