@@ -152,3 +152,65 @@ class ROIHeads(nn.Module):
             Per image results (in training the sampled proposals); losses (empty at inference).
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
+
+
+class TwoPhaseHeads(ROIHeads):
+    """Heads that sample and lose in training, detect and then refine at inference.
+
+    A subclass defines `_losses`, `_detect` and `forward_with_given_boxes`.
+    """
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """See `ROIHeads.forward`; `images` is not used."""
+        if not self.training:
+            found = self._detect(features, proposals)
+            return self.forward_with_given_boxes(features, found), {}
+        truths = check_targets(targets, type(self).__name__)
+        sampled = self.label_and_sample_proposals(proposals, truths)
+        return sampled, self._losses(features, sampled, truths)
+
+    def _losses(
+        self, features: dict[str, Tensor], sampled: list[Instances], targets: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Return the losses of all heads for the sampled proposals."""
+        raise NotImplementedError
+
+    def _detect(self, features: dict[str, Tensor], proposals: list[Instances]) -> list[Instances]:
+        """Return the boxes, classes and scores of each image."""
+        raise NotImplementedError
+
+    def forward_with_given_boxes(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> list[Instances]:
+        """Predict what the box head does not for boxes and classes that are already known.
+
+        Args:
+            features: name -> (N, C, Hi, Wi).
+            instances: per image, with `pred_boxes` and `pred_classes`.
+
+        Returns:
+            The same objects, with `pred_masks` (R, 1, M, M) and `pred_keypoints` (R, K, 3) where
+            there are such heads.
+
+        Raises:
+            ValueError: in training mode, or where a field is missing.
+        """
+        if self.training:
+            raise ValueError("forward_with_given_boxes is for inference: call model.eval() first")
+        for one in instances:
+            if not (one.has("pred_boxes") and one.has("pred_classes")):
+                raise ValueError(
+                    "detected instances need pred_boxes and pred_classes, got "
+                    f"{sorted(one.get_fields())}"
+                )
+        return self._refine(features, instances)
+
+    def _refine(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
+        """Return `instances` with masks and keypoints, where there are such heads."""
+        raise NotImplementedError

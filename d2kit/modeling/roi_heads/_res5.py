@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.poolers import ROIPooler
-from d2kit.modeling.roi_heads._base import ROI_HEADS_REGISTRY, ROIHeads
+from d2kit.modeling.roi_heads._base import ROI_HEADS_REGISTRY, TwoPhaseHeads
 from d2kit.modeling.roi_heads._build import build_pooler, build_res5_stage
-from d2kit.modeling.roi_heads._selection import check_targets, select_foreground_proposals
+from d2kit.modeling.roi_heads._selection import select_foreground_proposals
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.modeling.roi_heads.mask_head import build_mask_head
-from d2kit.structures import Boxes, ImageList, Instances
+from d2kit.structures import Boxes, Instances
 
 
 @ROI_HEADS_REGISTRY.register()
-class Res5ROIHeads(ROIHeads):
+class Res5ROIHeads(TwoPhaseHeads):
     """Pool from one level, run res5 on each region, predict boxes from its mean and masks from it.
 
     Args:
@@ -94,52 +94,31 @@ class Res5ROIHeads(ROIHeads):
         """Return the stage and its output channels; user classes override it."""
         return build_res5_stage(cfg)
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """See `ROIHeads.forward`."""
-        del images
-        if self.training:
-            proposals = self.label_and_sample_proposals(
-                proposals, check_targets(targets, type(self).__name__)
-            )
+    def _losses(
+        self, features: dict[str, Tensor], sampled: list[Instances], targets: list[Instances]
+    ) -> dict[str, Tensor]:
+        del targets
+        regions = self._shared_features(features, [p.proposal_boxes for p in sampled])
+        losses = self.box_predictor.losses(self._predict(regions), sampled)
+        if not self.mask_on:
+            return losses
+        chosen, kept = select_foreground_proposals(sampled, self.num_classes)
+        return {**losses, **self.mask_head(regions[torch.cat(kept)], chosen)}
+
+    def _detect(self, features: dict[str, Tensor], proposals: list[Instances]) -> list[Instances]:
         regions = self._shared_features(features, [p.proposal_boxes for p in proposals])
-        predictions = self.box_predictor(regions.mean(dim=(2, 3)))
-        if not self.training:
-            detections, _ = self.box_predictor.inference(predictions, proposals)
-            return self.forward_with_given_boxes(features, detections), {}
-        losses = self.box_predictor.losses(predictions, proposals)
-        if self.mask_on:
-            chosen, masks = select_foreground_proposals(proposals, self.num_classes)
-            losses.update(self.mask_head(regions[torch.cat(masks)], chosen))
-        return proposals, losses
+        return self.box_predictor.inference(self._predict(regions), proposals)[0]
+
+    def _refine(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
+        if not self.mask_on:
+            return instances
+        regions = self._shared_features(features, [one.pred_boxes for one in instances])
+        return self.mask_head(regions, instances)
 
     def _shared_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """Return res5's features of each box (R, C, H/2, W/2)."""
         return self.res5(self.pooler([features[name] for name in self.in_features], boxes))
 
-    def forward_with_given_boxes(
-        self, features: dict[str, Tensor], instances: list[Instances]
-    ) -> list[Instances]:
-        """Predict masks for boxes and classes that are already known.
-
-        Args:
-            features: name -> (N, C, Hi, Wi).
-            instances: per image, with `pred_boxes` and `pred_classes`.
-
-        Returns:
-            The same objects, with `pred_masks` (R, 1, M, M).
-
-        Raises:
-            ValueError: in training mode.
-        """
-        if self.training:
-            raise ValueError("forward_with_given_boxes is for inference: call model.eval() first")
-        if not self.mask_on:
-            return instances
-        regions = self._shared_features(features, [i.pred_boxes for i in instances])
-        return self.mask_head(regions, instances)
+    def _predict(self, regions: Tensor) -> Any:
+        """Return scores and deltas from the mean of each region's features (R, C, H, W)."""
+        return self.box_predictor(regions.mean(dim=(2, 3)))

@@ -8,22 +8,21 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.poolers import ROIPooler
-from d2kit.modeling.roi_heads._base import ROI_HEADS_REGISTRY, ROIHeads
+from d2kit.modeling.roi_heads._base import ROI_HEADS_REGISTRY, TwoPhaseHeads
 from d2kit.modeling.roi_heads._build import (
     build_box_branch,
     build_keypoint_branch,
     build_mask_branch,
 )
 from d2kit.modeling.roi_heads._selection import (
-    check_targets,
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
-from d2kit.structures import Boxes, ImageList, Instances
+from d2kit.structures import Boxes, Instances
 
 
 @ROI_HEADS_REGISTRY.register()
-class StandardROIHeads(ROIHeads):
+class StandardROIHeads(TwoPhaseHeads):
     """Box, mask and keypoint heads that share nothing but the features.
 
     Args:
@@ -110,52 +109,29 @@ class StandardROIHeads(ROIHeads):
         """Return the keypoint branch's arguments, if any; user classes override it."""
         return build_keypoint_branch(cfg, input_shape)
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """See `ROIHeads.forward`."""
-        del images
-        if not self.training:
-            detections = self._forward_box(features, proposals)
-            return self.forward_with_given_boxes(features, detections), {}
-        targets = check_targets(targets, type(self).__name__)
-        proposals = self.label_and_sample_proposals(proposals, targets)
-        losses = self._forward_box(features, proposals)
+    def _losses(
+        self, features: dict[str, Tensor], sampled: list[Instances], targets: list[Instances]
+    ) -> dict[str, Tensor]:
         # The masks and keypoints of a region are learnt where its box is foreground; these heads
-        # select by themselves, since the losses above need all proposals.
-        losses.update(self._forward_mask(features, proposals))
-        losses.update(self._forward_keypoint(features, proposals))
-        return proposals, losses
+        # select by themselves, since the box losses need all proposals.
+        return {
+            **self._box_losses(features, sampled, targets),
+            **self._forward_mask(features, sampled),
+            **self._forward_keypoint(features, sampled),
+        }
 
-    def forward_with_given_boxes(
-        self, features: dict[str, Tensor], instances: list[Instances]
-    ) -> list[Instances]:
-        """Predict masks and keypoints for boxes and classes that are already known.
+    def _box_losses(
+        self, features: dict[str, Tensor], sampled: list[Instances], targets: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Return the losses of the box head; `targets` is for heads that label by themselves."""
+        del targets
+        return self._forward_box(features, sampled)
 
-        Args:
-            features: name -> (N, C, Hi, Wi).
-            instances: per image, with `pred_boxes` and `pred_classes`.
+    def _detect(self, features: dict[str, Tensor], proposals: list[Instances]) -> list[Instances]:
+        return self._forward_box(features, proposals)
 
-        Returns:
-            The same objects, with `pred_masks` (R, 1, M, M) and `pred_keypoints` (R, K, 3).
-
-        Raises:
-            ValueError: in training mode, or where a field is missing.
-        """
-        if self.training:
-            raise ValueError("forward_with_given_boxes is for inference: call model.eval() first")
-        for one in instances:
-            if not (one.has("pred_boxes") and one.has("pred_classes")):
-                raise ValueError(
-                    "detected instances need pred_boxes and pred_classes, got "
-                    f"{sorted(one.get_fields())}"
-                )
-        instances = self._forward_mask(features, instances)
-        return self._forward_keypoint(features, instances)
+    def _refine(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
+        return self._forward_keypoint(features, self._forward_mask(features, instances))
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
         """Return the box losses in training, else the detections of each image."""
@@ -178,32 +154,24 @@ class StandardROIHeads(ROIHeads):
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         """Return the mask loss in training, else `instances` with masks."""
-        if not self.mask_on:
-            return {} if self.training else instances
-        if self.training:
-            instances, _ = select_foreground_proposals(instances, self.num_classes)
-        pooled = self._pool(self.mask_pooler, self.mask_in_features, features, instances)
-        return self.mask_head(pooled, instances)
+        return self._branch("mask", features, instances)
 
     def _forward_keypoint(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         """Return the keypoint loss in training, else `instances` with keypoints."""
-        if not self.keypoint_on:
-            return {} if self.training else instances
-        if self.training:
-            instances, _ = select_foreground_proposals(instances, self.num_classes)
-            instances = select_proposals_with_visible_keypoints(instances)
-        pooled = self._pool(self.keypoint_pooler, self.keypoint_in_features, features, instances)
-        return self.keypoint_head(pooled, instances)
+        return self._branch("keypoint", features, instances)
 
-    def _pool(
-        self,
-        pooler: ROIPooler | None,
-        names: list[str],
-        features: dict[str, Tensor],
-        instances: list[Instances],
-    ) -> Any:
-        """Pool the proposals (training) or the predicted boxes; without a pooler, the features."""
-        if pooler is None:
-            return {name: features[name] for name in names}
-        boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
-        return pooler([features[name] for name in names], boxes)
+    def _branch(self, task: str, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        """Run the pooler and the head of `task`, in training on the proposals that suit it."""
+        if not getattr(self, f"{task}_on"):
+            return {} if self.training else instances
+        names, pooler = getattr(self, f"{task}_in_features"), getattr(self, f"{task}_pooler")
+        field = "pred_boxes"
+        if self.training:
+            field = "proposal_boxes"
+            instances, _ = select_foreground_proposals(instances, self.num_classes)
+            if task == "keypoint":
+                instances = select_proposals_with_visible_keypoints(instances)
+        chosen: Any = {name: features[name] for name in names}
+        if pooler is not None:
+            chosen = pooler(list(chosen.values()), [one.get(field) for one in instances])
+        return getattr(self, f"{task}_head")(chosen, instances)

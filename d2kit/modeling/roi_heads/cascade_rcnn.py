@@ -5,7 +5,7 @@ Source: Cascade R-CNN (Cai and Vasconcelos 2018).
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +18,40 @@ from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.proposal_generator._matching import match_boxes
 from d2kit.modeling.roi_heads._base import ROI_HEADS_REGISTRY
 from d2kit.modeling.roi_heads._build import build_cascade_branch
-from d2kit.modeling.roi_heads._selection import check_targets
 from d2kit.modeling.roi_heads._standard import StandardROIHeads
 from d2kit.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
-from d2kit.structures import Boxes, ImageList, Instances
+from d2kit.structures import Boxes, Instances
 from d2kit.utils.events import get_event_storage, has_event_storage
 
 __all__ = ["CascadeROIHeads"]
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """Identity, whose gradient is multiplied by a number."""
+    """Leave a tensor as it is, and multiply its gradient by a number (under a name users know)."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, scale: float) -> Tensor:  # type: ignore[override]
-        ctx.scale = scale
-        return input.view_as(input)
+    def forward(values: Tensor, factor: float) -> Tensor:  # type: ignore[override]
+        del factor
+        return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad_output * ctx.scale, None
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        del output
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.factor * gradient, None
+
+
+class _Stage(NamedTuple):
+    """What one stage was given and what it makes of it."""
+
+    number: int
+    predictor: Any
+    predictions: Any
+    proposals: list[Instances]
+    boxes: Sequence[Tensor]
 
 
 @contextmanager
@@ -122,24 +136,11 @@ class CascadeROIHeads(StandardROIHeads):
         """Return the box branch's arguments; user classes override it."""
         return build_cascade_branch(cfg, input_shape)
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """See `ROIHeads.forward`; the losses of the boxes are ``loss_*_stage<k>``."""
-        del images
-        if not self.training:
-            detections = self._forward_box(features, proposals)
-            return self.forward_with_given_boxes(features, detections), {}
-        targets = check_targets(targets, type(self).__name__)
-        proposals = self.label_and_sample_proposals(proposals, targets)
-        losses = self._forward_box(features, proposals, targets)
-        losses.update(self._forward_mask(features, proposals))
-        losses.update(self._forward_keypoint(features, proposals))
-        return proposals, losses
+    def _box_losses(
+        self, features: dict[str, Tensor], sampled: list[Instances], targets: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Return the box losses of all stages, ``loss_*_stage<k>``."""
+        return self._forward_box(features, sampled, targets)
 
     def _forward_box(
         self,
@@ -148,45 +149,60 @@ class CascadeROIHeads(StandardROIHeads):
         targets: list[Instances] | None = None,
     ) -> Any:
         """Return the box losses of all stages in training, else the detections of each image."""
-        losses: dict[str, Tensor] = {}
-        probabilities: list[Sequence[Tensor]] = []
-        boxes: Sequence[Tensor] = ()
-        for stage, predictor in enumerate(self.box_predictor):
-            if stage > 0:
+        stages = self._stages(features, proposals, targets)
+        return self._scored(stages) if targets is None else self._summed(stages)
+
+    def _stages(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None,
+    ) -> Iterator[_Stage]:
+        """Run the stages, each on the boxes of the one before.
+
+        Args:
+            features: name -> (N, C, Hi, Wi).
+            proposals: per image, those of the first stage; labelled in training.
+            targets: per image ground truths, in training.
+        """
+        levels = [features[name] for name in self.box_in_features]
+        stages = zip(self.box_head, self.box_predictor, strict=True)
+        for number, (head, predictor) in enumerate(stages):
+            pooled = self.box_pooler(levels, [p.proposal_boxes for p in proposals])
+            # the stages together pull at the features as one would
+            pooled = _ScaleGradient.apply(pooled, 1 / self.num_cascade_stages)
+            predictions = predictor(head(pooled))
+            boxes = predictor.predict_boxes(predictions, proposals)
+            yield _Stage(number, predictor, predictions, proposals, boxes)
+            if number + 1 < len(self.box_head):
                 proposals = self._refined(boxes, proposals)
                 if targets is not None:
-                    proposals = self._label(stage, proposals, targets)
-            predictions = self._run_stage(stage, features, proposals)
-            boxes = predictor.predict_boxes(predictions, proposals)
-            if targets is not None:
-                with _metrics_of(stage):
-                    own = predictor.losses(predictions, proposals)
-                losses.update({f"{name}_stage{stage}": value for name, value in own.items()})
-            else:
-                probabilities.append(predictor.predict_probs(predictions, proposals))
-        if targets is not None:
-            return losses
-        # No box was dropped on the way, so that row i is one object at all stages.
-        scores = [torch.stack(stages).mean(dim=0) for stages in zip(*probabilities, strict=True)]
-        return fast_rcnn_inference(
-            boxes,
-            scores,
-            [p.image_size for p in proposals],
-            predictor.test_score_thresh,
-            predictor.test_nms_thresh,
-            predictor.test_topk_per_image,
-            min_size=predictor.test_min_size,
-        )[0]
+                    self._label(number + 1, proposals, targets)
 
-    def _run_stage(
-        self, stage: int, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> Any:
-        """Return the predictions of one stage for all proposals."""
-        levels = [features[name] for name in self.box_in_features]
-        pooled = self.box_pooler(levels, [p.proposal_boxes for p in proposals])
-        if self.training:  # the stages together pull at the features as one head would
-            pooled = _ScaleGradient.apply(pooled, 1.0 / self.num_cascade_stages)
-        return self.box_predictor[stage](self.box_head[stage](pooled))
+    def _summed(self, stages: Iterator[_Stage]) -> dict[str, Tensor]:
+        """Return the losses of all stages."""
+        losses: dict[str, Tensor] = {}
+        for stage in stages:
+            with _metrics_of(stage.number):
+                own = stage.predictor.losses(stage.predictions, stage.proposals)
+            losses |= {f"{name}_stage{stage.number}": loss for name, loss in own.items()}
+        return losses
+
+    def _scored(self, stages: Iterator[_Stage]) -> list[Instances]:
+        """Return the boxes of the last stage with the mean scores of all."""
+        # No box is dropped on the way, so that row i is one object at all stages.
+        every = list(stages)
+        probabilities = [s.predictor.predict_probs(s.predictions, s.proposals) for s in every]
+        last = every[-1]
+        return fast_rcnn_inference(
+            last.boxes,
+            [torch.stack(of_image).mean(dim=0) for of_image in zip(*probabilities, strict=True)],
+            [p.image_size for p in last.proposals],
+            last.predictor.test_score_thresh,
+            last.predictor.test_nms_thresh,
+            last.predictor.test_topk_per_image,
+            min_size=last.predictor.test_min_size,
+        )[0]
 
     def _refined(self, boxes: Sequence[Tensor], proposals: list[Instances]) -> list[Instances]:
         """Return the boxes that a stage has predicted as the proposals of the next.
@@ -203,24 +219,19 @@ class CascadeROIHeads(StandardROIHeads):
         return refined
 
     @torch.no_grad()
-    def _label(
-        self, stage: int, proposals: list[Instances], targets: list[Instances]
-    ) -> list[Instances]:
-        """Set classes and matched ground truths of all proposals of a stage, without sampling."""
-        foreground, total = torch.zeros((), device=proposals[0].proposal_boxes.device), 0
+    def _label(self, stage: int, proposals: list[Instances], targets: list[Instances]) -> None:
+        """Give all proposals of a stage a class and a ground-truth box, in place; none is drawn."""
+        matcher = self.proposal_matchers[stage]
+        labels = []
         for proposal, target in zip(proposals, targets, strict=True):
-            matched, label = match_boxes(
-                self.proposal_matchers[stage], target.gt_boxes, proposal.proposal_boxes
-            )
-            proposal.gt_classes = self._classes_of(matched, label, target)
+            index, label = match_boxes(matcher, target.gt_boxes, proposal.proposal_boxes)
+            proposal.gt_classes = self._classes_of(index, label, target)
             if len(target) > 0:
-                proposal.gt_boxes = target.gt_boxes[matched]
-            foreground += (label == 1).sum()
-            total += len(label)
-        count = len(proposals)
+                proposal.gt_boxes = target.gt_boxes[index]
+            labels.append(label)
+        positive = torch.cat(labels) == 1
         put_scalars(
             f"stage{stage}/roi_head",
-            num_fg_samples=foreground / count,
-            num_bg_samples=(total - foreground) / count,
+            num_fg_samples=positive.sum() / len(proposals),
+            num_bg_samples=(~positive).sum() / len(proposals),
         )
-        return proposals

@@ -6,7 +6,6 @@ from d2kit.modeling import build_roi_heads
 from d2kit.modeling.box_regression import Box2BoxTransform
 from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.roi_heads import CascadeROIHeads, FastRCNNConvFCHead, FastRCNNOutputLayers
-from d2kit.modeling.roi_heads.cascade_rcnn import _ScaleGradient
 from d2kit.structures import Boxes, ImageList, Instances, pairwise_iou
 from d2kit.utils.events import EventStorage
 from tests.modeling.tiny import TinyBackbone, tiny_config, tiny_input
@@ -149,9 +148,18 @@ def test_boxes_that_leave_the_image_are_dropped_in_training():
 
 
 def test_gradients_into_the_features_are_shared_out():
-    x = torch.ones(3, requires_grad=True)
-    _ScaleGradient.apply(x * 2, 0.25).sum().backward()
-    assert x.grad.tolist() == [0.5] * 3
+    module, maps = heads(), features(1)
+    levels = [x.requires_grad_() for x in maps.values()]
+    levels, pulls = [maps[name] for name in module.box_in_features], []
+    for share in (1, 4):
+        module.num_cascade_stages = share  # of which three are there
+        target = with_keypoints(tiny_input(0, 2))["instances"]
+        torch.manual_seed(1)
+        _, losses = module(None, maps, [random_proposals(30, 0)], [target])
+        pulls.append(torch.autograd.grad(losses["loss_cls_stage0"], levels, allow_unused=True))
+    for whole, part in zip(*pulls, strict=True):
+        assert torch.allclose(part, whole / 4, rtol=1e-5, atol=1e-9)
+    assert sum(whole.abs().sum() for whole in pulls[0]) > 0
 
 
 def test_refined_boxes_pass_no_gradient():
