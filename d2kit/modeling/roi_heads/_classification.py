@@ -9,13 +9,13 @@ from d2kit.modeling._metrics import put_scalars
 from d2kit.utils import comm
 
 
-def region_count(gt_classes: Tensor) -> Tensor:
-    """Return the number of sampled regions, the mean over processes, at least 1.
+def region_count(of_regions: Tensor) -> Tensor:
+    """Return the number of regions, the mean over processes, at least 1.
 
     Args:
-        gt_classes: (R,), of all images of this process.
+        of_regions: (R, ...), of all images of this process.
     """
-    count = torch.tensor(float(gt_classes.numel()), device=gt_classes.device)
+    count = torch.tensor(float(len(of_regions)), device=of_regions.device)
     return comm.mean_over_ranks(count).clamp(min=1)
 
 

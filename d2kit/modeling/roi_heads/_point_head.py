@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec
-from d2kit.layers._weight_init import msra_fill, xavier_fill
+from d2kit.layers._weight_init import msra_fill, normal_fill
 from d2kit.modeling._metrics import put_scalars
 from d2kit.modeling._shapes import region_shape
+from d2kit.modeling.roi_heads._classification import region_count
+from d2kit.modeling.roi_heads._layers import add_fcs, own_class
 from d2kit.structures import Instances
-from d2kit.utils import comm
 from d2kit.utils.registry import Registry
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
     "ConvFCHead",
     "StandardPointHead",
     "build_point_head",
-    "own_class",
     "roi_mask_point_loss",
 ]
 
@@ -46,21 +46,6 @@ def build_point_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
     return POINT_HEAD_REGISTRY.get(cfg.MODEL.POINT_HEAD.NAME)(cfg, input_shape)
 
 
-def own_class(logits: Tensor, classes: Tensor) -> Tensor:
-    """Pick the logits of each region's class.
-
-    Args:
-        logits: (R, K, ...), or (R, 1, ...) where they do not depend on the class.
-        classes: (R,) int64.
-
-    Returns:
-        (R, 1, ...).
-    """
-    if logits.shape[1] == 1:
-        return logits
-    return logits[torch.arange(len(logits), device=logits.device), classes].unsqueeze(1)
-
-
 def roi_mask_point_loss(
     mask_logits: Tensor, instances: list[Instances], point_labels: Tensor
 ) -> Tensor:
@@ -77,9 +62,7 @@ def roi_mask_point_loss(
 
     Source: PointRend, section 3.3.
     """
-    regions, _, points = mask_logits.shape
-    count = torch.tensor(float(regions), device=mask_logits.device)
-    count = comm.mean_over_ranks(count).clamp(min=1)
+    count = region_count(mask_logits)
     filled = [x for x in instances if len(x)]
     if not filled:
         return mask_logits.sum() * 0
@@ -87,7 +70,7 @@ def roi_mask_point_loss(
     wrong = (logits.detach() > 0) != (point_labels > 0.5)
     put_scalars("point", accuracy=1 - wrong.float().mean())
     total = F.binary_cross_entropy_with_logits(logits, point_labels, reduction="sum")
-    return total / (count * points)
+    return total / (count * mask_logits.shape[2])
 
 
 class ConvFCHead(nn.Module):
@@ -124,16 +107,9 @@ class ConvFCHead(nn.Module):
         )
         msra_fill(self.reduce_spatial_dim_conv)
         size = conv_dim * (height // 2) * (width // 2)
-        self.fc_names = []
-        for k, dim in enumerate(fc_dims, start=1):
-            fc = nn.Linear(size, dim)
-            xavier_fill(fc)
-            self.add_module(f"fc{k}", fc)
-            self.fc_names.append(f"fc{k}")
-            size = dim
-        self.prediction = nn.Linear(size, math.prod(self.output_shape))
-        nn.init.normal_(self.prediction.weight, std=0.001)
-        nn.init.zeros_(self.prediction.bias)
+        self.fc_names = add_fcs(self, size, fc_dims)
+        self.prediction = nn.Linear([size, *fc_dims][-1], math.prod(self.output_shape))
+        normal_fill(self.prediction, std=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled features (R, C, H, W) to (R, *output_shape)."""
@@ -178,9 +154,7 @@ class StandardPointHead(nn.Module):
             self.fc_names.append(f"fc{k}")
             size = dim + (coarse_channels if coarse_pred_each_layer else 0)
         self.predictor = nn.Conv1d(size, num_classes, kernel_size=1)
-        nn.init.normal_(self.predictor.weight, std=0.001)
-        assert self.predictor.bias is not None
-        nn.init.zeros_(self.predictor.bias)
+        normal_fill(self.predictor, std=0.001)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Box heads: from pooled region features to one vector per region."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
-from d2kit.layers import Conv2d, ShapeSpec, get_norm
-from d2kit.layers._weight_init import msra_fill, xavier_fill
+from d2kit.layers import ShapeSpec
 from d2kit.modeling._shapes import region_shape
+from d2kit.modeling.roi_heads._layers import add_convs, add_fcs, in_turn
 from d2kit.utils.registry import Registry
 
 __all__ = ["ROI_BOX_HEAD_REGISTRY", "FastRCNNConvFCHead", "build_box_head"]
@@ -65,32 +64,15 @@ class FastRCNNConvFCHead(nn.Module):
                 "FastRCNNConvFCHead needs at least one layer: set MODEL.ROI_BOX_HEAD.NUM_FC or "
                 "MODEL.ROI_BOX_HEAD.NUM_CONV above 0"
             )
-        shape = region_shape(input_shape, "FastRCNNConvFCHead")
-        self.conv_names, self.fc_names = [], []
-        for k, dim in enumerate(conv_dims, start=1):
-            conv = Conv2d(
-                shape[0],
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, dim),
-                activation=nn.ReLU(),
-            )
-            msra_fill(conv)
-            self.add_module(f"conv{k}", conv)
-            self.conv_names.append(f"conv{k}")
-            shape = (dim, shape[1], shape[2])
-        for k, dim in enumerate(fc_dims, start=1):
-            fc = nn.Linear(math.prod(shape), dim)
-            xavier_fill(fc)
-            self.add_module(f"fc{k}", fc)
-            self.fc_names.append(f"fc{k}")
-            shape = (dim, 1, 1)
-        if fc_dims:
-            self._output_shape = ShapeSpec(channels=shape[0])
-        else:
-            self._output_shape = ShapeSpec(channels=shape[0], height=shape[1], width=shape[2])
+        channels, height, width = region_shape(input_shape, "FastRCNNConvFCHead")
+        self.conv_names = add_convs(self, "conv", channels, conv_dims, conv_norm)
+        channels = conv_dims[-1] if conv_dims else channels
+        self.fc_names = add_fcs(self, channels * height * width, fc_dims)
+        self._output_shape = (
+            ShapeSpec(channels=fc_dims[-1])
+            if fc_dims
+            else ShapeSpec(channels=channels, height=height, width=width)
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -105,8 +87,7 @@ class FastRCNNConvFCHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled features (R, C, H, W) to (R, D), or (R, D, H, W) without FC layers."""
-        for name in self.conv_names:
-            x = getattr(self, name)(x)
+        x = in_turn(self, self.conv_names, x)
         for name in self.fc_names:
             x = torch.relu_(getattr(self, name)(x.flatten(1)))
         return x

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.modeling._shapes import region_shape
+from d2kit.modeling.roi_heads._classification import region_count
+from d2kit.modeling.roi_heads._layers import own_class
 from d2kit.modeling.roi_heads._point_features import (
     generate_regular_grid_point_coords,
     uniform_points,
@@ -25,7 +27,6 @@ from d2kit.modeling.roi_heads._point_head import (
     POINT_HEAD_REGISTRY,
     ConvFCHead,
     build_point_head,
-    own_class,
     roi_mask_point_loss,
 )
 from d2kit.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY, mask_rcnn_inference
@@ -37,7 +38,6 @@ from d2kit.modeling.roi_heads.point_rend import (
     subdivide,
 )
 from d2kit.structures import Boxes, Instances
-from d2kit.utils import comm
 
 __all__ = ["ImplicitPointHead", "ImplicitPointRendMaskHead"]
 
@@ -249,8 +249,7 @@ class ImplicitPointRendMaskHead(SamplingMaskHead):
         )
         logits, places = self._logits(features, parameters, boxes, points)
         labels = point_labels(instances, places)
-        count = comm.mean_over_ranks(torch.tensor(float(regions), device=device)).clamp(min=1)
-        size = parameters.square().sum() / count
+        size = parameters.square().sum() / region_count(parameters)
         return {
             "loss_mask_point": roi_mask_point_loss(logits, instances, labels),
             "loss_mask_params": size * self.params_l2_regularizer,

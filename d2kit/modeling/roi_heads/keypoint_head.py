@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
-from d2kit.layers import Conv2d, ShapeSpec
+from d2kit.layers import ShapeSpec
 from d2kit.layers._weight_init import msra_fill
 from d2kit.modeling._shapes import region_shape
+from d2kit.modeling.roi_heads._layers import add_convs, in_turn
 from d2kit.structures import Instances, heatmaps_to_keypoints
 from d2kit.utils import comm
 from d2kit.utils.registry import Registry
@@ -215,12 +216,8 @@ class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead):
     ) -> None:
         super().__init__(num_keypoints=num_keypoints, **kwargs)
         channels = region_shape(input_shape, "KRCNNConvDeconvUpsampleHead")[0]
-        self.conv_names = [f"conv_fcn{k}" for k in range(1, len(conv_dims) + 1)]
-        for name, dim in zip(self.conv_names, conv_dims, strict=True):
-            conv = Conv2d(channels, dim, kernel_size=3, padding=1, activation=nn.ReLU())
-            msra_fill(conv)
-            self.add_module(name, conv)
-            channels = dim
+        self.conv_names = add_convs(self, "conv_fcn", channels, conv_dims)
+        channels = conv_dims[-1] if conv_dims else channels
         self.score_lowres = nn.ConvTranspose2d(
             channels, num_keypoints, kernel_size=4, stride=2, padding=1
         )
@@ -237,7 +234,5 @@ class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead):
 
     def layers(self, x: Tensor) -> Tensor:
         """Map pooled features (R, C, H, W) to logits (R, K, 4H, 4W)."""
-        for name in self.conv_names:
-            x = getattr(self, name)(x)
-        x = self.score_lowres(x)
+        x = self.score_lowres(in_turn(self, self.conv_names, x))
         return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

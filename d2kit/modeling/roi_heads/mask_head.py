@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
-from d2kit.layers import Conv2d, ShapeSpec, cat, get_norm
-from d2kit.layers._weight_init import msra_fill
+from d2kit.layers import ShapeSpec
+from d2kit.layers._weight_init import msra_fill, normal_fill
 from d2kit.modeling._metrics import picture_due, put_image, put_scalars
 from d2kit.modeling._shapes import region_shape
+from d2kit.modeling.roi_heads._classification import region_count
+from d2kit.modeling.roi_heads._layers import add_convs, in_turn, own_class
 from d2kit.structures import Instances
-from d2kit.utils import comm
 from d2kit.utils.registry import Registry
 
 __all__ = [
@@ -62,44 +63,46 @@ def mask_rcnn_loss(
 
     Source: Mask R-CNN, section 3, the loss L_mask.
     """
-    side = pred_mask_logits.shape[-1]
-    device = pred_mask_logits.device
     filled = [x for x in instances if len(x) > 0]
-    regions = len(pred_mask_logits)
-    count = comm.mean_over_ranks(torch.tensor(float(regions), device=device)).clamp(min=1)
+    regions = region_count(pred_mask_logits)  # every process counts, also one without regions
     if not filled:
         return pred_mask_logits.sum() * 0
-    with torch.no_grad():
-        target = cat(
-            [
-                x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side).to(device=device)
-                for x in filled
-            ]
-        )
-    if pred_mask_logits.shape[1] == 1:
-        logits = pred_mask_logits[:, 0]
-    else:
-        classes = cat([x.gt_classes for x in filled])
-        logits = pred_mask_logits[torch.arange(regions, device=device), classes]
+    truth = _mask_targets(filled, pred_mask_logits)
+    logits = own_class(pred_mask_logits, torch.cat([x.gt_classes for x in filled])).squeeze(1)
     logits = logits.float()
-    truth = target > 0.5 if target.is_floating_point() else target.bool()
-    _put_mask_statistics(logits.detach(), truth)
+    _put_mask_statistics(logits.detach() > 0, truth)
     if picture_due(vis_period):
         pair = torch.cat([logits[0].detach().sigmoid(), truth[0].float()], dim=1)
         put_image("Left: mask prediction;   Right: mask GT", pair.expand(3, -1, -1))
-    total = F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="sum")
-    return total / (count * side * side)
+    total = F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="sum")
+    return total / (regions * truth[0].numel())
 
 
-def _put_mask_statistics(logits: Tensor, truth: Tensor) -> None:
-    """Publish the share of wrong pixels, in all, in the background, in the foreground."""
-    wrong = (logits > 0) != truth
-    positive = truth.sum()
+@torch.no_grad()
+def _mask_targets(instances: list[Instances], like: Tensor) -> Tensor:
+    """Return the ground truth in each region's grid, (R, M, M) bool where `like` (..., M) is."""
+    crops = [
+        x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, like.shape[-1]).to(like.device)
+        for x in instances
+    ]
+    target = torch.cat(crops)
+    return target > 0.5 if target.is_floating_point() else target.bool()
+
+
+def _put_mask_statistics(claimed: Tensor, truth: Tensor) -> None:
+    """Publish the share of wrong pixels, in all, in the background, in the foreground.
+
+    Args:
+        claimed: bool, the pixels taken for foreground.
+        truth: bool, of the same shape.
+    """
+    found, inside = (claimed & truth).sum(), truth.sum()
+    missed, invented = inside - found, claimed.sum() - found
     put_scalars(
         "mask_rcnn",
-        accuracy=1 - wrong.float().mean(),
-        false_positive=(wrong & ~truth).sum() / (truth.numel() - positive).clamp(min=1),
-        false_negative=(wrong & truth).sum() / positive.clamp(min=1),
+        accuracy=1 - (missed + invented) / truth.numel(),
+        false_positive=invented / (truth.numel() - inside).clamp(min=1),
+        false_negative=missed / inside.clamp(min=1),
     )
 
 
@@ -110,13 +113,11 @@ def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: list[Instances
         pred_mask_logits: (R, K, M, M) or (R, 1, M, M), R over all images in order.
         pred_instances: per image, with `pred_classes`; changed in place.
     """
-    if pred_mask_logits.shape[1] > 1:
-        classes = cat([x.pred_classes for x in pred_instances])
-        rows = torch.arange(len(classes), device=classes.device)
-        pred_mask_logits = pred_mask_logits[rows, classes].unsqueeze(1)
-    masks = pred_mask_logits.sigmoid().split([len(x) for x in pred_instances])
-    for instances, mask in zip(pred_instances, masks, strict=True):
-        instances.pred_masks = mask
+    classes = torch.cat([x.pred_classes for x in pred_instances])
+    masks = own_class(pred_mask_logits, classes).sigmoid()
+    per_image = masks.split([len(x) for x in pred_instances])
+    for instances, own in zip(pred_instances, per_image, strict=True):
+        instances.pred_masks = own
 
 
 class BaseMaskRCNNHead(nn.Module):
@@ -198,26 +199,13 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
         if not conv_dims:
             raise ValueError("MaskRCNNConvUpsampleHead: conv_dims needs at least one entry")
         channels = region_shape(input_shape, "MaskRCNNConvUpsampleHead")[0]
-        self.conv_norm_relus = []
-        for k, dim in enumerate(conv_dims[:-1], start=1):
-            conv = Conv2d(
-                channels,
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, dim),
-                activation=nn.ReLU(),
-            )
-            self.add_module(f"mask_fcn{k}", conv)
-            self.conv_norm_relus.append(f"mask_fcn{k}")
-            channels = dim
-        self.deconv = nn.ConvTranspose2d(channels, conv_dims[-1], kernel_size=2, stride=2)
-        self.predictor = nn.Conv2d(conv_dims[-1], num_classes, kernel_size=1)
-        for module in (*(getattr(self, n) for n in self.conv_norm_relus), self.deconv):
-            msra_fill(module)
-        nn.init.normal_(self.predictor.weight, std=0.001)
-        nn.init.zeros_(cast(Tensor, self.predictor.bias))
+        *convolved, upsampled = conv_dims
+        self.conv_names = add_convs(self, "mask_fcn", channels, convolved, conv_norm)
+        channels = convolved[-1] if convolved else channels
+        self.deconv = nn.ConvTranspose2d(channels, upsampled, kernel_size=2, stride=2)
+        msra_fill(self.deconv)
+        self.predictor = nn.Conv2d(upsampled, num_classes, kernel_size=1)
+        normal_fill(self.predictor, std=0.001)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -233,12 +221,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
 
     def layers(self, x: Tensor) -> Tensor:
         """Map pooled features (R, C, H, W) to logits (R, K, 2H, 2W)."""
-        return self.predictor(torch.relu_(self.deconv(self._convolve(x))))
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        for name in self.conv_norm_relus:
-            x = getattr(self, name)(x)
-        return x
+        return self.predictor(torch.relu_(self.deconv(in_turn(self, self.conv_names, x))))
 
     def _own_class_logits(self, x: Tensor, instances: list[Instances]) -> Tensor:
         """Evaluate the last two layers as matrix products, the last for each region's class only.
@@ -250,7 +233,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
         if type(self).layers is not MaskRCNNConvUpsampleHead.layers or len(x) == 0:
             return self.layers(x)
         field = "gt_classes" if self.training else "pred_classes"
-        x = self._convolve(x)
+        x = in_turn(self, self.conv_names, x)
         regions, channels, height, width = x.shape
         middle = self.deconv.out_channels
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)

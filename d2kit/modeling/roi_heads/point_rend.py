@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.modeling._shapes import shapes_of
+from d2kit.modeling.roi_heads._layers import own_class
 from d2kit.modeling.roi_heads._point_features import (
     generate_regular_grid_point_coords,
     get_uncertain_point_coords_on_grid,
@@ -27,7 +28,6 @@ from d2kit.modeling.roi_heads._point_features import (
 from d2kit.modeling.roi_heads._point_head import (
     ConvFCHead,
     build_point_head,
-    own_class,
     roi_mask_point_loss,
 )
 from d2kit.modeling.roi_heads._sampled_masks import SampledBitMasks
