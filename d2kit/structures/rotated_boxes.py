@@ -13,6 +13,19 @@ __all__ = ["RotatedBoxes", "pairwise_iou"]
 _RADIANS = math.pi / 180.0
 
 
+def scaled_rotated(boxes: Tensor, scale_x: float, scale_y: float) -> Tensor:
+    """Return boxes (R, 5) XYWHA in an image whose axes are scaled; see `RotatedBoxes.scale`."""
+    angle = boxes[:, 4] * _RADIANS
+    cos, sin = angle.cos(), angle.sin()
+    # where the unit vectors along width and height go: (R, which of the two, x and y)
+    axes = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
+    factors = boxes.new_tensor([scale_x, scale_y])
+    axes = axes * factors
+    turned = torch.atan2(axes[:, 1, 0], axes[:, 1, 1]) / _RADIANS
+    sizes = boxes[:, 2:4] * axes.norm(dim=2)
+    return torch.cat([boxes[:, :2] * factors, sizes, turned[:, None]], dim=1)
+
+
 class RotatedBoxes(Boxes):
     """R rotated boxes as one tensor.
 
@@ -77,13 +90,7 @@ class RotatedBoxes(Boxes):
         A turned rectangle becomes a parallelogram under unequal factors; the result is the
         rectangle with the side lengths of that parallelogram and the direction of its height axis.
         """
-        angle = self.tensor[:, 4] * _RADIANS
-        cos, sin = angle.cos(), angle.sin()
-        self.tensor[:, 0] *= scale_x
-        self.tensor[:, 1] *= scale_y
-        self.tensor[:, 2] *= torch.hypot(scale_x * cos, scale_y * sin)
-        self.tensor[:, 3] *= torch.hypot(scale_x * sin, scale_y * cos)
-        self.tensor[:, 4] = torch.atan2(scale_x * sin, scale_y * cos) / _RADIANS
+        self.tensor.copy_(scaled_rotated(self.tensor, scale_x, scale_y))
 
 
 def pairwise_iou(boxes1: RotatedBoxes, boxes2: RotatedBoxes) -> Tensor:

@@ -290,15 +290,11 @@ def _rotated_box_vflip(transform: VFlipTransform, rotated_boxes: np.ndarray) -> 
 
 def _rotated_box_resize(transform: ResizeTransform, rotated_boxes: np.ndarray) -> np.ndarray:
     """Scale (R, 5) XYWHA boxes; sides keep their directions' images, right angles may be lost."""
-    boxes = np.array(rotated_boxes, dtype=np.float64)
-    sx, sy = transform.new_w / transform.w, transform.new_h / transform.h
-    theta = np.deg2rad(boxes[:, 4])
-    cos, sin = np.cos(theta), np.sin(theta)
-    boxes[:, :2] *= (sx, sy)
-    boxes[:, 2] *= np.hypot(sx * cos, sy * sin)
-    boxes[:, 3] *= np.hypot(sx * sin, sy * cos)
-    boxes[:, 4] = np.rad2deg(np.arctan2(sx * sin, sy * cos))
-    return boxes
+    from d2kit.structures.rotated_boxes import scaled_rotated
+
+    boxes = torch.from_numpy(np.array(rotated_boxes, dtype=np.float64))
+    factors = transform.new_w / transform.w, transform.new_h / transform.h
+    return scaled_rotated(boxes, *factors).numpy()
 
 
 def _rotated_box_crop(transform: CropTransform, rotated_boxes: np.ndarray) -> np.ndarray:
