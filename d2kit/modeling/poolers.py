@@ -36,11 +36,13 @@ def assign_boxes_to_levels(
     Returns:
         Int64 (R,): 0 for `min_level`, 1 for the next one, and so on.
     """
-    sizes = cat([boxes.area() for boxes in box_lists]).sqrt()
-    levels = torch.floor(canonical_level + torch.log2(sizes / canonical_box_size + 1e-8))
-    # a box that is NaN or inverted along one axis has no size; any level pools something
-    levels = levels.nan_to_num(nan=float(min_level)).clamp(min=min_level, max=max_level)
-    return levels.to(torch.int64) - min_level
+    areas = cat([boxes.area() for boxes in box_lists])
+    index = torch.zeros_like(areas, dtype=torch.int64)
+    # A level begins where the one before ends. Boxes that are NaN, or inverted along one axis,
+    # reach no beginning and stay on the finest.
+    for level in range(min_level + 1, max_level + 1):
+        index += areas >= (canonical_box_size * 2.0 ** (level - canonical_level)) ** 2
+    return index
 
 
 def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes] | Sequence[RotatedBoxes]) -> Tensor:

@@ -55,34 +55,31 @@ def detector_postprocess(
     Raises:
         ValueError: `results` has no boxes.
     """
-    height, width = results.image_size
-    scale_x, scale_y = output_width / width, output_height / height
-    output = Instances((int(output_height), int(output_width)), **results.get_fields())
-    name = next((n for n in ("pred_boxes", "proposal_boxes") if output.has(n)), None)
+    fields = results.get_fields()
+    name = next((n for n in ("pred_boxes", "proposal_boxes") if n in fields), None)
     if name is None:
         raise ValueError(
             "detector_postprocess needs the field pred_boxes or proposal_boxes, got "
-            f"{list(output.get_fields())}."
+            f"{list(fields)}."
         )
-    boxes = output.get(name).clone()
-    boxes.scale(scale_x, scale_y)
-    boxes.clip(output.image_size)
-    output.set(name, boxes)
-    output = output[boxes.nonempty()]
-
-    if output.has("pred_masks"):
-        masks = output.pred_masks
-        roi_masks = masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])
-        output.pred_masks = roi_masks
-        if _PASTE.get() if paste_masks is None else paste_masks:
-            output.pred_masks = roi_masks.to_bitmasks(
-                output.get(name), int(output_height), int(output_width), mask_threshold
-            ).tensor
-    if output.has("pred_keypoints"):
-        keypoints = output.pred_keypoints.clone()
-        keypoints[..., 0] *= scale_x
-        keypoints[..., 1] *= scale_y
-        output.pred_keypoints = keypoints
+    size = (int(output_height), int(output_width))
+    height, width = results.image_size
+    factors = output_width / width, output_height / height
+    boxes = fields[name].clone()
+    boxes.scale(*factors)
+    boxes.clip(size)
+    moved = {name: boxes}
+    if "pred_keypoints" in fields:
+        xy_score = fields["pred_keypoints"].new_tensor([*factors, 1.0])
+        moved["pred_keypoints"] = fields["pred_keypoints"] * xy_score
+    if "pred_masks" in fields:
+        masks = fields["pred_masks"]
+        moved["pred_masks"] = masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])
+    output = Instances(size, **{**fields, **moved})[boxes.nonempty()]
+    paste = _PASTE.get() if paste_masks is None else paste_masks
+    if paste and output.has("pred_masks"):
+        pasted = output.pred_masks.to_bitmasks(output.get(name), *size, mask_threshold)
+        output.pred_masks = pasted.tensor
     return output
 
 

@@ -244,10 +244,10 @@ def _upsampling_head(
     norm: str | Callable[[int], nn.Module] | None,
 ) -> nn.Sequential:
     """Make a convolution for each doubling, and one where there is none."""
-    layers: list[nn.Module] = []
-    for k in range(max(1, doublings)):
+    steps = nn.Sequential()
+    for before in [channels] + [conv_dims] * (doublings - 1):
         conv = Conv2d(
-            channels if k == 0 else conv_dims,
+            before,
             conv_dims,
             kernel_size=3,
             padding=1,
@@ -256,7 +256,7 @@ def _upsampling_head(
             activation=F.relu,
         )
         msra_fill(conv)
-        layers.append(conv)
-        if k < doublings:
-            layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
-    return nn.Sequential(*layers)
+        steps.append(conv)
+        if doublings > 0:
+            steps.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+    return steps
