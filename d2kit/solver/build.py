@@ -100,17 +100,21 @@ def maybe_add_gradient_clipping(
     if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         return optimizer
     clip = _build_gradient_clipper(cfg.SOLVER.CLIP_GRADIENTS)
-    base = type(optimizer) if isinstance(optimizer, Optimizer) else optimizer
 
-    def step(self: Optimizer, closure: Callable[[], float] | None = None) -> Any:
-        clip([p for group in self.param_groups for p in group["params"]])
-        return base.step(self, closure)
+    def before_step(stepping: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        clip([p for group in stepping.param_groups for p in group["params"]])
 
-    clipping = type(f"{base.__name__}WithGradientClip", (base,), {"step": step})
     if isinstance(optimizer, Optimizer):
-        optimizer.__class__ = clipping
+        optimizer.register_step_pre_hook(before_step)
         return optimizer
-    return clipping
+
+    class Clipping(optimizer):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.register_step_pre_hook(before_step)
+
+    return Clipping
 
 
 def _can_fuse(params: Iterable[Mapping[str, Any]]) -> bool:

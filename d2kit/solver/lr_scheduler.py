@@ -127,7 +127,46 @@ class LRMultiplier(LRScheduler):
         return [base * factor for base in self.base_lrs]
 
 
-class WarmupMultiStepLR(LRScheduler):
+class WarmupLR(LRScheduler):
+    """A warm-up factor times a factor that a subclass gives for each step.
+
+    Args:
+        optimizer: whose groups' ``lr`` is changed.
+        warmup_factor: factor at step 0.
+        warmup_iters: number of warm-up steps.
+        warmup_method: "linear" or "constant".
+        last_epoch: index of the step done last; -1 at the start.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        warmup_factor: float,
+        warmup_iters: int,
+        warmup_method: str,
+        last_epoch: int,
+    ) -> None:
+        _check_method(warmup_method)
+        self.warmup_factor = warmup_factor
+        self.warmup_iters = warmup_iters
+        self.warmup_method = warmup_method
+        super().__init__(optimizer, last_epoch)
+
+    def _factor(self, step: int) -> float:
+        """Return the factor on the initial rate at `step`, were there no warm-up."""
+        raise NotImplementedError
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each group for the coming step."""
+        step = self.last_epoch
+        factor = self._factor(step) * _get_warmup_factor_at_iter(
+            self.warmup_method, step, self.warmup_iters, self.warmup_factor
+        )
+        return [base * factor for base in self.base_lrs]
+
+
+class WarmupMultiStepLR(WarmupLR):
     """Multiplies the rate by `gamma` at each milestone, after a warm-up.
 
     Args:
@@ -152,24 +191,21 @@ class WarmupMultiStepLR(LRScheduler):
     ) -> None:
         if list(milestones) != sorted(milestones):
             raise ValueError(f"milestones must be increasing integers, got {list(milestones)}")
-        _check_method(warmup_method)
         self.milestones = list(milestones)
         self.gamma = gamma
-        self.warmup_factor = warmup_factor
-        self.warmup_iters = warmup_iters
-        self.warmup_method = warmup_method
-        super().__init__(optimizer, last_epoch)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the learning rate of each group for the coming step."""
-        warmup = _get_warmup_factor_at_iter(
-            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
+        super().__init__(
+            optimizer,
+            warmup_factor=warmup_factor,
+            warmup_iters=warmup_iters,
+            warmup_method=warmup_method,
+            last_epoch=last_epoch,
         )
-        factor = warmup * self.gamma ** bisect_right(self.milestones, self.last_epoch)
-        return [base * factor for base in self.base_lrs]
+
+    def _factor(self, step: int) -> float:
+        return self.gamma ** bisect_right(self.milestones, step)
 
 
-class WarmupCosineLR(LRScheduler):
+class WarmupCosineLR(WarmupLR):
     """Half a cosine from the initial rate to 0, times a warm-up factor.
 
     Source: Loshchilov and Hutter 2017, section 3, without restarts (arXiv 1608.03983).
@@ -192,20 +228,17 @@ class WarmupCosineLR(LRScheduler):
         warmup_method: str = "linear",
         last_epoch: int = -1,
     ) -> None:
-        _check_method(warmup_method)
         self.max_iters = max_iters
-        self.warmup_factor = warmup_factor
-        self.warmup_iters = warmup_iters
-        self.warmup_method = warmup_method
-        super().__init__(optimizer, last_epoch)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the learning rate of each group for the coming step."""
-        warmup = _get_warmup_factor_at_iter(
-            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
+        super().__init__(
+            optimizer,
+            warmup_factor=warmup_factor,
+            warmup_iters=warmup_iters,
+            warmup_method=warmup_method,
+            last_epoch=last_epoch,
         )
-        cosine = 0.5 * (1.0 + math.cos(math.pi * self.last_epoch / self.max_iters))
-        return [base * warmup * cosine for base in self.base_lrs]
+
+    def _factor(self, step: int) -> float:
+        return (1.0 + math.cos(math.pi * step / self.max_iters)) / 2
 
 
 def _get_warmup_factor_at_iter(

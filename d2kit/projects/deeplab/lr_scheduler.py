@@ -1,15 +1,13 @@
 """The polynomial learning-rate schedule."""
 
-from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from d2kit.solver.lr_scheduler import _check_method, _get_warmup_factor_at_iter
+from d2kit.solver.lr_scheduler import WarmupLR
 
 __all__ = ["WarmupPolyLR"]
 
 
-class WarmupPolyLR(LRScheduler):
+class WarmupPolyLR(WarmupLR):
     """Multiplies the rate by ``(1 - step / max_iters) ** power`` and a warm-up factor.
 
     Args:
@@ -39,27 +37,22 @@ class WarmupPolyLR(LRScheduler):
         power: float = 0.9,
         constant_ending: float = 0.0,
     ) -> None:
-        _check_method(warmup_method)
         if not 0.0 <= constant_ending <= 1.0:
             raise ValueError(
                 "SOLVER.POLY_LR_CONSTANT_ENDING is a factor of the rate: expected 0 to 1, got "
                 f"{constant_ending}"
             )
         self.max_iters = max_iters
-        self.warmup_factor = warmup_factor
-        self.warmup_iters = warmup_iters
-        self.warmup_method = warmup_method
         self.power = power
         self.constant_ending = constant_ending
-        super().__init__(optimizer, last_epoch)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the learning rate of each group for the coming step."""
-        warmup = _get_warmup_factor_at_iter(
-            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
+        super().__init__(
+            optimizer,
+            warmup_factor=warmup_factor,
+            warmup_iters=warmup_iters,
+            warmup_method=warmup_method,
+            last_epoch=last_epoch,
         )
-        left = max(0.0, 1.0 - self.last_epoch / self.max_iters)
-        factor = warmup * left**self.power
-        if self.last_epoch >= self.warmup_iters:
-            factor = max(factor, self.constant_ending)
-        return [base * factor for base in self.base_lrs]
+
+    def _factor(self, step: int) -> float:
+        left = max(0.0, 1.0 - step / self.max_iters) ** self.power
+        return left if step < self.warmup_iters else max(left, self.constant_ending)
