@@ -176,26 +176,32 @@ def transform_keypoint_annotations(
         ValueError: if the image is flipped and the indices are missing or of another number.
     """
     transform = _one_transform(transforms)
-    points = np.array(keypoints, dtype=np.float64).reshape(-1, 3)
-    xy = np.asarray(transform.apply_coords(points[:, :2].copy()))
-    inside = ((xy >= 0) & (xy <= np.array(image_size[::-1]))).all(axis=1)
-    points[:, :2] = xy
-    points[~inside, 2] = 0
-    steps = transform.transforms if isinstance(transform, TransformList) else [transform]
-    if sum(isinstance(step, HFlipTransform) for step in steps) % 2 == 1:
-        if keypoint_hflip_indices is None:
-            raise ValueError(
-                "keypoints cannot be flipped without keypoint_hflip_indices; build them with "
-                "create_keypoint_hflip_indices, or turn the flip off (INPUT.RANDOM_FLIP none)"
-            )
-        if len(keypoint_hflip_indices) != len(points):
-            raise ValueError(
-                f"the annotation has {len(points)} keypoints, its dataset's metadata "
-                f"{len(keypoint_hflip_indices)} (keypoint_names)"
-            )
-        points = points[np.asarray(keypoint_hflip_indices, dtype=np.int64)]
-    points[points[:, 2] == 0, :2] = 0
-    return points
+    given = np.asarray(keypoints, dtype=np.float64).reshape(-1, 3)
+    x, y = np.asarray(transform.apply_coords(given[:, :2].copy())).T
+    height, width = image_size
+    seen = (x >= 0) & (x <= width) & (y >= 0) & (y <= height) & (given[:, 2] != 0)
+    moved = np.where(seen[:, None], np.stack([x, y, given[:, 2]], axis=1), 0.0)
+    if not _mirrors(transform):
+        return moved
+    if keypoint_hflip_indices is None:
+        raise ValueError(
+            "keypoints cannot be flipped without keypoint_hflip_indices; build them with "
+            "create_keypoint_hflip_indices, or turn the flip off (INPUT.RANDOM_FLIP none)"
+        )
+    if len(keypoint_hflip_indices) != len(moved):
+        raise ValueError(
+            f"the annotation has {len(moved)} keypoints, its dataset's metadata "
+            f"{len(keypoint_hflip_indices)} (keypoint_names)"
+        )
+    return moved[list(keypoint_hflip_indices)]
+
+
+def _mirrors(transform: Transform) -> bool:
+    """Tell whether left and right change places."""
+    mirrored = False
+    for step in getattr(transform, "transforms", [transform]):
+        mirrored ^= isinstance(step, HFlipTransform)
+    return mirrored
 
 
 def annotations_to_instances(

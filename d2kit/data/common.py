@@ -164,8 +164,8 @@ class MapDataset(torchdata.Dataset[Any]):
             return _MapIterableDataset(dataset, map_func)
         return super().__new__(cls)
 
-    def __getnewargs__(self) -> tuple[Any, Callable[[Any], Any]]:
-        return self._dataset, self._map_func
+    def __reduce__(self) -> tuple[type, tuple[Any, Callable[[Any], Any]]]:
+        return type(self), (self._dataset, self._map_func)
 
     def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
         self._dataset = dataset

@@ -1,6 +1,7 @@
 """Functions to write one's own dataset mapper with: reading, transforming, converting."""
 
 import logging  # noqa: F401  (user code imports it from here)
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,20 +134,21 @@ def gen_crop_transform_with_instance(
     Raises:
         ValueError: where the crop is larger than the image, or the centre lies outside.
     """
-    crop, image = np.asarray(crop_size, dtype=np.int64), np.asarray(image_size, dtype=np.int64)
-    x0, y0, x1, y1 = get_bbox(instance)
-    center = np.array(((y0 + y1) * 0.5, (x0 + x1) * 0.5))
-    if (center < 0).any() or (center > image).any():
-        raise ValueError(
-            f"the box's centre (y, x) {center.tolist()} lies outside the image {tuple(image_size)}"
-        )
-    if (crop > image).any():
-        raise ValueError(f"crop {tuple(crop_size)} is larger than the image {tuple(image_size)}")
-    low = np.maximum(np.ceil(center).astype(np.int64) - crop, 0)
-    high = np.minimum(image - crop, np.floor(center).astype(np.int64))
-    top = int(np.random.randint(low[0], high[0] + 1))
-    left = int(np.random.randint(low[1], high[1] + 1))
-    return T.CropTransform(left, top, int(crop[1]), int(crop[0]))
+    box = get_bbox(instance)
+    middle_x, middle_y = (float(v) for v in (box[:2] + box[2:]) / 2)
+    top = _start_of_window(crop_size[0], image_size[0], middle_y, "height")
+    left = _start_of_window(crop_size[1], image_size[1], middle_x, "width")
+    return T.CropTransform(left, top, int(crop_size[1]), int(crop_size[0]))
+
+
+def _start_of_window(length: int, whole: int, middle: float, side: str) -> int:
+    """Draw where a window of `length` pixels begins that holds `middle` and stays in the image."""
+    if not 0 <= middle <= whole:
+        raise ValueError(f"the box's centre, at {middle}, lies outside the image's {side} {whole}")
+    if length > whole:
+        raise ValueError(f"a crop of {side} {length} is larger than the image, {whole}")
+    earliest, latest = max(math.ceil(middle) - length, 0), min(math.floor(middle), whole - length)
+    return int(np.random.randint(earliest, latest + 1))
 
 
 def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
@@ -197,16 +199,18 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> list[in
     check_metadata_consistency("keypoint_names", dataset_names)
     check_metadata_consistency("keypoint_flip_map", dataset_names)
     metadata = MetadataCatalog.get(dataset_names[0])
-    names = list(metadata.keypoint_names)
-    flipped = dict(metadata.keypoint_flip_map)
-    flipped.update({right: left for left, right in flipped.items()})
-    unknown = sorted(set(flipped) - set(names))
+    place = {name: i for i, name in enumerate(metadata.keypoint_names)}
+    pairs = [tuple(pair) for pair in metadata.keypoint_flip_map]
+    unknown = sorted({name for pair in pairs for name in pair if name not in place})
     if unknown:
         raise ValueError(
             f"keypoint_flip_map of {dataset_names[0]!r} names {unknown}, not in keypoint_names "
-            f"{names}"
+            f"{list(place)}"
         )
-    return [names.index(flipped.get(name, name)) for name in names]
+    order = list(place.values())
+    for left, right in pairs:
+        order[place[left]], order[place[right]] = place[right], place[left]
+    return order
 
 
 @provides_class_weights
@@ -231,8 +235,9 @@ def get_fed_loss_cls_weights(
         dataset_names = [dataset_names]
     check_metadata_consistency("class_image_count", dataset_names)
     counts = MetadataCatalog.get(dataset_names[0]).class_image_count
-    ordered = [entry["image_count"] for entry in sorted(counts, key=lambda entry: entry["id"])]
-    return torch.tensor(ordered, dtype=torch.float32) ** freq_weight_power
+    images = {entry["id"]: entry["image_count"] for entry in counts}
+    by_class = torch.tensor([images[k] for k in sorted(images)], dtype=torch.float32)
+    return by_class**freq_weight_power
 
 
 def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation | T.Transform]:

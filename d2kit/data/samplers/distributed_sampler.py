@@ -94,7 +94,7 @@ class TrainingSampler(_EpochSampler):
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
         super().__init__()
-        self._size = _check_size(size, "TrainingSampler")
+        self._records = np.arange(_check_size(size, "TrainingSampler"))
         self._shuffle = shuffle
         self._seed = _seed_or_shared(seed)
 
@@ -104,9 +104,9 @@ class TrainingSampler(_EpochSampler):
         generator.manual_seed(self._seed)
         while True:
             if self._shuffle:
-                yield torch.randperm(self._size, generator=generator).numpy()
+                yield self._records[torch.randperm(len(self._records), generator=generator).numpy()]
             else:
-                yield np.arange(self._size)
+                yield self._records
 
 
 class RandomSubsetTrainingSampler(TrainingSampler):
@@ -140,17 +140,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
             )
         generator = torch.Generator()
         generator.manual_seed(_seed_or_shared(seed_subset))
-        self._subset = torch.randperm(size, generator=generator)[:count].numpy()
-
-    def epochs(self) -> Iterator[np.ndarray]:
-        """Yield one permutation of the chosen records per epoch."""
-        generator = torch.Generator()
-        generator.manual_seed(self._seed)
-        while True:
-            if self._shuffle:
-                yield self._subset[torch.randperm(len(self._subset), generator=generator).numpy()]
-            else:
-                yield self._subset
+        self._records = torch.randperm(size, generator=generator)[:count].numpy()
 
 
 class RepeatFactorTrainingSampler(_EpochSampler):

@@ -13,6 +13,7 @@ from d2kit.data.transforms.transform import (
     TransformList,
 )
 
+_CROP_TRIALS = 10
 CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
 
 
@@ -156,19 +157,19 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):  # noqa: N801  (Detectron
             raise ValueError(
                 "RandomCrop_CategoryAreaConstraint needs sem_seg, but the input has none"
             )
-        height, width = sem_seg.shape[:2]
-        for _ in range(10):
-            crop_h, crop_w = self.crop_aug.get_crop_size((height, width))
-            y0 = int(np.random.randint(height - crop_h + 1))
-            x0 = int(np.random.randint(width - crop_w + 1))
-            labels, counts = np.unique(
-                sem_seg[y0 : y0 + crop_h, x0 : x0 + crop_w], return_counts=True
-            )
-            if self.ignored_category is not None:
-                counts = counts[labels != self.ignored_category]
-            if len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area:
+        crop = self.crop_aug.get_transform(sem_seg)
+        for _ in range(_CROP_TRIALS - 1):
+            if self._is_mixed(crop.apply_segmentation(sem_seg)):
                 break
-        return CropTransform(x0, y0, crop_w, crop_h, orig_w=width, orig_h=height)
+            crop = self.crop_aug.get_transform(sem_seg)
+        return crop
+
+    def _is_mixed(self, labels: np.ndarray) -> bool:
+        """Tell whether several categories are there, none of them with too large a share."""
+        pixels = dict(zip(*np.unique(labels, return_counts=True), strict=True))
+        pixels.pop(self.ignored_category, None)
+        limit = self.single_category_max_area * sum(pixels.values())
+        return len(pixels) > 1 and max(pixels.values()) < limit
 
 
 class MinIoURandomCrop(Augmentation):
