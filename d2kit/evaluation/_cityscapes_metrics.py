@@ -230,11 +230,11 @@ def count_labels(predicted: np.ndarray, truth: np.ndarray, instances: np.ndarray
     same = np.bincount(inverse[predicted == of_pixel], minlength=len(values))
     related = group_of[predicted] == group_of[of_pixel]
     kin = np.bincount(inverse[related], minlength=len(values))
-    for i in np.flatnonzero(wanted):
-        name = CITYSCAPES_CATEGORIES[target[i]]["name"]
-        if name in MEAN_SIZES:
-            counts = np.array([same[i], size[i] - same[i], kin[i], size[i] - kin[i]])
-            weighted[:, target[i]] += counts * (MEAN_SIZES[name] / size[i])
+    rows = np.flatnonzero(wanted)
+    counts = np.stack([same, size - same, kin, size - kin])[:, rows]
+    mean_size = np.array([MEAN_SIZES.get(c["name"], 0.0) for c in CITYSCAPES_CATEGORIES])
+    factors = mean_size[target[rows]] / size[rows]
+    np.add.at(weighted.T, target[rows], (counts * factors).T)
     return SemanticCounts(confusion(to_train[truth], predicted, classes), weighted)
 
 

@@ -87,19 +87,17 @@ class DatasetEvaluators(DatasetEvaluator):
         Raises:
             ValueError: two evaluators report the same task.
         """
-        results: OrderedDict[str, Any] = OrderedDict()
-        for evaluator in self._evaluators:
-            result = evaluator.evaluate()
-            if not is_main_process() or result is None:
-                continue
-            for task, value in result.items():
-                if task in results:
-                    raise ValueError(
-                        f"Two evaluators report the task {task!r}; the second is "
-                        f"{type(evaluator).__name__}. Give each evaluator its own `tasks`."
-                    )
-                results[task] = value
-        return results
+        found = [(type(e).__name__, e.evaluate() or {}) for e in self._evaluators]
+        merged: OrderedDict[str, Any] = OrderedDict()
+        for name, results in found if is_main_process() else ():
+            twice = merged.keys() & results.keys()
+            if twice:
+                raise ValueError(
+                    f"Two evaluators report the task {min(twice)!r}; the second is {name}. Give "
+                    "each evaluator its own `tasks`."
+                )
+            merged.update(results)
+        return merged
 
 
 class _Stopwatch:

@@ -245,7 +245,5 @@ def voc_ap(rec: np.ndarray, prec: np.ndarray, use_07_metric: bool = False) -> fl
     if use_07_metric:
         levels = np.arange(0.0, 1.1, 0.1)
         return float(np.mean([prec[rec >= level].max(initial=0.0) for level in levels]))
-    recall = np.concatenate([[0.0], rec, [1.0]])
-    envelope = np.concatenate([[0.0], prec, [0.0]])
-    envelope = np.maximum.accumulate(envelope[::-1])[::-1]
-    return float(np.sum(np.diff(recall) * envelope[1:]))
+    best_from_here = np.maximum.accumulate(prec[::-1])[::-1]
+    return float(np.sum(np.diff(rec, prepend=0.0) * best_from_here))

@@ -28,14 +28,16 @@ def print_csv_format(results: Mapping[str, Any]) -> None:
         raise TypeError(
             f"print_csv_format expects a dict of results, got {type(results).__name__}: {results!r}"
         )
-    for task, metrics in results.items():
-        if isinstance(metrics, Mapping):
-            shown = {name: value for name, value in metrics.items() if "-" not in name}
-            logger.info("copypaste: Task: %s", task)
-            logger.info("copypaste: %s", ",".join(shown))
-            logger.info("copypaste: %s", ",".join(f"{value:.4f}" for value in shown.values()))
-        else:
-            logger.info("copypaste: %s=%s", task, metrics)
+    for task, found in results.items():
+        for line in _lines_of(task, found) if isinstance(found, Mapping) else [f"{task}={found}"]:
+            logger.info("copypaste: %s", line)
+
+
+def _lines_of(task: str, metrics: Mapping[str, float]) -> tuple[str, str, str]:
+    """Return the name of a task, of its main metrics, and their values."""
+    names = [name for name in metrics if "-" not in name]
+    values = (f"{metrics[name]:.4f}" for name in names)
+    return f"Task: {task}", ",".join(names), ",".join(values)
 
 
 def default_expected_results(cfg: Any) -> list[Sequence[Any]]:
