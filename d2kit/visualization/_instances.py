@@ -223,10 +223,8 @@ class InstanceDrawing(DrawingBase):
     def _create_grayscale_image(self, mask: np.ndarray | None = None) -> np.ndarray:
         """Return the image in grey, with its colours where `mask` (H, W) is set."""
         grey = self.img.astype(np.float32).mean(axis=2, keepdims=True).round().astype(np.uint8)
-        result = np.repeat(grey, 3, axis=2)
-        if mask is not None:
-            result[mask.astype(bool)] = self.img[mask.astype(bool)]
-        return result
+        coloured = np.asarray(False if mask is None else mask.astype(bool)[..., None])
+        return np.where(coloured, self.img, grey)
 
 
 def _common_length(**inputs: Any) -> int:

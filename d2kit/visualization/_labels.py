@@ -26,24 +26,20 @@ def _create_text_labels(
     Returns:
         R labels such as ``"person 98%"`` or ``"person|crowd"``; None if there is nothing to say.
     """
-    labels = None
+    parts: list[list[str]] = []
     if classes is not None:
         names = class_names or ()
         indices = [int(c) for c in classes]
-        labels = [str(names[c]) if 0 <= c < len(names) else str(c) for c in indices]
+        parts.append([str(names[c]) if 0 <= c < len(names) else str(c) for c in indices])
     if scores is not None:
-        shares = [f"{float(score) * 100:.0f}%" for score in scores]
-        labels = (
-            shares
-            if labels is None
-            else [f"{label} {share}" for label, share in zip(labels, shares, strict=True)]
-        )
-    if labels is not None and is_crowd is not None:
-        labels = [
-            label + ("|crowd" if crowd else "")
-            for label, crowd in zip(labels, is_crowd, strict=True)
-        ]
-    return labels
+        parts.append([f"{float(score):.0%}" for score in scores])
+    if not parts:
+        return None
+    labels = [" ".join(words) for words in zip(*parts, strict=True)]
+    if is_crowd is None:
+        return labels
+    marks = {True: "|crowd", False: ""}
+    return [label + marks[bool(crowd)] for label, crowd in zip(labels, is_crowd, strict=True)]
 
 
 class _PanopticPrediction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ _MASK_IOU, _BOX_IOU = 0.5, 0.6  # two detections that overlap more are one objec
 _FRAMES_KEPT = 8  # an object unseen for longer loses its colour
 
 
+@dataclass(slots=True, eq=False)
 class _DetectedInstance:
     """An object of an earlier frame.
 
@@ -30,14 +32,11 @@ class _DetectedInstance:
         ttl: number of frames that it may still be missing.
     """
 
-    __slots__ = ["bbox", "color", "label", "mask_rle", "ttl"]
-
-    def __init__(self, label: int, bbox: Any, mask_rle: Any, color: Any, ttl: int) -> None:
-        self.label = label
-        self.bbox = bbox
-        self.mask_rle = mask_rle
-        self.color = color
-        self.ttl = ttl
+    label: int
+    bbox: Any
+    mask_rle: Any
+    color: Any
+    ttl: int
 
 
 class VideoVisualizer:
