@@ -7,31 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2kit.config import CfgNode
+from d2kit.config import CfgNode, configurable
 from d2kit.structures import Instances
 from d2kit.tracking._overlap import canonical_order, check_association
 from d2kit.tracking.base_tracker import BaseTracker
 
 _STATE = ("ID", "ID_period", "lost_frame_count")
-
-
-def build_overlap_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Return the arguments that all overlap trackers take.
-
-    The keys that Detectron2 does not have may be missing: a config that was written for it works.
-    """
-    node = cfg.TRACKER_HEADS
-    return {
-        "video_height": node.VIDEO_HEIGHT,
-        "video_width": node.VIDEO_WIDTH,
-        "max_num_instances": node.get("MAX_NUM_INSTANCES", 200),
-        "max_lost_frame_count": node.get("MAX_LOST_FRAME_COUNT", 0),
-        "min_box_rel_dim": node.get("MIN_BOX_REL_DIM", 0.02),
-        "min_instance_period": node.get("MIN_INSTANCE_PERIOD", 1),
-        "track_iou_threshold": node.get("TRACK_IOU_THRESHOLD", 0.5),
-        "association": node.get("ASSOCIATION", "box"),
-        "min_match_iou": node.get("MIN_MATCH_IOU", 0.0),
-    }
 
 
 class OverlapTracker(BaseTracker):
@@ -40,8 +21,8 @@ class OverlapTracker(BaseTracker):
     An object that is not found again is remembered where it was last seen, for some frames.
 
     Args:
-        video_height: pixels; 0: taken from the first frame.
-        video_width: pixels; 0: taken from the first frame.
+        video_height: pixels; 0: that of each frame.
+        video_width: pixels; 0: that of each frame.
         max_num_instances: most objects in memory, detected and lost ones together.
         max_lost_frame_count: frames for which a lost object is remembered.
         min_box_rel_dim: a lost object is remembered only if its box is at least this share of the
@@ -56,9 +37,9 @@ class OverlapTracker(BaseTracker):
         ValueError: if a number is outside of its range.
     """
 
+    @configurable
     def __init__(  # noqa: D417 - **kwargs
         self,
-        *,
         video_height: int = 0,
         video_width: int = 0,
         max_num_instances: int = 200,
@@ -89,6 +70,26 @@ class OverlapTracker(BaseTracker):
         self._track_iou_threshold = track_iou_threshold
         self._association = check_association(association)
         self._min_match_iou = min_match_iou
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Return the constructor's arguments, from ``cfg.TRACKER_HEADS``.
+
+        The keys that Detectron2 does not have may be missing: a config that was written for it
+        works.
+        """
+        node = cfg.TRACKER_HEADS
+        return {
+            "video_height": node.VIDEO_HEIGHT,
+            "video_width": node.VIDEO_WIDTH,
+            "max_num_instances": node.get("MAX_NUM_INSTANCES", 200),
+            "max_lost_frame_count": node.get("MAX_LOST_FRAME_COUNT", 0),
+            "min_box_rel_dim": node.get("MIN_BOX_REL_DIM", 0.02),
+            "min_instance_period": node.get("MIN_INSTANCE_PERIOD", 1),
+            "track_iou_threshold": node.get("TRACK_IOU_THRESHOLD", 0.5),
+            "association": node.get("ASSOCIATION", "box"),
+            "min_match_iou": node.get("MIN_MATCH_IOU", 0.0),
+        }
 
     def _pairs(self, instances: Instances, previous: Instances) -> list[tuple[int, int]]:
         """Choose (row of `instances`, row of `previous`) that are the same object."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from d2kit.config import CfgNode, configurable
 from d2kit.structures import Instances
-from d2kit.tracking._memory import OverlapTracker, build_overlap_arguments
+from d2kit.tracking._memory import OverlapTracker
 from d2kit.tracking._overlap import overlap
 
 __all__ = ["BaseHungarianTracker"]
@@ -20,40 +17,10 @@ class BaseHungarianTracker(OverlapTracker):
     A subclass says what a pair costs (`build_cost_matrix`). Every detection is paired while there
     are objects, however bad the pair: `min_match_iou` forbids pairs that hardly overlap.
 
-    Args:
-        video_height, video_width, max_num_instances, max_lost_frame_count, min_box_rel_dim,
-            min_instance_period: see `OverlapTracker`.
-        **kwargs: `track_iou_threshold`, `association` and `min_match_iou`, see `OverlapTracker`;
-            others are ignored.
+    Args: those of `OverlapTracker`.
 
     Source: Kuhn 1955, "The Hungarian method for the assignment problem".
     """
-
-    @configurable
-    def __init__(  # noqa: D417 - listed together
-        self,
-        video_height: int,
-        video_width: int,
-        max_num_instances: int = 200,
-        max_lost_frame_count: int = 0,
-        min_box_rel_dim: float = 0.02,
-        min_instance_period: int = 1,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            video_height=video_height,
-            video_width=video_width,
-            max_num_instances=max_num_instances,
-            max_lost_frame_count=max_lost_frame_count,
-            min_box_rel_dim=min_box_rel_dim,
-            min_instance_period=min_instance_period,
-            **kwargs,
-        )
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Return the constructor's arguments, from ``cfg.TRACKER_HEADS``."""
-        return build_overlap_arguments(cfg)
 
     def build_cost_matrix(self, instances: Instances, prev_instances: Instances) -> np.ndarray:
         """Return the cost of every pair.

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from d2kit.config import configurable
 from d2kit.structures import Instances
 from d2kit.tracking._overlap import overlap
 from d2kit.tracking.base_tracker import TRACKER_HEADS_REGISTRY
@@ -22,36 +21,8 @@ _TIE = 1e-6  # of the overlap: decides between assignments that cost the same, a
 class VanillaHungarianBBoxIOUTracker(BaseHungarianTracker):
     """Hungarian tracker in which all pairs above a threshold of overlap cost the same.
 
-    Args:
-        video_height, video_width, max_num_instances, max_lost_frame_count, min_box_rel_dim,
-            min_instance_period: see `OverlapTracker`.
-        track_iou_threshold: least overlap of a good pair.
-        **kwargs: `association` and `min_match_iou`, see `OverlapTracker`; others are ignored.
+    Args: those of `OverlapTracker`.
     """
-
-    @configurable
-    def __init__(  # noqa: D417 - listed together
-        self,
-        *,
-        video_height: int,
-        video_width: int,
-        max_num_instances: int = 200,
-        max_lost_frame_count: int = 0,
-        min_box_rel_dim: float = 0.02,
-        min_instance_period: int = 1,
-        track_iou_threshold: float = 0.5,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            video_height=video_height,
-            video_width=video_width,
-            max_num_instances=max_num_instances,
-            max_lost_frame_count=max_lost_frame_count,
-            min_box_rel_dim=min_box_rel_dim,
-            min_instance_period=min_instance_period,
-            track_iou_threshold=track_iou_threshold,
-            **kwargs,
-        )
 
     def build_cost_matrix(self, instances: Instances, prev_instances: Instances) -> np.ndarray:
         """Return (R, P) costs: those of `assign_cost_matrix_values`, else `LARGE_COST_VALUE`.
