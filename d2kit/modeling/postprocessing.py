@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,7 +69,7 @@ def detector_postprocess(
     boxes = fields[name].clone()
     boxes.scale(*factors)
     boxes.clip(size)
-    moved = {name: boxes}
+    moved: dict[str, Any] = {name: boxes}
     if "pred_keypoints" in fields:
         xy_score = fields["pred_keypoints"].new_tensor([*factors, 1.0])
         moved["pred_keypoints"] = fields["pred_keypoints"] * xy_score

@@ -6,11 +6,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2kit.config import CfgNode
 from d2kit.layers import batched_nms
 from d2kit.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
+from d2kit.modeling.meta_arch._running_count import RunningCount
 from d2kit.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
 from d2kit.modeling.proposal_generator.proposal_utils import top_of_level
 from d2kit.structures import Boxes, Instances
+
+
+def build_shared_arguments(cfg: CfgNode, node: CfgNode) -> dict[str, Any]:
+    """Return the arguments whose keys `node`, of the detector, and `cfg` name alike for all."""
+    return {
+        "head_in_features": node.IN_FEATURES,
+        "num_classes": node.NUM_CLASSES,
+        "focal_loss_alpha": node.FOCAL_LOSS_ALPHA,
+        "focal_loss_gamma": node.FOCAL_LOSS_GAMMA,
+        "test_score_thresh": node.SCORE_THRESH_TEST,
+        "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
+        "test_nms_thresh": node.NMS_THRESH_TEST,
+        "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "vis_period": cfg.VIS_PERIOD,
+        "input_format": cfg.INPUT.FORMAT,
+    }
 
 
 class OneStageDetector(DenseDetector):
@@ -27,6 +47,9 @@ class OneStageDetector(DenseDetector):
         test_nms_thresh: IoU.
         max_detections_per_image: detections kept.
         test_clip_boxes: clip candidates to the image before suppression, not only at the end.
+        vis_period: publish a training picture every this many steps; 0: never.
+        input_format: ``BGR`` or ``RGB``.
+        initial_positives: positive places of a batch, before any is counted.
         **kwargs: as of `DenseDetector`.
     """
 
@@ -36,13 +59,16 @@ class OneStageDetector(DenseDetector):
         anchor_generator: nn.Module,
         box2box_transform: Box2BoxTransform | Box2BoxTransformLinear,
         num_classes: int,
-        focal_loss_alpha: float,
-        focal_loss_gamma: float,
-        test_score_thresh: float,
-        test_topk_candidates: int,
-        test_nms_thresh: float,
-        max_detections_per_image: int,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.5,
+        max_detections_per_image: int = 100,
         test_clip_boxes: bool = False,
+        vis_period: int = 0,
+        input_format: str = "BGR",
+        initial_positives: float = 100.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -56,6 +82,9 @@ class OneStageDetector(DenseDetector):
         self.test_nms_thresh = test_nms_thresh
         self.max_detections_per_image = max_detections_per_image
         self.test_clip_boxes = test_clip_boxes
+        self.vis_period = vis_period
+        self.input_format = input_format
+        self.loss_normalizer = RunningCount(initial_positives)
 
     def inference_single_image(
         self,

@@ -21,9 +21,8 @@ from d2kit.modeling.backbone import Backbone, build_backbone
 from d2kit.modeling.box_regression import Box2BoxTransformLinear, _dense_box_regression_loss
 from d2kit.modeling.meta_arch._fcos_assignment import centerness, smallest_box_around
 from d2kit.modeling.meta_arch._focal import focal_loss_of_labels
-from d2kit.modeling.meta_arch._one_stage import OneStageDetector
+from d2kit.modeling.meta_arch._one_stage import OneStageDetector, build_shared_arguments
 from d2kit.modeling.meta_arch._retinanet_head import RetinaNetHead
-from d2kit.modeling.meta_arch._running_count import RunningCount
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from d2kit.modeling.proposal_generator._matching import matched_classes, rows_or_zeros
@@ -43,23 +42,15 @@ class FCOS(OneStageDetector):
 
     Args:
         backbone: images (N, C, H, W) -> name -> features.
-        head: list of features -> per level logits (N, K, Hi, Wi), distances to the sides in strides
-            (N, 4, Hi, Wi), centre-ness logits (N, 1, Hi, Wi).
         head_in_features: names of the levels, fine to coarse; by default all of the backbone's.
         box2box_transform: places + distances <-> boxes; by default distances in strides.
-        num_classes: K, background not counted.
         center_sampling_radius: positives lie within so many strides of the centre of their box;
             0: anywhere inside the box.
-        focal_loss_alpha: weight of positives in the focal loss, in [0, 1].
-        focal_loss_gamma: exponent of the focal loss.
         test_score_thresh: only scores above it are detections.
-        test_topk_candidates: candidates kept per level before suppression.
         test_nms_thresh: IoU.
-        max_detections_per_image: detections kept.
-        pixel_mean: per channel, in the order of the input, values in 0..255.
-        pixel_std: per channel.
-        vis_period: publish a training picture every this many steps; 0: never.
-        input_format: ``BGR`` or ``RGB``.
+        **kwargs: as of `OneStageDetector`; the head maps a list of features to three lists, logits
+            (N, K, Hi, Wi), distances to the sides in strides (N, 4, Hi, Wi), centre-ness logits
+            (N, 1, Hi, Wi).
 
     Source: Tian et al. (2019), section 3.
     """
@@ -69,21 +60,12 @@ class FCOS(OneStageDetector):
         self,
         *,
         backbone: Backbone,
-        head: nn.Module,
         head_in_features: list[str] | None = None,
         box2box_transform: Box2BoxTransformLinear | None = None,
-        num_classes: int,
         center_sampling_radius: float = 1.5,
-        focal_loss_alpha: float = 0.25,
-        focal_loss_gamma: float = 2.0,
         test_score_thresh: float = 0.2,
-        test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.6,
-        max_detections_per_image: int = 100,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        vis_period: int = 0,
-        input_format: str = "BGR",
+        **kwargs: Any,
     ) -> None:
         shapes = backbone.output_shape()
         if head_in_features is None:
@@ -93,7 +75,6 @@ class FCOS(OneStageDetector):
         ]
         super().__init__(
             backbone=backbone,
-            head=head,
             head_in_features=head_in_features,
             anchor_generator=DefaultAnchorGenerator(
                 sizes=[[stride] for stride in strides],
@@ -102,20 +83,12 @@ class FCOS(OneStageDetector):
                 offset=0.5,
             ),
             box2box_transform=box2box_transform or Box2BoxTransformLinear(normalize_by_size=True),
-            num_classes=num_classes,
-            focal_loss_alpha=focal_loss_alpha,
-            focal_loss_gamma=focal_loss_gamma,
             test_score_thresh=test_score_thresh,
-            test_topk_candidates=test_topk_candidates,
             test_nms_thresh=test_nms_thresh,
-            max_detections_per_image=max_detections_per_image,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
+            initial_positives=_INITIAL_POSITIVES,
+            **kwargs,
         )
         self.center_sampling_radius = center_sampling_radius
-        self.vis_period = vis_period
-        self.input_format = input_format
-        self.loss_normalizer = RunningCount(_INITIAL_POSITIVES)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -124,21 +97,10 @@ class FCOS(OneStageDetector):
         backbone = build_backbone(cfg)
         known = backbone.output_shape()
         return {
+            **build_shared_arguments(cfg, node),
             "backbone": backbone,
             "head": FCOSHead(cfg, shapes_of(node.IN_FEATURES, known, "MODEL.FCOS.IN_FEATURES")),
-            "head_in_features": node.IN_FEATURES,
-            "num_classes": node.NUM_CLASSES,
             "center_sampling_radius": node.CENTER_SAMPLING_RADIUS,
-            "focal_loss_alpha": node.FOCAL_LOSS_ALPHA,
-            "focal_loss_gamma": node.FOCAL_LOSS_GAMMA,
-            "test_score_thresh": node.SCORE_THRESH_TEST,
-            "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": node.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "vis_period": cfg.VIS_PERIOD,
-            "input_format": cfg.INPUT.FORMAT,
         }
 
     def forward_training(

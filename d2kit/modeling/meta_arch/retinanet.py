@@ -3,24 +3,22 @@
 Source: Lin et al., Focal Loss for Dense Object Detection (2017).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import cat
 from d2kit.modeling._metrics import put_scalars
 from d2kit.modeling._shapes import shapes_of
 from d2kit.modeling.anchor_generator import build_anchor_generator
-from d2kit.modeling.backbone import Backbone, build_backbone
+from d2kit.modeling.backbone import build_backbone
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.meta_arch._focal import focal_loss_of_labels
-from d2kit.modeling.meta_arch._one_stage import OneStageDetector
+from d2kit.modeling.meta_arch._one_stage import OneStageDetector, build_shared_arguments
 from d2kit.modeling.meta_arch._retinanet_head import RetinaNetHead
-from d2kit.modeling.meta_arch._running_count import RunningCount
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from d2kit.modeling.proposal_generator._matching import (
@@ -32,34 +30,18 @@ from d2kit.structures import Boxes, ImageList, Instances
 
 __all__ = ["RetinaNet", "RetinaNetHead", "permute_to_N_HWA_K"]
 
-_INITIAL_POSITIVES = 100.0  # positive anchors of a few images, before any is counted
-
 
 @META_ARCH_REGISTRY.register()
 class RetinaNet(OneStageDetector):
     """A one-stage detector with anchors.
 
     Args:
-        backbone: images (N, C, H, W) -> name -> features.
-        head: list of features -> per level logits (N, A*K, Hi, Wi), deltas (N, A*4, Hi, Wi).
         head_in_features: names of the levels, fine to coarse.
-        anchor_generator: features -> anchors of each level (`Boxes`).
-        box2box_transform: anchors + deltas <-> boxes.
         anchor_matcher: IoU matrix (G, A) -> matches and labels.
-        num_classes: K, background not counted.
-        focal_loss_alpha: weight of positives in the focal loss, in [0, 1].
-        focal_loss_gamma: exponent of the focal loss.
         smooth_l1_beta: where L1 begins; 0 is plain L1.
         box_reg_loss_type: ``smooth_l1``, ``giou``, ``diou`` or ``ciou``.
-        test_score_thresh: only scores above it are detections.
-        test_topk_candidates: candidates kept per level before suppression.
-        test_nms_thresh: IoU.
-        max_detections_per_image: detections kept.
-        test_clip_boxes: clip candidates to the image before suppression, not only at the end.
-        pixel_mean: per channel, in the order of the input, values in 0..255.
-        pixel_std: per channel.
-        vis_period: publish a training picture every this many steps; 0: never.
-        input_format: ``BGR`` or ``RGB``.
+        **kwargs: as of `OneStageDetector`; the head maps a list of features to two lists, logits
+            (N, A*K, Hi, Wi) and deltas (N, A*4, Hi, Wi).
 
     Source: Lin et al. (2017), section 4.
     """
@@ -68,50 +50,16 @@ class RetinaNet(OneStageDetector):
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        head: nn.Module,
         head_in_features: list[str],
-        anchor_generator: nn.Module,
-        box2box_transform: Box2BoxTransform,
         anchor_matcher: Matcher,
-        num_classes: int,
-        focal_loss_alpha: float = 0.25,
-        focal_loss_gamma: float = 2.0,
         smooth_l1_beta: float = 0.0,
         box_reg_loss_type: str = "smooth_l1",
-        test_score_thresh: float = 0.05,
-        test_topk_candidates: int = 1000,
-        test_nms_thresh: float = 0.5,
-        max_detections_per_image: int = 100,
-        test_clip_boxes: bool = False,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        vis_period: int = 0,
-        input_format: str = "BGR",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            backbone=backbone,
-            head=head,
-            head_in_features=head_in_features,
-            anchor_generator=anchor_generator,
-            box2box_transform=box2box_transform,
-            num_classes=num_classes,
-            focal_loss_alpha=focal_loss_alpha,
-            focal_loss_gamma=focal_loss_gamma,
-            test_score_thresh=test_score_thresh,
-            test_topk_candidates=test_topk_candidates,
-            test_nms_thresh=test_nms_thresh,
-            max_detections_per_image=max_detections_per_image,
-            test_clip_boxes=test_clip_boxes,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-        )
+        super().__init__(head_in_features=head_in_features, **kwargs)
         self.anchor_matcher = anchor_matcher
         self.smooth_l1_beta = smooth_l1_beta
         self.box_reg_loss_type = box_reg_loss_type
-        self.vis_period = vis_period
-        self.input_format = input_format
-        self.loss_normalizer = RunningCount(_INITIAL_POSITIVES)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -121,28 +69,17 @@ class RetinaNet(OneStageDetector):
         known = backbone.output_shape()
         shapes = shapes_of(node.IN_FEATURES, known, "MODEL.RETINANET.IN_FEATURES")
         return {
+            **build_shared_arguments(cfg, node),
             "backbone": backbone,
             "head": RetinaNetHead(cfg, shapes),
-            "head_in_features": node.IN_FEATURES,
             "anchor_generator": build_anchor_generator(cfg, shapes),
             "box2box_transform": Box2BoxTransform(weights=node.BBOX_REG_WEIGHTS),
             "anchor_matcher": Matcher(
                 node.IOU_THRESHOLDS, node.IOU_LABELS, allow_low_quality_matches=True
             ),
-            "num_classes": node.NUM_CLASSES,
-            "focal_loss_alpha": node.FOCAL_LOSS_ALPHA,
-            "focal_loss_gamma": node.FOCAL_LOSS_GAMMA,
             "smooth_l1_beta": node.SMOOTH_L1_LOSS_BETA,
             "box_reg_loss_type": node.BBOX_REG_LOSS_TYPE,
-            "test_score_thresh": node.SCORE_THRESH_TEST,
-            "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": node.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "test_clip_boxes": node.CLIP_BOXES_TEST,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "vis_period": cfg.VIS_PERIOD,
-            "input_format": cfg.INPUT.FORMAT,
         }
 
     def forward_training(

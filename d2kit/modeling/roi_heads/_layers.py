@@ -29,7 +29,7 @@ def add_convs(
     Returns:
         Their names.
     """
-    names = []
+    names: list[str] = []
     for before, after in zip([channels, *dims], dims, strict=False):
         conv = Conv2d(
             before,
@@ -47,7 +47,7 @@ def add_convs(
 
 def add_fcs(head: nn.Module, size: int, dims: Sequence[int]) -> list[str]:
     """Give `head` linear layers ``fc1``, ``fc2``, ... from `size` on; return their names."""
-    names = []
+    names: list[str] = []
     for before, after in zip([size, *dims], dims, strict=False):
         layer = nn.Linear(before, after)
         xavier_fill(layer)
