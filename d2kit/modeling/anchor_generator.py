@@ -305,11 +305,8 @@ class RotatedAnchorGenerator(_GridAnchors):
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         """Constructor arguments from `cfg.MODEL.ANCHOR_GENERATOR` and the features' strides."""
         return {
-            "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
-            "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
-            "strides": [shape.stride for shape in input_shape],
+            **DefaultAnchorGenerator.from_config(cfg, input_shape),
             "angles": cfg.MODEL.ANCHOR_GENERATOR.ANGLES,
-            "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
         }
 
     @staticmethod

@@ -141,7 +141,6 @@ class WarmupLR(LRScheduler):
     def __init__(
         self,
         optimizer: Optimizer,
-        *,
         warmup_factor: float,
         warmup_iters: int,
         warmup_method: str,
@@ -193,13 +192,7 @@ class WarmupMultiStepLR(WarmupLR):
             raise ValueError(f"milestones must be increasing integers, got {list(milestones)}")
         self.milestones = list(milestones)
         self.gamma = gamma
-        super().__init__(
-            optimizer,
-            warmup_factor=warmup_factor,
-            warmup_iters=warmup_iters,
-            warmup_method=warmup_method,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
 
     def _factor(self, step: int) -> float:
         return self.gamma ** bisect_right(self.milestones, step)
@@ -229,13 +222,7 @@ class WarmupCosineLR(WarmupLR):
         last_epoch: int = -1,
     ) -> None:
         self.max_iters = max_iters
-        super().__init__(
-            optimizer,
-            warmup_factor=warmup_factor,
-            warmup_iters=warmup_iters,
-            warmup_method=warmup_method,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
 
     def _factor(self, step: int) -> float:
         return (1.0 + math.cos(math.pi * step / self.max_iters)) / 2

@@ -7,8 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode
-from d2kit.layers import batched_nms
-from d2kit.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
+from d2kit.layers import batched_nms, cat
+from d2kit.modeling._metrics import put_scalars
+from d2kit.modeling.box_regression import (
+    Box2BoxTransform,
+    Box2BoxTransformLinear,
+    _dense_box_regression_loss,
+)
+from d2kit.modeling.meta_arch._focal import focal_loss_of_labels
 from d2kit.modeling.meta_arch._running_count import RunningCount
 from d2kit.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
 from d2kit.modeling.proposal_generator.proposal_utils import top_of_level
@@ -117,6 +123,49 @@ class OneStageDetector(DenseDetector):
             [permute_to_N_HWA_K(x, self.num_classes) for x in logits],
             [permute_to_N_HWA_K(x, 4) for x in deltas],
         )
+
+    def _common_losses(
+        self,
+        anchors: Sequence[Boxes],
+        logits: Sequence[Tensor],
+        labels: Tensor,
+        deltas: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        box_loss: str,
+        smooth_l1_beta: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compute what both detectors lose.
+
+        Args:
+            anchors: per level.
+            logits: per level (N, Hi*Wi*A, K).
+            labels: (N, A) int64; K is background, -1 ignored.
+            deltas: per level (N, Hi*Wi*A, 4).
+            boxes: per image (A, 4), the matched ground truths.
+            box_loss: ``smooth_l1``, ``giou``, ``diou`` or ``ciou``.
+            smooth_l1_beta: where L1 begins.
+
+        Returns:
+            Loss of the classes, loss of the boxes; which labels are positive (N, A); the running
+            count of them, by which both losses are divided.
+        """
+        positive = (labels >= 0) & (labels != self.num_classes)
+        count = positive.sum()
+        put_scalars("", num_pos_anchors=count / len(labels))
+        normalizer = self.loss_normalizer(count)
+        of_classes = focal_loss_of_labels(
+            cat(list(logits), dim=1), labels, self.focal_loss_alpha, self.focal_loss_gamma
+        )
+        of_boxes = _dense_box_regression_loss(
+            anchors,
+            self.box2box_transform,
+            [x.float() for x in deltas],
+            boxes,
+            positive,
+            box_loss,
+            smooth_l1_beta,
+        )
+        return of_classes / normalizer, of_boxes / normalizer, positive, normalizer
 
     def _best_candidates(
         self, anchors: Sequence[Boxes], scores: Sequence[Tensor], deltas: Sequence[Tensor]

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec, cat
 from d2kit.layers._weight_init import normal_fill
-from d2kit.modeling._metrics import put_scalars
 from d2kit.modeling._shapes import shapes_of
 from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
 from d2kit.modeling.backbone import Backbone, build_backbone
-from d2kit.modeling.box_regression import Box2BoxTransformLinear, _dense_box_regression_loss
+from d2kit.modeling.box_regression import Box2BoxTransformLinear
 from d2kit.modeling.meta_arch._fcos_assignment import centerness, smallest_box_around
-from d2kit.modeling.meta_arch._focal import focal_loss_of_labels
 from d2kit.modeling.meta_arch._one_stage import OneStageDetector, build_shared_arguments
 from d2kit.modeling.meta_arch._retinanet_head import RetinaNetHead
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
@@ -166,21 +164,8 @@ class FCOS(OneStageDetector):
 
         Source: Tian et al. (2019), equation 2 and section 3.3.
         """
-        labels = torch.stack(gt_labels)
-        positive = labels != self.num_classes
-        count = positive.sum()
-        put_scalars("", num_pos_anchors=count / len(gt_labels))
-        normalizer = self.loss_normalizer(count)
-        classification = focal_loss_of_labels(
-            cat(pred_logits, dim=1), labels, self.focal_loss_alpha, self.focal_loss_gamma
-        )
-        location = _dense_box_regression_loss(
-            anchors,
-            self.box2box_transform,
-            [x.float() for x in pred_anchor_deltas],
-            gt_boxes,
-            positive,
-            box_reg_loss_type="giou",
+        of_classes, of_boxes, positive, normalizer = self._common_losses(
+            anchors, pred_logits, torch.stack(gt_labels), pred_anchor_deltas, gt_boxes, "giou"
         )
         center = F.binary_cross_entropy_with_logits(
             cat(pred_centerness, dim=1).squeeze(-1).float(),
@@ -189,8 +174,8 @@ class FCOS(OneStageDetector):
             reduction="sum",
         )
         return {
-            "loss_fcos_cls": classification / normalizer,
-            "loss_fcos_loc": location / normalizer,
+            "loss_fcos_cls": of_classes,
+            "loss_fcos_loc": of_boxes,
             "loss_fcos_ctr": center / normalizer,
         }
 

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from d2kit.config import CfgNode, configurable
-from d2kit.layers import cat
-from d2kit.modeling._metrics import put_scalars
 from d2kit.modeling._shapes import shapes_of
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.backbone import build_backbone
-from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from d2kit.modeling.box_regression import Box2BoxTransform
 from d2kit.modeling.matcher import Matcher
-from d2kit.modeling.meta_arch._focal import focal_loss_of_labels
 from d2kit.modeling.meta_arch._one_stage import OneStageDetector, build_shared_arguments
 from d2kit.modeling.meta_arch._retinanet_head import RetinaNetHead
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
@@ -141,24 +138,16 @@ class RetinaNet(OneStageDetector):
 
         Source: Lin et al. (2017), section 4, Training.
         """
-        labels = torch.stack(gt_labels)
-        positive = (labels >= 0) & (labels != self.num_classes)
-        count = positive.sum()
-        put_scalars("", num_pos_anchors=count / len(gt_labels))
-        normalizer = self.loss_normalizer(count)
-        classification = focal_loss_of_labels(
-            cat(pred_logits, dim=1), labels, self.focal_loss_alpha, self.focal_loss_gamma
-        )
-        location = _dense_box_regression_loss(
+        of_classes, of_boxes, _, _ = self._common_losses(
             anchors,
-            self.box2box_transform,
-            [x.float() for x in pred_anchor_deltas],
+            pred_logits,
+            torch.stack(gt_labels),
+            pred_anchor_deltas,
             gt_boxes,
-            positive,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
         )
-        return {"loss_cls": classification / normalizer, "loss_box_reg": location / normalizer}
+        return {"loss_cls": of_classes, "loss_box_reg": of_boxes}
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]

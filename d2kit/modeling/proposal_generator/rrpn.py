@@ -6,59 +6,18 @@ III.
 
 from typing import Any
 
-from torch import Tensor
-
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.box_regression import Box2BoxTransformRotated
 from d2kit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from d2kit.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from d2kit.modeling.proposal_generator.rpn import RPN
-from d2kit.structures import Instances
 
 __all__ = ["RRPN", "find_top_rrpn_proposals"]
 
 
-def find_top_rrpn_proposals(
-    proposals: list[Tensor],
-    pred_objectness_logits: list[Tensor],
-    image_sizes: list[tuple[int, int]],
-    nms_thresh: float,
-    pre_nms_topk: int,
-    post_nms_topk: int,
-    min_box_size: float,
-    training: bool,
-) -> list[Instances]:
-    """Keep the best rotated boxes, as `find_top_rpn_proposals` does for upright ones.
-
-    Args:
-        proposals: per level, boxes (N, Hi*Wi*A, 5), XYWHA in pixels and degrees.
-        pred_objectness_logits: per level, scores (N, Hi*Wi*A).
-        image_sizes: (height, width) of each image; nearly upright boxes are clipped to them.
-        nms_thresh: rotated IoU above which the weaker of two boxes of one level goes.
-        pre_nms_topk: boxes kept per level and image before suppression.
-        post_nms_topk: boxes kept per image after it.
-        min_box_size: boxes with a side not longer than this (pixels) are dropped.
-        training: whether a non-finite box or score is an error (else it is dropped).
-
-    Returns:
-        One `Instances` per image with `proposal_boxes` (`RotatedBoxes`) and `objectness_logits`.
-
-    Raises:
-        FloatingPointError: if `training` and a box or score is NaN or infinite.
-
-    Source: Ma et al. (2018), section III-D.
-    """
-    return find_top_rpn_proposals(
-        proposals,
-        pred_objectness_logits,
-        image_sizes,
-        nms_thresh,
-        pre_nms_topk,
-        post_nms_topk,
-        min_box_size,
-        training,
-    )
+find_top_rrpn_proposals = find_top_rpn_proposals
+"""The same rules: boxes of five numbers are clipped, measured and suppressed as rotated ones."""
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()

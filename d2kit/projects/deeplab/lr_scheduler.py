@@ -45,13 +45,7 @@ class WarmupPolyLR(WarmupLR):
         self.max_iters = max_iters
         self.power = power
         self.constant_ending = constant_ending
-        super().__init__(
-            optimizer,
-            warmup_factor=warmup_factor,
-            warmup_iters=warmup_iters,
-            warmup_method=warmup_method,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
 
     def _factor(self, step: int) -> float:
         left = max(0.0, 1.0 - step / self.max_iters) ** self.power
