@@ -239,6 +239,17 @@ def _run_batches(
 
 
 @contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put `model` and each of its parts back into their modes after the ``with`` block."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
     """Put `model` into eval mode inside the ``with`` block and back into its former mode after it.
 
@@ -246,10 +257,6 @@ def inference_context(model: nn.Module) -> Iterator[None]:
         model: its own mode and those of all its submodules are restored one by one, so that a
             frozen part that was in eval mode stays there.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training

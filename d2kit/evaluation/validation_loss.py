@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from d2kit.config import CfgNode
+from d2kit.evaluation.evaluator import modes_kept
 from d2kit.utils import comm
 from d2kit.utils.env import derive_seed
 from d2kit.utils.events import EventStorage
@@ -107,12 +108,8 @@ def _losses_of(model: nn.Module, batch: list[dict[str, Any]], seed: int) -> Mapp
 @contextlib.contextmanager
 def _as_in_training(model: nn.Module) -> Iterator[None]:
     """Let a model compute losses, while its layers (modules without parts) stay in eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
+    with modes_kept(model):
+        for module in model.modules():
             module.training = next(module.children(), None) is not None
         model.training = True
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

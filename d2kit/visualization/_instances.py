@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -14,6 +14,7 @@ from d2kit.visualization import _colors
 from d2kit.visualization._drawing import DrawingBase
 from d2kit.visualization._generic_mask import GenericMask
 from d2kit.visualization._keypoints import spine, visible_points
+from d2kit.visualization._labels import _create_text_labels
 from d2kit.visualization._vis_image import VisImage
 
 _BOX_ALPHA = 0.9  # a half-transparent thin line gets lost
@@ -219,6 +220,48 @@ class InstanceDrawing(DrawingBase):
             if len(seen):
                 row[:] = (*seen.min(axis=0), *seen.max(axis=0))
         return result
+
+    def _overlay_predictions(
+        self,
+        fields: Mapping[str, Any],
+        masks: list[GenericMask] | None,
+        labels: Sequence[str] | None,
+        colors: Sequence[Any] | None,
+        alpha: float,
+    ) -> VisImage:
+        """Draw predictions on the image, which loses its colours around them in `IMAGE_BW`.
+
+        Args:
+            fields: of the predictions; boxes and keypoints are taken from them.
+            masks: theirs, converted.
+            labels: their texts.
+            colors: their colours; None: one each.
+            alpha: opacity; 0.3 in `ColorMode.IMAGE_BW`.
+        """
+        if self._instance_mode == ColorMode.IMAGE_BW:
+            covered = np.any(np.stack([m.mask for m in masks]), axis=0) if masks else None
+            self.output.reset_image(self._create_grayscale_image(covered))
+            alpha = 0.3
+        return self.overlay_instances(
+            boxes=fields.get("pred_boxes"),
+            labels=labels,
+            masks=masks,
+            keypoints=fields.get("pred_keypoints"),
+            assigned_colors=colors,
+            alpha=alpha,
+        )
+
+    def _prediction_parts(
+        self, fields: Mapping[str, Any]
+    ) -> tuple[list[int] | None, list[str] | None, list[GenericMask] | None]:
+        """Return classes, labels and masks of predictions; None for what they do not have."""
+        classes = fields["pred_classes"].tolist() if "pred_classes" in fields else None
+        names = self.metadata.get("thing_classes", None)
+        labels = _create_text_labels(classes, fields.get("scores"), names)
+        masks = None
+        if "pred_masks" in fields:
+            masks = self._convert_masks(fields["pred_masks"], fields.get("pred_boxes"))
+        return classes, labels, masks
 
     def _create_grayscale_image(self, mask: np.ndarray | None = None) -> np.ndarray:
         """Return the image in grey, with its colours where `mask` (H, W) is set."""

@@ -71,20 +71,15 @@ class VideoVisualizer:
         if count == 0:
             self._assign_colors([])
             return visualizer.get_output()
-        boxes = fields.get("pred_boxes")
-        classes = fields["pred_classes"].tolist() if "pred_classes" in fields else None
-        names = self.metadata.get("thing_classes", None)
-        labels = _create_text_labels(classes, fields.get("scores"), names)
-        masks = None
-        if "pred_masks" in fields:
-            masks = visualizer._convert_masks(fields["pred_masks"], boxes)
+        classes, labels, masks = visualizer._prediction_parts(fields)
         colors = visualizer._class_colors(classes, jittering=False)
         if colors is None and "ID" in fields:
             ids = [int(i) for i in fields["ID"]]
             colors = self._assign_colors_by_id(ids)
             labels = [f"#{i} {label}" for i, label in zip(ids, labels or [""] * count, strict=True)]
         elif colors is None:
-            rows = [None] * count if boxes is None else visualizer._convert_boxes(boxes)
+            boxes = fields.get("pred_boxes")
+            rows: Any = [None] * count if boxes is None else visualizer._convert_boxes(boxes)
             rles: list[Any] = [None] * count if masks is None else _to_rle(masks)
             kinds = classes or [0] * count
             detected = [
@@ -92,20 +87,7 @@ class VideoVisualizer:
                 for k, b, r in zip(kinds, rows, rles, strict=True)
             ]
             colors = self._assign_colors(detected)
-        alpha = 0.5
-        if self._instance_mode == ColorMode.IMAGE_BW:
-            covered = np.any(np.stack([m.mask for m in masks]), axis=0) if masks else None
-            visualizer.output.reset_image(visualizer._create_grayscale_image(covered))
-            alpha = 0.3
-        visualizer.overlay_instances(
-            boxes=None if masks is not None and boxes is None else boxes,
-            masks=masks,
-            labels=labels,
-            keypoints=fields.get("pred_keypoints"),
-            assigned_colors=colors,
-            alpha=alpha,
-        )
-        return visualizer.get_output()
+        return visualizer._overlay_predictions(fields, masks, labels, colors, alpha=0.5)
 
     def draw_sem_seg(
         self, frame: np.ndarray, sem_seg: Any, area_threshold: float | None = None

@@ -56,29 +56,10 @@ class Visualizer(InstanceDrawing):
         """
         predictions = predictions.to(self.cpu_device)
         fields = predictions.get_fields()
-        boxes = fields.get("pred_boxes")
-        classes = fields["pred_classes"].tolist() if "pred_classes" in fields else None
-        names = self.metadata.get("thing_classes", None)
-        labels = _create_text_labels(classes, fields.get("scores"), names)
-        masks = None
-        if "pred_masks" in fields:
-            masks = self._convert_masks(fields["pred_masks"], boxes)
+        classes, labels, masks = self._prediction_parts(fields)
         colors = self._class_colors(classes, jittering)
         alpha = 0.5 if colors is None else 0.8
-        if self._instance_mode == ColorMode.IMAGE_BW:
-            covered = None
-            if masks:
-                covered = np.any(np.stack([mask.mask for mask in masks]), axis=0)
-            self.output.reset_image(self._create_grayscale_image(covered))
-            alpha = 0.3
-        return self.overlay_instances(
-            masks=masks,
-            boxes=boxes,
-            labels=labels,
-            keypoints=fields.get("pred_keypoints"),
-            assigned_colors=colors,
-            alpha=alpha,
-        )
+        return self._overlay_predictions(fields, masks, labels, colors, alpha)
 
     def draw_sem_seg(
         self,
