@@ -7,6 +7,7 @@ import binascii
 import io
 import json
 import math
+import posixpath
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -49,11 +50,15 @@ def read_labelme(
         data = read_json(str(file), str(file))
         shapes, name = data.get("shapes"), data.get("imagePath")
         size: Any = (data.get("imageWidth"), data.get("imageHeight"))
+        if size == (None, None) and isinstance(data.get("imageData"), str):
+            size = _embedded_size(data["imageData"])
         if not isinstance(shapes, list) or not isinstance(name, str) or not _sizes(size):
             what = "expected 'shapes', 'imagePath', 'imageWidth' and 'imageHeight'"
             builder.problems.add(str(file), "top level", what)
             continue
-        name = (file.relative_to(path).parent / PurePosixPath(name.replace("\\", "/"))).as_posix()
+        name = posixpath.normpath(
+            (file.relative_to(path).parent / name.replace("\\", "/")).as_posix()
+        )
         image_id = builder.image(name, *size)
         parts: dict[Any, list[list[float]]] = {}
         for number, shape in enumerate(shapes):
@@ -76,6 +81,16 @@ def read_labelme(
             builder.add(image_id, shape["label"], found, iscrowd=crowd)
         _refresh(builder)
     return builder.finish()
+
+
+def _embedded_size(text: str) -> Any:
+    """Return the (width, height) of an embedded picture; labelme 3 wrote no sizes."""
+    from d2kit.data._image_io import _open_image
+
+    try:
+        return _open_image(base64.b64decode(text, validate=True), "imageData").size
+    except (ValueError, OSError, binascii.Error):
+        return None, None
 
 
 def _sizes(size: tuple[Any, Any]) -> bool:

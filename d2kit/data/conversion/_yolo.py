@@ -99,7 +99,10 @@ def _names(path: Path, base: Path) -> list[str]:
     places = [path] if path.is_file() else [*places, base / "labels" / CLASSES]
     file = next((p for p in places if p.is_file()), None)
     if file is None:
-        raise FileNotFoundError(f"'{places[0]}' does not exist; expected 'names: [class, ...]'")
+        raise FileNotFoundError(
+            f"'{places[0]}' does not exist; expected 'names: [class, ...]'; "
+            "INPUT may be the YAML file itself"
+        )
     text = file.read_text(encoding="utf-8-sig")
     if file.suffix == ".txt":
         return [line.strip() for line in text.splitlines() if line.strip()]
@@ -145,7 +148,7 @@ def _read_line(
         points = [round(v * size[i % 2], DIGITS) for i, v in enumerate(values)]
         builder.add(image_id, name, [points])
     else:
-        what = "expected a class and 4 numbers (box), or at least 3 points"
+        what = "expected a class and 4 numbers (box), or at least 3 points (no confidence)"
         raise DatasetError(f"{where}: {what}, got {len(values)} numbers")
 
 
