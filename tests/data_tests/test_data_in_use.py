@@ -140,7 +140,8 @@ def test_labelme_with_points_lines_and_the_picture_inside(tmp_path):
 
 
 CVAT = """<annotations><meta><job><labels><label><name>car</name></label><label><name>man
-</name></label></labels></job></meta><image id="0" name="cam 1/ä.JPG" width="64" height="48" subset="train">
+</name></label></labels></job></meta>
+<image id="0" name="cam 1/ä.JPG" width="64" height="48" subset="train">
 <box label="car" source="manual" occluded="1" xtl="3.10" ytl="4.00" xbr="20.50" ybr="10.00"
  z_order="2"><attribute name="parked">true</attribute></box>
 <box label="car" xtl="20" ytl="20" xbr="40" ybr="30" rotation="90.0"/>
