@@ -4,7 +4,8 @@
 check_data.py JSON [--images FOLDER] [--fix OUT.json] [--ground-truth-ap]
 
 Each finding is one line with file, annotation (or image, category) and field. The exit code is 1
-where something is wrong; with --fix, where something is wrong with the repaired copy.
+where something is wrong; with --fix, where something is wrong with the repaired copy. With --images
+it also finds files whose entries have other folders (absolute ones), backslashes or capitals.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def main() -> int:
     checked = args.json
     if args.fix:
         data = read_json(str(args.json), str(args.json))
-        fixed, done = repair_coco(data, str(args.json), files)
+        fixed, done = repair_coco(data, str(args.json), files, args.images)
         print("\nrepairs:")
         show(done, args.max_lines)
         with atomic_write(args.fix, "w") as file:

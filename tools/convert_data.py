@@ -10,6 +10,7 @@ are. What the target cannot hold is counted; docs/own_data.md has the layouts.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from d2kit.data.conversion import READERS, WRITERS
@@ -23,7 +24,7 @@ def main() -> None:
     )
     parser.add_argument("--from", dest="source", choices=READERS, required=True)
     parser.add_argument("--to", dest="target", choices=WRITERS, required=True)
-    parser.add_argument("--images", type=Path, help="image folder; YOLO needs it for the sizes")
+    parser.add_argument("--images", type=Path, help="image folder (YOLO: sizes, VOC: names)")
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
@@ -32,8 +33,11 @@ def main() -> None:
             raise FileNotFoundError(f"'{args.input}' does not exist")
         if args.target != "coco" and args.output.is_file() and args.output.suffix != ".xml":
             raise ValueError(f"'{args.output}' is a file; {args.target} needs a folder")
-        coco = READERS[args.source](args.input, args.images)
-        lost = WRITERS[args.target](coco, args.output)
+        if args.images and not args.images.is_dir():
+            raise FileNotFoundError(f"--images {args.images}: no such folder")
+        lost: Counter[str] = Counter()
+        coco = READERS[args.source](args.input, args.images, lost)
+        lost += WRITERS[args.target](coco, args.output)
         counts = [f"{len(coco[k])} {k}" for k in ("images", "annotations", "categories")]
         print(f"{args.output}: {', '.join(counts)}")
         for what, count in sorted(lost.items()):

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -30,7 +31,8 @@ from d2kit.data import (
 )
 from d2kit.engine import user_errors
 from d2kit.utils.file_io import atomic_write
-from d2kit.visualization import Visualizer
+from d2kit.visualization import ColorMode, Visualizer
+from d2kit.visualization._colors import palette
 from d2kit.visualization.page import make_page
 
 
@@ -54,14 +56,19 @@ def from_loader(cfg: CfgNode, scale: float) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{next(position):05d}_{Path(sample['file_name']).stem}", picture.get_image()
 
 
-def from_dataset(cfg: CfgNode, scale: float) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, RGB picture) of the training sets as they lie on disk."""
-    for name in cfg.DATASETS.TRAIN:
+def from_dataset(cfg: CfgNode, scale: float, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, RGB picture) of images spread over the training sets, as they lie on disk."""
+    found = [(name, r) for name in cfg.DATASETS.TRAIN for r in DatasetCatalog.get(name)]
+    for i in np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int):
+        name, record = found[i]
         metadata = MetadataCatalog.get(name)
-        for record in DatasetCatalog.get(name):
-            image = detection_utils.read_image(record["file_name"], "RGB")
-            picture = Visualizer(image, metadata, scale=scale).draw_dataset_dict(record)
-            yield f"{name}_{record['image_id']}", picture.get_image()
+        image = detection_utils.read_image(record["file_name"], "RGB")
+        mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
+        drawn = Visualizer(image, metadata, scale=scale, instance_mode=mode)
+        drawn.draw_dataset_dict(record)
+        root = metadata.get("image_root")
+        path = os.path.relpath(record["file_name"], root) if root else record["file_name"]
+        yield path, drawn.output.get_image()
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -71,6 +78,11 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     if args.json:
         name = str(args.json)
         register_dataset(name, args.json, args.images)
+        DatasetCatalog.get(name)  # reads the classes
+        metadata = MetadataCatalog.get(name)
+        metadata.thing_colors = [
+            [round(255 * v) for v in palette(i)] for i in range(len(metadata.thing_classes))
+        ]
         cfg.merge_from_list(["DATASETS.TRAIN", (name,)])
         args.source = "annotation"
     else:
@@ -97,6 +109,23 @@ def count_classes(cfg: CfgNode) -> list[tuple[str, int, int]]:
     return [(name, count, images[name]) for name, count in instances.most_common()]
 
 
+def page_of(cfg: CfgNode, pictures: Iterable[tuple[str, np.ndarray]], count: int) -> str:
+    """Return the HTML page, with one colour per class where the dataset has some."""
+    counts = count_classes(cfg)
+    colors = {}
+    for name in cfg.DATASETS.TRAIN:
+        metadata = MetadataCatalog.get(name)
+        for label, color in zip(
+            metadata.thing_classes, metadata.get("thing_colors") or [], strict=False
+        ):
+            colors[label] = "#{:02x}{:02x}{:02x}".format(*color)
+    total = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
+    objects = sum(number for _, number, _ in counts)
+    summary = f"{total} images, {objects} instances; pictures of {min(count, total)} images below"
+    title = ", ".join(Path(name).name for name in cfg.DATASETS.TRAIN)
+    return make_page(pictures, counts, title, summary, colors)
+
+
 def main() -> None:
     """Write the pictures."""
     parser = argparse.ArgumentParser(
@@ -116,19 +145,20 @@ def main() -> None:
         parser.error("give either --config-file, or --json and --images")
     with user_errors():
         cfg = read_config(args)
-        source = from_loader if args.source == "dataloader" else from_dataset
+        if args.source == "dataloader":
+            pictures = itertools.islice(from_loader(cfg, args.scale), args.count)
+        else:
+            pictures = from_dataset(cfg, args.scale, args.count)
+        pictures = tqdm(pictures, total=args.count, desc="drawing")
         if args.html:
-            pictures = itertools.islice(source(cfg, args.scale), args.count)
-            counts = count_classes(cfg)
-            page = make_page(tqdm(pictures, total=args.count, desc="drawing"), counts)
             with atomic_write(args.html, "w") as file:
-                file.write(page)
+                file.write(page_of(cfg, pictures, args.count))
             print(f"page in {args.html}")
             return
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        pictures = itertools.islice(source(cfg, args.scale), args.count)
-        for name, rgb in tqdm(pictures, total=args.count, desc="drawing"):
-            cv2.imwrite(str(args.output_dir / f"{name}.jpg"), rgb[..., ::-1])
+        for name, rgb in pictures:
+            flat = Path(name).with_suffix("").as_posix().strip("/").replace("/", "_")
+            cv2.imwrite(str(args.output_dir / f"{flat}.jpg"), rgb[..., ::-1])
     print(f"pictures in {args.output_dir}")
 
 

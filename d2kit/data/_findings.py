@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from d2kit.data.datasets._validate import Problems
 
-__all__ = ["Finding", "Findings", "reaches_far", "true_area"]
+__all__ = ["Finding", "Findings", "reaches_far", "roots_of_classes", "true_area"]
 
 
 class Finding(NamedTuple):
@@ -67,6 +67,25 @@ def reaches_far(polygon: Sequence[float], width: int, height: int) -> bool:
         min(values) < -side or max(values) > 2 * side
         for values, side in ((polygon[::2], width), (polygon[1::2], height))
     )
+
+
+def roots_of_classes(
+    categories: Iterable[Mapping[str, Any]], annotations: Iterable[Any]
+) -> set[int]:
+    """Return the ids of categories that are only the `supercategory` of others.
+
+    Roboflow writes such a one, of id 0, which no object belongs to; a model would get a class that
+    never occurs.
+    """
+    used = {a.get("category_id") for a in annotations if isinstance(a, Mapping)}
+    table = [c for c in categories if isinstance(c.get("name"), str)]
+    return {
+        c["id"]
+        for c in table
+        if c["id"] not in used
+        and c.get("supercategory") in (None, "", "none")
+        and any(o.get("supercategory") == c["name"] for o in table)
+    }
 
 
 def true_area(annotation: Mapping[str, Any], height: int, width: int) -> float:

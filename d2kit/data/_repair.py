@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import Any
 
-from d2kit.data._findings import Finding, Findings, true_area
-from d2kit.data._image_survey import ImageFile
+from d2kit.data._findings import Finding, Findings, roots_of_classes, true_area
+from d2kit.data._image_survey import ImageFile, survey_images
 from d2kit.data._repair_fields import (
     finite,
     mend_box,
@@ -14,6 +15,7 @@ from d2kit.data._repair_fields import (
     to_integer,
     to_numbers,
 )
+from d2kit.data._repair_names import moved_files
 from d2kit.data.datasets._validate import _image_problems, check_coco, is_number, path_problem
 
 __all__ = ["repair_coco"]
@@ -22,7 +24,10 @@ Entry = dict[str, Any]
 
 
 def repair_coco(
-    data: Mapping[str, Any], file: str, survey: Mapping[str, ImageFile] | None = None
+    data: Mapping[str, Any],
+    file: str,
+    survey: Mapping[str, ImageFile] | None = None,
+    folder: str | PathLike[str] | None = None,
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Make a COCO dictionary usable.
 
@@ -31,14 +36,20 @@ def repair_coco(
         file: its path, for the messages.
         survey: what `survey_images` found, if the images are at hand: images that cannot be read
             are left out, wrong sizes are corrected.
+        folder: of the images; files whose names lead nowhere are looked for in it.
 
     Returns:
         The repaired dictionary, which `load_coco_json` accepts, and what was done.
     """
     done = Findings(file)
-    images = _images(data.get("images"), done, survey)
-    categories = _categories(data.get("categories"), done)
+    entries = data.get("images")
+    moved = moved_files(entries, folder) if folder and isinstance(entries, list) else {}
+    if moved and folder:
+        found = survey_images([{"file_name": name} for name in moved.values()], folder)
+        survey = {**(survey or {}), **found}
+    images = _images(entries, done, survey, moved)
     annotations = _annotations(data.get("annotations"), images, done)
+    categories = _categories(data.get("categories"), annotations, done)
     fixed = {
         **finite({k: v for k, v in data.items() if k not in ("images", "categories")}),
         "images": list(images.values()),
@@ -77,11 +88,16 @@ def _integers(entry: Entry, keys: Iterable[str], where: str, done: Findings) -> 
 
 
 def _images(
-    entries: Any, done: Findings, survey: Mapping[str, ImageFile] | None
+    entries: Any,
+    done: Findings,
+    survey: Mapping[str, ImageFile] | None,
+    moved: Mapping[str, str],
 ) -> dict[int, Entry]:
     table: dict[int, Entry] = {}
     for where, image in _entries(entries, "image", done):
         _integers(image, ("id", "width", "height"), where, done)
+        if isinstance(image.get("file_name"), str) and image["file_name"] in moved:
+            _set(image, "file_name", moved[image["file_name"]], where, done)
         name = image.get("file_name")
         file = survey.get(name) if survey and isinstance(name, str) else None
         if file is not None and not file.problem:
@@ -102,7 +118,7 @@ def _images(
     return table
 
 
-def _categories(entries: Any, done: Findings) -> dict[int, Entry]:
+def _categories(entries: Any, annotations: list[Entry], done: Findings) -> dict[int, Entry]:
     table: dict[int, Entry] = {}
     for where, category in _entries(entries, "category", done):
         _integers(category, ("id",), where, done)
@@ -115,6 +131,9 @@ def _categories(entries: Any, done: Findings) -> dict[int, Entry]:
             prefix = name if isinstance(name, str) else "category"
             _set(category, "name", f"{prefix}_{category['id']}", where, done)
         table[category["id"]] = category
+    for number in sorted(roots_of_classes(table.values(), annotations)):
+        done.add(f"category {number}", "name", "left out: only the supercategory of others")
+        del table[number]
     return table
 
 

@@ -24,7 +24,7 @@ def finite(value: Any) -> Any:
 
 def to_integer(value: Any) -> int | None:
     """Return an integer that was written as text, as a float or as a truth value; else None."""
-    number = to_numbers(value)
+    number = int(value) if isinstance(value, bool) else to_numbers(value)
     if is_number(number) and number == int(number) and abs(number) < 2**63:
         return int(number)
     return None
@@ -62,6 +62,8 @@ def mend_segmentation(a: Mapping[str, Any], width: int, height: int) -> Any:
     polygons = _polygons(masks) if isinstance(masks, list) else []
     polygons = [_near(p, width, height) for p in polygons]
     if not a.get("iscrowd"):
+        if masks and all(polygon == [] for polygon in masks):
+            return []  # some programs write [[]] for "no mask"
         # Where nothing is left, the check names what was there.
         return polygons or None
     if not polygons and all_numbers(a.get("bbox")) and len(a["bbox"]) == 4:

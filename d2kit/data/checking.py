@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike, fspath
 from typing import Any
 
-from d2kit.data._findings import Finding, Findings, reaches_far, true_area
+from d2kit.data._findings import (
+    Finding,
+    Findings,
+    reaches_far,
+    roots_of_classes,
+    true_area,
+)
 from d2kit.data._image_survey import ImageFile, survey_images
 from d2kit.data._repair import repair_coco
 from d2kit.data.datasets._validate import (
@@ -25,10 +32,15 @@ OWN_RULES = {
     "zero_area",
     "zero_dimensions",
     "near_duplicate_check_skipped",
+    "zero_instance_category",
+    "low_instance_category",
 }
 """Codes of hotcoco's health check that our own rules report with more detail."""
 
 HEALTH_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+
+FEW = 10
+"""Instances of a class below which there is little to learn from, or to measure."""
 
 MAX_NOTES = 20
 """Notes of one kind that are listed one by one."""
@@ -116,6 +128,14 @@ def _check_whole(tables: CocoTables, found: Findings) -> None:
     elif not any(a.get("iscrowd", 0) == 0 for a in tables.annotations):
         what = "only crowds" if tables.annotations else "no usable annotation"
         found.add("top level", "annotations", f"{what}: nothing can be trained on this dataset")
+    counts = Counter(a["category_id"] for a in tables.annotations)
+    roots = roots_of_classes(tables.categories.values(), tables.annotations)
+    for number, category in tables.categories.items():
+        what = f"'{category.get('name')}' has {counts[number]} instances"
+        if number in roots:
+            what += "; it is but the supercategory of others; --fix leaves it out"
+        if counts[number] < FEW:
+            found.note(f"category {number}", "annotations", what)
     for kind, table, key in (
         ("image", tables.images, "file_name"),
         ("category", tables.categories, "name"),
@@ -152,12 +172,11 @@ def _health(tables: CocoTables, found: Findings) -> None:
     for entry in [*report["errors"], *report["warnings"]]:
         if entry["code"] in OWN_RULES:
             continue
-        kind = "category" if "category" in entry["code"] else "annotation"
-        ids = entry["affected_ids"]
+        ids = sorted(entry["affected_ids"])
         for number in ids[:MAX_NOTES]:
-            found.note(f"{kind} {number}", entry["code"], entry["message"])
+            found.note(f"annotation {number}", entry["code"], entry["message"])
         if len(ids) > MAX_NOTES:
-            found.note(f"{kind}s", entry["code"], f"... and {len(ids) - MAX_NOTES} more")
+            found.note("annotations", entry["code"], f"... and {len(ids) - MAX_NOTES} more")
 
 
 def _only(entries: Iterable[Mapping[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -14,7 +14,14 @@ from d2kit.data.groups import group_images
 __all__ = ["Leak", "difference_hash", "find_leaks", "shared_groups"]
 
 HASH_SIDE = 16
-CLOSE = 0.1  # share of the bits in which two pictures of one scene may differ
+CLOSE = 0.1
+"""Share of the bits in which two pictures of one scene may differ.
+
+Measured as largest distance (Penn-Fudan, 170 photographs): JPEG of quality 30 0.09, half the size
+0.07, 40 % darker 0.09, 2 % cut off 0.12 (90 % of them below 0.09), 5 % cut off 0.27 (median 0.16);
+different photographs are 0.35 apart at least. Rooms of the synthetic ward, which look alike, are
+0.117 apart at least (48 rooms, 10,152 pairs), frames of one room 5 s apart 0.105.
+"""
 
 
 class Leak(NamedTuple):

@@ -83,8 +83,11 @@ def _assign(
     """Return the (units,) part of each unit.
 
     Rarest class first, its largest units first; each goes to the part that lacks most of that
-    class, then most images. Ties are broken at random.
+    class, then most images. Ties are broken at random. What comes before that: no part stays
+    empty, none is overfull by more than half a unit, and a class is in every part that it can be
+    in: its last units go to the parts without one.
     """
+    none_yet = np.ones((len(shares), counts.shape[1]), bool)
     weight = np.array(shares)
     lacking = counts.sum(0)[None] * weight[:, None]  # (parts, classes)
     room = sizes.sum() * weight
@@ -98,20 +101,23 @@ def _assign(
             k = present[totals[present].argmin()]
             candidates = np.flatnonzero(free & (left[:, k] > 0))
             order = np.lexsort((rng.random(len(candidates)), -left[candidates, k]))
-            wanted = lacking[:, k]
+            wanted, without = lacking[:, k], none_yet[:, k]
         else:
             candidates = np.flatnonzero(free)
             order = np.lexsort((rng.random(len(candidates)), -sizes[candidates]))
-            wanted = np.zeros(len(weight))
-        for unit in candidates[order]:
+            wanted, without = np.zeros(len(weight)), np.zeros(len(weight), bool)
+        for done, unit in enumerate(candidates[order]):
             empty = np.array([(places == p).sum() == 0 for p in range(len(weight))])
             still = (places < 0).sum()
             allowed = empty if still <= empty.sum() else np.ones(len(weight), bool)
-            keys = (rng.random(len(weight)), room, wanted, allowed)
+            fits = room >= sizes[unit] / 2
+            last = without & (len(candidates) - done <= without.sum())
+            keys = (rng.random(len(weight)), room, wanted, last, fits, allowed)
             part = int(np.lexsort(keys)[-1])
             places[unit] = part
             lacking[part] -= counts[unit]
             room[part] -= sizes[unit]
+            none_yet[part] &= counts[unit] == 0
             left[unit] = 0
     return places
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +33,10 @@ def load_ground_truth(json_file: str, use_fast_impl: bool) -> Any:
             if use_fast_impl:
                 import hotcoco
 
-                return hotcoco.COCO(json_file)
+                try:
+                    return hotcoco.COCO(json_file)
+                except ValueError:  # it is strict about fields that no figure depends on
+                    return hotcoco.COCO(_without_description(json_file))
             from pycocotools.coco import COCO
 
             return COCO(json_file)
@@ -43,6 +47,24 @@ def load_ground_truth(json_file: str, use_fast_impl: bool) -> Any:
             ) from None
         except Exception as error:
             raise ValueError(f"{json_file} is not a COCO annotation file: {error}") from error
+
+
+def _without_description(json_file: str) -> dict[str, Any]:
+    """Read a COCO file without what only describes it: Roboflow writes the year as text."""
+    with open(json_file, encoding="utf-8-sig") as file:
+        coco = json.load(file)
+    described = ("license", "date_captured", "coco_url", "flickr_url")
+    return {
+        **{k: v for k, v in coco.items() if k not in ("info", "licenses")},
+        "images": [
+            {k: v for k, v in image.items() if k not in described and v is not None}
+            for image in coco["images"]
+        ],
+        "categories": [
+            {k: v for k, v in category.items() if k != "supercategory"}
+            for category in coco["categories"]
+        ],
+    }
 
 
 def _load_detections(coco_gt: Any, coco_results: list[dict[str, Any]]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,16 +16,22 @@ SIDE = 360
 MAX_BYTES = 50_000_000
 """No picture is added beyond this size of the page."""
 
-STYLE = """body{font:14px sans-serif;margin:1.5em;background:#fafafa}
-table{border-collapse:collapse;margin-bottom:1.5em}td,th{padding:2px 12px;text-align:left}
-td+td,th+th{text-align:right}figure{display:inline-block;margin:6px;vertical-align:top}
-figcaption{max-width:360px;overflow-wrap:anywhere;color:#555;font-size:12px}"""
+STYLE = """:root{color-scheme:light dark}body{font:14px system-ui,sans-serif;margin:1.5em}
+h1{font-size:1.5em;margin:0 0 .3em}table{border-collapse:collapse;margin:1em 0}
+td,th{padding:2px 12px;text-align:left;overflow-wrap:anywhere}
+td+td,th+th{text-align:right;white-space:nowrap}
+i{display:inline-block;width:.9em;height:.9em;margin-right:.6em;border-radius:2px}
+main{display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start}figure{margin:0}
+img{display:block;max-width:100%}figcaption{max-width:360px;margin-top:3px;overflow-wrap:anywhere;
+opacity:.75;font-size:12px}"""
 
 
 def make_page(
     pictures: Iterable[tuple[str, np.ndarray]],
     counts: Sequence[tuple[str, int, int]] = (),
     title: str = "Dataset",
+    summary: str = "",
+    colors: Mapping[str, str] | None = None,
 ) -> str:
     """Make a page of pictures.
 
@@ -33,6 +39,8 @@ def make_page(
         pictures: (name, (H, W, 3) uint8 RGB).
         counts: (class, instances, images).
         title: of the page.
+        summary: a line below it.
+        colors: class -> "#rrggbb", shown beside the class.
 
     Returns:
         HTML with the pictures inside, at most `MAX_BYTES` and one picture long.
@@ -45,20 +53,29 @@ def make_page(
         text = html.escape(name, quote=True)
         data = base64.b64encode(_thumbnail(picture)).decode()
         figures.append(
-            f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}">'
+            f'<figure><img loading="lazy" alt="{text}" src="data:image/jpeg;base64,{data}">'
             f"<figcaption>{text}</figcaption></figure>"
         )
         size += len(figures[-1])
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{n}</td><td>{k}</td></tr>" for name, n, k in counts
+        f"<tr><td>{_swatch((colors or {}).get(name))}{html.escape(name)}</td>"
+        f"<td>{n}</td><td>{k}</td></tr>"
+        for name, n, k in counts
     )
     head = "<tr><th>class</th><th>instances</th><th>images</th></tr>"
     more = f"<p>{left_out} more pictures left out</p>" if left_out else ""
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-        f"{f'<table>{head}{rows}</table>' if rows else ''}{''.join(figures)}{more}</html>\n"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(title)}</title>"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><div>{html.escape(summary)}</div>"
+        f"{f'<table>{head}{rows}</table>' if rows else ''}<main>{''.join(figures)}</main>"
+        f"{more}</html>\n"
     )
+
+
+def _swatch(color: str | None) -> str:
+    return f'<i style="background:{html.escape(color, quote=True)}"></i>' if color else ""
 
 
 def _thumbnail(picture: np.ndarray) -> bytes:

@@ -69,6 +69,25 @@ def test_stratified_keeps_the_share_of_every_class():
     assert len(parts["test"]["images"]) == pytest.approx(75, abs=4)
 
 
+@pytest.mark.parametrize("method", ["random", "stratified", "group"])
+@pytest.mark.parametrize("seed", range(4))
+def test_sizes_and_rare_classes(method, seed):
+    frames = 7
+    coco = dataset(28, frames, seed)
+    kept = [a for a in coco["annotations"] if a["category_id"] < 4]
+    for number, image in enumerate((3, 1702)):  # two objects of class 4, in videos 0 and 17
+        kept.append({"id": 9000 + number, "image_id": image, "category_id": 4})
+    coco["annotations"] = kept
+    for shares in ({"a": 0.8, "b": 0.2}, {"a": 0.7, "b": 0.15, "c": 0.15}):
+        parts = split_coco(coco, shares, method=method, seed=seed)
+        unit = frames if method == "group" else 1
+        for name, share in shares.items():
+            assert abs(len(parts[name]["images"]) - share * 28 * frames) <= unit
+        if method != "random":
+            holders = [any(a["category_id"] == 4 for a in p["annotations"]) for p in parts.values()]
+            assert sum(holders) == 2
+
+
 def test_groups_by_any_field():
     coco = dataset(6)
     assert list(group_images(coco)) == [f"video{v}" for v in range(6)]

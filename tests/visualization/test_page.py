@@ -58,4 +58,32 @@ def test_tool_from_json(tmp_path, monkeypatch):
     _script("visualize_data").main()
     (picture,) = images_of(out.read_text())
     assert (np.ptp(picture, axis=2) > 40).any()  # something coloured was drawn on grey
-    assert "<td>cat</td><td>1</td><td>1</td>" in out.read_text()
+    text = out.read_text()
+    assert re.search(
+        r'<td><i style="background:#[0-9a-f]{6}"></i>cat</td><td>1</td><td>1</td>', text
+    )
+    assert (
+        "<figcaption>a ü.png</figcaption>" in text
+    )  # the name in the JSON, not a path or a number
+    assert "1 images, 1 instances" in text
+
+
+def test_pictures_are_spread_over_the_dataset_in_one_colour_per_class(tmp_path, monkeypatch):
+    images, annotations = [], []
+    for i in range(9):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((60, 80, 3), 120, np.uint8))
+        images.append({"id": i, "file_name": f"{i}.png", "width": 80, "height": 60})
+        box = {"bbox": [10, 10, 60, 45], "area": 2700, "iscrowd": 0, "category_id": 1 + (i == 4)}
+        corners = [10, 10, 70, 10, 70, 55, 10, 55]
+        annotations.append({"id": i, "image_id": i, "segmentation": [corners], **box})
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    coco = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "d.json").write_text(json.dumps(coco))
+    out = tmp_path / "look.html"
+    args = ["--json", tmp_path / "d.json", "--images", tmp_path, "--html", out, "--count", 3]
+    monkeypatch.setattr(sys, "argv", ["visualize_data.py", *map(str, args)])
+    _script("visualize_data").main()
+    text = out.read_text()
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", text) == ["0.png", "4.png", "8.png"]
+    first, other, last = (im[80, 100].astype(int) for im in images_of(text))
+    assert abs(first - last).max() < 60 < abs(first - other).max()

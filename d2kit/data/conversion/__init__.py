@@ -22,7 +22,8 @@ READERS = {
     "masks": read_masks,
     "coco": read_coco_dataset,
 }
-"""Format -> function (path, image folder or None) that returns a COCO dictionary."""
+"""Format -> function (path, image folder or None, counter of what COCO cannot hold or None) that
+returns a COCO dictionary."""
 
 WRITERS = {
     "voc": write_voc,

@@ -12,12 +12,15 @@ from d2kit.data.datasets._validate import Problems, check_coco, path_problem, re
 from d2kit.utils.file_io import atomic_write
 
 
-def read_coco_dataset(path: Path, images: Path | None = None) -> dict[str, Any]:
+def read_coco_dataset(
+    path: Path, images: Path | None = None, lost: Counter[str] | None = None
+) -> dict[str, Any]:
     """Read a COCO JSON file.
 
     Args:
         path: the file.
         images: not used.
+        lost: not used, COCO holds everything.
 
     Raises:
         DatasetError: one line for each defect; `tools/check_data.py --fix` repairs them.

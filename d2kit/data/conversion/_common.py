@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +16,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".g
 
 Polygons = list[list[float]]
 
+ELLIPSE_POINTS = 128
+
+DIGITS = 4
+"""Decimals of a pixel that are kept where sums and shares leave a rounding behind them."""
+
 
 class CocoBuilder:
     """Collects images, classes and annotations with ids from 1.
@@ -22,10 +28,17 @@ class CocoBuilder:
     Args:
         source: path for messages.
         names: classes in their order; where None, they are those found, sorted.
+        lost: counts what COCO cannot hold.
     """
 
-    def __init__(self, source: Path, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        source: Path,
+        names: Sequence[str] | None = None,
+        lost: Counter[str] | None = None,
+    ) -> None:
         self.problems = Problems(str(source))
+        self.lost: Counter[str] = Counter() if lost is None else lost
         self.images: list[dict[str, Any]] = []
         self.found: list[tuple[str, dict[str, Any]]] = []
         self.names = None if names is None else list(names)
@@ -49,13 +62,14 @@ class CocoBuilder:
             shape: [x, y, width, height], polygons, or an uncompressed or compressed mask.
             extra: further fields.
         """
-        entry: dict[str, Any] = {"image_id": image_id, "iscrowd": 0, **extra}
+        entry: dict[str, Any] = {"image_id": image_id, "iscrowd": 0}
         if isinstance(shape, dict):
             entry |= {"segmentation": shape, "bbox": mask_box(shape)}
         elif shape and isinstance(shape[0], list):
             entry |= {"segmentation": shape, "bbox": polygon_box(shape)}
         else:
-            entry["bbox"] = [float(v) for v in shape]
+            entry["bbox"] = [round(float(v), DIGITS) for v in shape]
+        entry |= extra
         self.found.append((name, entry))
 
     def finish(self) -> dict[str, Any]:
@@ -82,6 +96,29 @@ def polygon_box(polygons: Polygons) -> list[float]:
     xs = [x for polygon in polygons for x in polygon[::2]]
     ys = [y for polygon in polygons for y in polygon[1::2]]
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def turn(points: np.ndarray, degrees: float) -> np.ndarray:
+    """Turn (P, 2) points around their mean, clockwise as seen in the image."""
+    angle = np.radians(degrees)
+    matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    middle = points.mean(0)
+    return (points - middle) @ matrix + middle
+
+
+def turned_ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0.0) -> list[float]:
+    """Return x, y, x, y, ... of a polygon along an ellipse.
+
+    Args:
+        x: of the middle.
+        y: of the middle.
+        rx: half axis along x before the ellipse is turned.
+        ry: half axis along y.
+        degrees: clockwise.
+    """
+    angles = np.arange(ELLIPSE_POINTS) * (2 * np.pi / ELLIPSE_POINTS)
+    points = np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], 1)
+    return turn(points, degrees).ravel().tolist()
 
 
 def mask_box(rle: Mapping[str, Any]) -> list[float]:
@@ -111,11 +148,31 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     return mask_util.decode(rle).astype(bool)
 
 
-def annotations_by_image(coco: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:
-    """Return the annotations of each image, of images without any too."""
-    table: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
-    for annotation in coco["annotations"]:
-        table[annotation["image_id"]].append(annotation)
+def annotations_by_image(
+    coco: Mapping[str, Any], lost: Counter[str]
+) -> dict[int, list[dict[str, Any]]]:
+    """Return the annotations of each image, of images without any too.
+
+    Args:
+        coco: COCO dictionary.
+        lost: counts what no format but COCO holds here: keypoints, and masks without a pixel.
+
+    Raises:
+        ValueError: a box is rotated.
+    """
+    sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
+    table: dict[int, list[dict[str, Any]]] = {number: [] for number in sizes}
+    for a in coco["annotations"]:
+        if len(a["bbox"]) != 4:
+            raise ValueError(
+                f"annotation {a['id']}: bbox: expected [x, y, width, height], got {a['bbox']}; "
+                "only COCO JSON holds rotated boxes"
+            )
+        lost["keypoints (objects that have some)"] += bool(a.get("keypoints"))
+        if isinstance(a.get("segmentation"), dict) and not true_area(a, *sizes[a["image_id"]]):
+            lost["masks without a pixel"] += 1
+            continue
+        table[a["image_id"]].append(a)
     return table
 
 
@@ -146,39 +203,34 @@ def side_files(coco: Mapping[str, Any], folder: Path, suffix: str) -> dict[int, 
 
 
 def find_images(folder: Path) -> dict[str, str]:
-    """Return name without ending -> name, of all images below `folder`, as posix paths."""
+    """Return name without ending -> name, of all images below `folder`, as posix paths.
+
+    Raises:
+        ValueError: two names differ in the ending only.
+    """
     found: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
             name = path.relative_to(folder)
-            found.setdefault(name.with_suffix("").as_posix(), name.as_posix())
+            other = found.setdefault(name.with_suffix("").as_posix(), name.as_posix())
+            if other != name.as_posix():
+                raise ValueError(
+                    f"'{folder}': '{other}' and '{name}' differ in the ending only; annotations "
+                    "name images without it: rename one of them"
+                )
     return found
 
 
 def files_below(folder: Path, suffix: str) -> list[Path]:
-    """Return all files with an ending, sorted.
+    """Return all files with an ending, in capitals or not, sorted.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = sorted(p for p in folder.rglob(f"*{suffix}") if p.is_file())
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() == suffix and p.is_file())
     if not found:
         raise FileNotFoundError(f"no {suffix} file below '{folder}'")
     return found
-
-
-def need_folder(images: Path | None, why: str) -> Path:
-    """Return the image folder.
-
-    Raises:
-        ValueError: it was not given.
-        FileNotFoundError: it does not exist.
-    """
-    if images is None:
-        raise ValueError(f"--images FOLDER is needed: {why}")
-    if not images.is_dir():
-        raise FileNotFoundError(f"--images {images}: no such folder")
-    return images
 
 
 def check_numbers(values: Iterable[str], where: str) -> list[float]:

@@ -18,26 +18,40 @@ from d2kit.data.conversion._common import (
     decode_mask,
     encode_mask,
     polygon_box,
+    turn,
+    turned_ellipse,
 )
 from d2kit.data.datasets._validate import DatasetError, Problems
 from d2kit.data.datasets.pascal_voc import _parse
 from d2kit.utils.file_io import atomic_write
 
 
-def read_cvat(path: Path, images: Path | None = None) -> dict[str, Any]:
+def read_cvat(
+    path: Path, images: Path | None = None, lost: Counter[str] | None = None
+) -> dict[str, Any]:
     """Read ``annotations.xml``; polygons of one label and one ``group_id`` are one object.
+
+    Ellipses and turned boxes become polygons; attributes are kept as the field `attributes`.
 
     Args:
         path: the file, or the folder that holds it.
         images: not used.
+        lost: counts tags, points, lines and other shapes that COCO's objects cannot be.
     """
     file = path / "annotations.xml" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"'{file}' does not exist; expected an export of CVAT")
     problems = Problems(str(file))
     root = _parse(str(file), problems)
     problems.raise_if_any()
+    elements = root.findall("image")
+    if root.find("track") is not None or not elements:
+        kind = "tracks" if root.find("track") is not None else f"<{root.tag}> without <image>"
+        what = f"expected 'CVAT for images 1.1', got {kind}; export the task again in that format"
+        raise DatasetError(f"{file}: top level: {what}")
     names = [e.text.strip() for e in root.findall("meta//labels/label/name") if e.text]
-    builder = CocoBuilder(file, list(dict.fromkeys(names)))
-    for element in root.findall("image"):
+    builder = CocoBuilder(file, list(dict.fromkeys(names)), lost)
+    for element in elements:
         where = f"{file}: image {element.get('id')}"
         size = check_numbers([element.get("width", ""), element.get("height", "")], where)
         width, height = int(size[0]), int(size[1])
@@ -56,31 +70,48 @@ def _read_shape(
     groups: dict[tuple[str, str], dict[str, Any]],
     where: str,
 ) -> None:
-    label, group = shape.get("label", ""), shape.get("group_id")
-    crowd = any(e.get("name") == "iscrowd" and e.text == "1" for e in shape.findall("attribute"))
+    label, group = shape.get("label", ""), shape.get("group_id", "0")
     where = f"{where}: {shape.tag}"
-    if shape.tag == "box":
-        x0, y0, x1, y1 = check_numbers(
-            [shape.get(k, "") for k in ("xtl", "ytl", "xbr", "ybr")], where
-        )
-        builder.add(image_id, label, [x0, y0, x1 - x0, y1 - y0])
+    if shape.tag in ("box", "ellipse"):
+        builder.add(image_id, label, _box_or_ellipse(shape, where), **_extra(shape))
     elif shape.tag == "polygon":
         points = check_numbers(shape.get("points", "").replace(";", ",").split(","), where)
         if len(points) < 6 or len(points) % 2:
             raise DatasetError(f"{where}: points: expected at least 3, got {len(points) / 2:g}")
-        if group and (label, group) in groups:
+        if (label, group) in groups:
             entry = groups[label, group]
             entry["segmentation"].append(points)
             entry["bbox"] = polygon_box(entry["segmentation"])
             return
-        builder.add(image_id, label, [points])
-        if group:
+        builder.add(image_id, label, [points], **_extra(shape))
+        if group != "0":
             groups[label, group] = builder.found[-1][1]
     elif shape.tag == "mask":
-        builder.add(image_id, label, _read_mask(shape, size, where), iscrowd=int(crowd))
-    elif shape.tag not in ("tag", "attribute"):
-        what = "expected box, polygon or mask; convert it in CVAT, or delete it"
-        builder.problems.add(where, "shape", what)
+        builder.add(image_id, label, _read_mask(shape, size, where), **_extra(shape))
+    else:
+        builder.lost[f"shapes of type {shape.tag}"] += 1
+
+
+def _extra(shape: Any) -> dict[str, Any]:
+    """Return `iscrowd` and, where there are any, `attributes`."""
+    found = {e.get("name", ""): e.text or "" for e in shape.findall("attribute")}
+    crowd = int(found.pop("iscrowd", "0") == "1")
+    if shape.get("occluded") == "1":
+        found["occluded"] = "1"
+    return {"iscrowd": crowd, **({"attributes": found} if found else {})}
+
+
+def _box_or_ellipse(shape: Any, where: str) -> list[Any]:
+    """Return a box as it is; one that is turned, and an ellipse, as a polygon."""
+    keys = ("xtl", "ytl", "xbr", "ybr") if shape.tag == "box" else ("cx", "cy", "rx", "ry")
+    texts = [*(shape.get(k, "") for k in keys), shape.get("rotation", "0")]
+    x0, y0, x1, y1, degrees = check_numbers(texts, where)
+    if shape.tag == "ellipse":
+        return [turned_ellipse(x0, y0, x1, y1, degrees)]
+    if not degrees % 360:
+        return [x0, y0, x1 - x0, y1 - y0]
+    corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    return [turn(corners, degrees).ravel().tolist()]
 
 
 def _read_mask(shape: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
@@ -101,7 +132,8 @@ def write_cvat(coco: Mapping[str, Any], path: Path) -> Counter[str]:
     """Write the XML file `path` (``annotations.xml`` in it, where it has no ending)."""
     path = path if path.suffix == ".xml" else path / "annotations.xml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    names, of_image = class_names(coco), annotations_by_image(coco)
+    lost: Counter[str] = Counter()
+    names, of_image = class_names(coco), annotations_by_image(coco, lost)
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
@@ -116,7 +148,7 @@ def write_cvat(coco: Mapping[str, Any], path: Path) -> Counter[str]:
     ElementTree.indent(root)
     with atomic_write(path) as file:
         file.write(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
-    return Counter()
+    return +lost
 
 
 def _element(parent: Any, tag: str, keys: Mapping[str, Any]) -> Any:
@@ -124,28 +156,31 @@ def _element(parent: Any, tag: str, keys: Mapping[str, Any]) -> Any:
 
 
 def _write_shape(parent: Any, a: Mapping[str, Any], label: str, image: Mapping[str, Any]) -> None:
-    common = {"label": label, "occluded": 0, "z_order": 0}
+    attributes = dict(a.get("attributes") or {})
+    common = {"label": label, "occluded": int(attributes.pop("occluded", 0)), "z_order": 0}
+    if a.get("iscrowd"):
+        attributes["iscrowd"] = 1
+    elements = []
     masks = a.get("segmentation")
     if isinstance(masks, dict):
         mask = decode_mask(masks, image["height"], image["width"])
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if not len(rows):
-            return
         part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         edges = np.flatnonzero(np.diff(part.ravel(), prepend=False))
         runs = np.diff([0, *edges, part.size]).tolist()
         box = {"left": columns[0], "top": rows[0], "width": part.shape[1], "height": part.shape[0]}
         rle = ", ".join(map(str, runs))
-        element = _element(parent, "mask", {**common, **box, "rle": rle})
-        if a.get("iscrowd"):
-            _element(element, "attribute", {"name": "iscrowd"}).text = "1"
+        elements.append(_element(parent, "mask", {**common, **box, "rle": rle}))
     elif masks:
         group = {"group_id": a["id"]} if len(masks) > 1 else {}
         for polygon in masks:
             pairs = zip(polygon[::2], polygon[1::2], strict=True)
-            points = ";".join(f"{x:.2f},{y:.2f}" for x, y in pairs)
-            _element(parent, "polygon", {**common, **group, "points": points})
+            points = ";".join(f"{x},{y}" for x, y in pairs)
+            elements.append(_element(parent, "polygon", {**common, **group, "points": points}))
     else:
         x, y, w, h = a["bbox"]
         sides = {"xtl": x, "ytl": y, "xbr": x + w, "ybr": y + h}
-        _element(parent, "box", {**common, **{k: f"{v:.2f}" for k, v in sides.items()}})
+        elements.append(_element(parent, "box", {**common, **sides}))
+    for element in elements:
+        for name, value in attributes.items():
+            _element(element, "attribute", {"name": name}).text = str(value)

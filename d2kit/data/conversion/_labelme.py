@@ -7,6 +7,7 @@ import binascii
 import io
 import json
 import math
+import posixpath
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -23,36 +24,47 @@ from d2kit.data.conversion._common import (
     files_below,
     polygon_box,
     side_files,
+    turned_ellipse,
 )
 from d2kit.data.datasets._validate import all_numbers, read_json
 from d2kit.utils.file_io import atomic_write
 
-CIRCLE_POINTS = 64
+NO_AREA = ("point", "points", "line", "linestrip")
 
 
-def read_labelme(path: Path, images: Path | None = None) -> dict[str, Any]:
+def read_labelme(
+    path: Path, images: Path | None = None, lost: Counter[str] | None = None
+) -> dict[str, Any]:
     """Read all JSON files below a folder.
 
     Rectangles become boxes; polygons, circles and masks become masks. Shapes of one label and one
-    ``group_id`` are parts of one object.
+    ``group_id`` are parts of one object. Embedded pictures are not read.
 
     Args:
         path: the folder; ``imagePath`` is relative to the file that has it.
         images: not used.
+        lost: counts points and lines.
     """
-    builder = CocoBuilder(path)
+    builder = CocoBuilder(path, lost=lost)
     for file in files_below(path, ".json"):
         data = read_json(str(file), str(file))
         shapes, name = data.get("shapes"), data.get("imagePath")
         size: Any = (data.get("imageWidth"), data.get("imageHeight"))
+        if size == (None, None) and isinstance(data.get("imageData"), str):
+            size = _embedded_size(data["imageData"])
         if not isinstance(shapes, list) or not isinstance(name, str) or not _sizes(size):
             what = "expected 'shapes', 'imagePath', 'imageWidth' and 'imageHeight'"
             builder.problems.add(str(file), "top level", what)
             continue
-        name = (file.relative_to(path).parent / PurePosixPath(name.replace("\\", "/"))).as_posix()
+        name = posixpath.normpath(
+            (file.relative_to(path).parent / name.replace("\\", "/")).as_posix()
+        )
         image_id = builder.image(name, *size)
         parts: dict[Any, list[list[float]]] = {}
         for number, shape in enumerate(shapes):
+            if isinstance(shape, dict) and shape.get("shape_type") in NO_AREA:
+                builder.lost[f"shapes of type {shape['shape_type']}"] += 1
+                continue
             found, what = _shape(shape, *size)
             if what:
                 builder.problems.add(str(file), f"shape {number}", what)
@@ -69,6 +81,16 @@ def read_labelme(path: Path, images: Path | None = None) -> dict[str, Any]:
             builder.add(image_id, shape["label"], found, iscrowd=crowd)
         _refresh(builder)
     return builder.finish()
+
+
+def _embedded_size(text: str) -> Any:
+    """Return the (width, height) of an embedded picture; labelme 3 wrote no sizes."""
+    from d2kit.data._image_io import _open_image
+
+    try:
+        return _open_image(base64.b64decode(text, validate=True), "imageData").size
+    except (ValueError, OSError, binascii.Error):
+        return None, None
 
 
 def _sizes(size: tuple[Any, Any]) -> bool:
@@ -89,18 +111,18 @@ def _shape(shape: Any, width: int, height: int) -> tuple[Any, str]:
     points, kind = shape.get("points"), shape.get("shape_type") or "polygon"
     if not isinstance(points, list) or not all(all_numbers(p) and len(p) == 2 for p in points):
         return None, "points: expected [[x, y], ...]"
-    if kind == "polygon" and len(points) >= 3:
+    if kind in ("polygon", "rotation") and len(points) >= 3:
         return [[float(v) for point in points for v in point]], ""
-    if kind in ("rectangle", "mask") and len(points) == 2:
-        (x0, y0), (x1, y1) = np.sort(np.array(points, float), axis=0).tolist()
+    # Some programs write all four corners of a rectangle.
+    if (kind == "rectangle" and len(points) in (2, 4)) or (kind == "mask" and len(points) == 2):
+        (x0, y0), (x1, y1) = np.min(points, 0).tolist(), np.max(points, 0).tolist()
         if kind == "rectangle":
             return [x0, y0, x1 - x0, y1 - y0], ""
         return _mask(shape.get("mask"), round(x0), round(y0), width, height)
     if kind == "circle" and len(points) == 2:
         (x, y), edge = points
-        angles = np.arange(CIRCLE_POINTS) * (2 * math.pi / CIRCLE_POINTS)
-        around = np.stack([np.cos(angles), np.sin(angles)], 1) * math.dist((x, y), edge)
-        return [(around + [x, y]).ravel().tolist()], ""
+        radius = math.dist((x, y), edge)
+        return [turned_ellipse(x, y, radius, radius)], ""
     what = "a polygon, rectangle, circle or mask with its points"
     return None, f"shape_type: expected {what}, got {kind!r:.40} with {len(points)} points"
 
@@ -124,7 +146,8 @@ def _mask(text: Any, x: int, y: int, width: int, height: int) -> tuple[Any, str]
 
 def write_labelme(coco: Mapping[str, Any], path: Path) -> Counter[str]:
     """Write ``<image>.json`` for each image, to lie beside it."""
-    names, of_image = class_names(coco), annotations_by_image(coco)
+    lost: Counter[str] = Counter()
+    names, of_image = class_names(coco), annotations_by_image(coco, lost)
     files = side_files(coco, path, ".json")
     for image in coco["images"]:
         shapes = []
@@ -145,7 +168,7 @@ def write_labelme(coco: Mapping[str, Any], path: Path) -> Counter[str]:
         }
         with atomic_write(files[image["id"]], "w") as file:
             json.dump(content, file, ensure_ascii=False, indent=1)
-    return Counter()
+    return +lost
 
 
 def _shapes(a: Mapping[str, Any], height: int, width: int) -> list[dict[str, Any]]:
@@ -155,8 +178,6 @@ def _shapes(a: Mapping[str, Any], height: int, width: int) -> list[dict[str, Any
 
         mask = decode_mask(masks, height, width)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if not len(rows):
-            return []
         y0, y1, x0, x1 = (int(v) for v in (rows[0], rows[-1], columns[0], columns[-1]))
         buffer = io.BytesIO()
         Image.fromarray(mask[y0 : y1 + 1, x0 : x1 + 1].astype(np.uint8) * 255).save(buffer, "PNG")

@@ -22,24 +22,28 @@ from d2kit.data.conversion._common import (
     find_images,
     side_files,
 )
-from d2kit.data.datasets._validate import path_problem, read_json
+from d2kit.data.datasets._validate import all_numbers, path_problem, read_json
 from d2kit.utils.file_io import atomic_write
 
 INDEX = "instances.json"
 
 
-def read_masks(path: Path, images: Path | None = None) -> dict[str, Any]:
+def read_masks(
+    path: Path, images: Path | None = None, lost: Counter[str] | None = None
+) -> dict[str, Any]:
     """Read mask PNGs in one of two layouts.
 
     ``instances.json`` beside them: ``{"classes": ["cat"], "images": [{"file_name": "1.jpg",
     "width": 64, "height": 48, "masks": ["masks/1.png"], "instances": [{"mask": 0, "value": 1,
-    "class": "cat"}]}]}``.
+    "class": "cat"}]}]}``; an instance may have ``iscrowd``, and ``bbox`` where it is not the
+    box of the pixels.
     Without it, a folder per class: ``cat/1.png`` holds the cats of image 1; a mask of one value (0
     and 255) is one instance.
 
     Args:
         path: the folder.
         images: image folder; in the second layout it gives images their endings, else ".png".
+        lost: not used.
     """
     if (path / INDEX).is_file():
         return _read_indexed(path)
@@ -79,8 +83,11 @@ def _read_indexed(path: Path) -> dict[str, Any]:
                     what = f"no pixel of value {instance['value']} in a mask of the image's size"
                     builder.problems.add(where, "instances", what)
                     continue
-                crowd = int(bool(instance.get("iscrowd")))
-                builder.add(image_id, str(instance["class"]), encode_mask(mask), iscrowd=crowd)
+                extra = {"iscrowd": int(bool(instance.get("iscrowd")))}
+                box = instance.get("bbox")
+                if all_numbers(box) and len(box) == 4:
+                    extra["bbox"] = box
+                builder.add(image_id, str(instance["class"]), encode_mask(mask), **extra)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             builder.problems.add(where, "entry", f"not of the documented form: {error!r}")
     return builder.finish()
@@ -92,7 +99,7 @@ def write_masks(coco: Mapping[str, Any], path: Path) -> Counter[str]:
     Objects that overlap go to a further PNG, so that none loses a pixel.
     """
     lost: Counter[str] = Counter()
-    names, of_image = class_names(coco), annotations_by_image(coco)
+    names, of_image = class_names(coco), annotations_by_image(coco, lost)
     files = side_files(coco, path / "masks", ".png")
     entries = []
     for image in coco["images"]:
@@ -110,6 +117,7 @@ def write_masks(coco: Mapping[str, Any], path: Path) -> Counter[str]:
             value = int(layers[layer].max()) + 1
             layers[layer][mask] = value
             entry = {"mask": layer, "value": value, "class": names[a["category_id"]]}
+            entry["bbox"] = a["bbox"]
             instances.append({**entry, "iscrowd": 1} if a.get("iscrowd") else entry)
         written = [
             _write_png(layer, files[image["id"]], i).relative_to(path).as_posix()
@@ -119,7 +127,7 @@ def write_masks(coco: Mapping[str, Any], path: Path) -> Counter[str]:
         entries.append({**keys, "masks": written, "instances": instances})
     with atomic_write(path / INDEX, "w") as file:
         json.dump({"classes": [*names.values()], "images": entries}, file, ensure_ascii=False)
-    return lost
+    return +lost
 
 
 def _place(layers: list[np.ndarray], mask: np.ndarray) -> int:
