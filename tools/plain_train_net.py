@@ -27,6 +27,7 @@ from d2kit.engine import (
     launch,
     user_errors,
 )
+from d2kit.engine._classes import build_named_cfg
 from d2kit.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from d2kit.modeling import build_model
 from d2kit.solver import build_lr_scheduler, build_optimizer
@@ -78,6 +79,7 @@ def train(cfg: CfgNode, model: torch.nn.Module, resume: bool) -> None:
     seed = max(cfg.SEED, 0)
     # Batch k is a function of (seed, k): going on at `start` needs no replay of what came before.
     loader = build_detection_train_loader(cfg, start_batch=start, seed=seed)
+    build_named_cfg(cfg)  # writes the names of the classes into the run's config.yaml
     logger.info("starting at iteration %d", start)
     with EventStorage(start) as storage:
         before = time.perf_counter()

@@ -28,6 +28,7 @@ from d2kit.data import (
     build_detection_train_loader,
     detection_utils,
     register_dataset,
+    register_datasets,
 )
 from d2kit.engine import user_errors
 from d2kit.utils.file_io import atomic_write
@@ -89,6 +90,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         project.register_all()
         cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
+    register_datasets(cfg.DATASETS.REGISTER_COCO)
     return cfg
 
 

@@ -2,7 +2,8 @@
 """Draw results of COCO's format beside the ground truth: predictions left, annotations right.
 
 visualize_json_results.py --input output/run/inference/coco_instances_results.json \
-                          --dataset coco_2017_val --output output/look [--conf-threshold 0.5]
+                          --output output/look [--conf-threshold 0.5] \
+                          (--dataset coco_2017_val | --config-file output/run/config.yaml)
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 import project
-from d2kit.data import DatasetCatalog, MetadataCatalog
+from d2kit.config import get_cfg
+from d2kit.data import DatasetCatalog, MetadataCatalog, register_datasets
 from d2kit.data.detection_utils import read_image
 from d2kit.engine import user_errors
 from d2kit.evaluation.coco_evaluation import instances_from_coco_json
@@ -69,7 +71,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--input", type=Path, required=True, help="JSON file of the results")
-    parser.add_argument("--dataset", default="coco_2017_val", help="default coco_2017_val")
+    parser.add_argument("--dataset", help="default: the config's test set, else coco_2017_val")
+    parser.add_argument("--config-file", help="registers datasets of your own, e.g. of the run")
     parser.add_argument("--output", type=Path, required=True, help="folder of the pictures")
     parser.add_argument("--conf-threshold", type=float, default=0.5, help="default 0.5")
     parser.add_argument("--count", type=int, help="number of pictures; default all")
@@ -77,9 +80,15 @@ def main() -> None:
     args = parser.parse_args()
     with user_errors():
         project.register_all()
+        dataset = args.dataset or "coco_2017_val"
+        if args.config_file:
+            cfg = get_cfg()
+            cfg.merge_from_file(args.config_file)
+            register_datasets(cfg.DATASETS.REGISTER_COCO)
+            dataset = args.dataset or cfg.DATASETS.TEST[0]
         found = read_results(args.input, args.conf_threshold)
         args.output.mkdir(parents=True, exist_ok=True)
-        drawn = itertools.islice(pictures(args.dataset, found, args.scale), args.count)
+        drawn = itertools.islice(pictures(dataset, found, args.scale), args.count)
         for name, rgb in tqdm(drawn, desc="drawing", unit="image"):
             cv2.imwrite(str(args.output / f"{name}.jpg"), rgb[..., ::-1])
     print(f"pictures in {args.output}")

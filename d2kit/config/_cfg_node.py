@@ -1,6 +1,7 @@
 """`CfgNode`: a config, or a section of one."""
 
 import copy
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,11 +46,23 @@ class CfgNode(_FvcoreCfgNode):
             return self[name]
         if name.startswith("__"):
             raise AttributeError(name)
+        raise AttributeError(self._no_key(name))
+
+    def __missing__(self, name: Any) -> Any:
+        """Say what is wrong with ``cfg["NAME"]``; ``cfg.get("NAME")`` is None, as of any dict."""
+        raise KeyError(self._no_key(str(name)))
+
+    def _no_key(self, name: str) -> str:
         section, _ = self.__dict__.get(_SECTION, ("", ()))
-        near = nearest_names(name, (str(key) for key in self))
-        raise AttributeError(
-            f"config section '{section or 'cfg'}' has no key '{name}' (nearest: {near})"
-        )
+        near = [*self._below(name), *nearest_names(name, (str(key) for key in self))]
+        listed = f"nearest: {', '.join(near)}" if near else "none is similar"
+        return f"config section '{section or 'cfg'}' has no key '{name}' ({listed})"
+
+    def _below(self, name: str) -> list[str]:
+        """Return the first keys in sections below this one that have this very name."""
+        section, _ = self.__dict__.get(_SECTION, ("", ()))
+        start = f"{section}." if section else ""
+        return [f"{start}{key}" for key in self._full_keys() if key.endswith(f".{name}")][:4]
 
     def __setattr__(self, name: str, val: Any) -> None:
         """Set a key; new ones are allowed unless the name is a slip.
@@ -58,6 +71,7 @@ class CfgNode(_FvcoreCfgNode):
         same section only in case, underscores or up to two letters (one, where the shorter name
         has fewer than 8; digits do not count as letters), for example ``NUM_CLASS`` beside
         ``NUM_CLASSES``. ``cfg.SECTION["NAME"] = value`` or `set_new_allowed(True)` set it anyway.
+        A name that exists in a section below (``cfg.MODEL.NUM_CLASSES``) is a warning.
 
         Raises:
             AttributeError: if the config is frozen or the name is refused.
@@ -77,6 +91,14 @@ class CfgNode(_FvcoreCfgNode):
                     f"config section '{section or 'cfg'}' has no key '{name}', did you mean "
                     f"{' or '.join(repr(s) for s in slips)}? To add a key of this name all the "
                     f"same, write cfg[...]['{name}'] = value"
+                )
+            if defaults and (below := self._below(name)):
+                logging.getLogger(__name__).warning(
+                    "New config key '%s' in section '%s', which nothing in d2kit reads; did you "
+                    "mean %s?",
+                    name,
+                    section or "cfg",
+                    " or ".join(below),
                 )
         super().__setattr__(name, val)
 

@@ -1,14 +1,17 @@
-"""docs/config.md and the explanation of single keys, from the table of keys."""
+"""docs/config.md, from the table of keys."""
 
 from itertools import groupby
 
 from d2kit.config._keys import KEYS, OWN_KEYS
-from d2kit.utils.registry import nearest_names
 
 _HEAD = """# Config keys
 
 Made from `d2kit/config/_keys*.py` by `python -m d2kit.config > docs/config.md`; do not edit.
-`python -m d2kit.config KEY` explains one key.
+`python -m d2kit.config explain KEY` (or `tools/config.py explain KEY`) explains keys, sections
+(`SOLVER`) and patterns (`"*NUM_CLASSES"`), and with `--config-file` tells the value there and the
+file and line that set it; `diff A B` compares two configs, `print CONFIG --changed` shows what
+differs from the defaults. They read YAML files, folders of runs and names of the model zoo, and
+execute nothing.
 
 All keys and defaults are Detectron2's, except those marked **ours**. Sizes are in pixels of the
 network's input unless a line says otherwise.
@@ -20,7 +23,9 @@ network's input unless a line says otherwise.
 - **`_BASE_`** names one file or a list of files whose values come first. The path is relative to
   the file and local: never a URL, and within the config tree. The tree is the nearest folder named
   `configs` above the first file (its own folder, where there is none), or a folder `configs` that
-  stands beside one of the folders above it. Circles are refused.
+  stands beside one of the folders above it. Where there is no such file it may be a name of the
+  model zoo, wherever d2kit lies: `_BASE_: COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml`.
+  Circles are refused.
 - **Unknown keys** in a file or on the command line are an error that names file, line, key and the
   nearest keys. A merge that fails changes nothing.
 - **Types**: an int passes for a float, a list for a tuple and the reverse, null for anything and
@@ -31,22 +36,11 @@ network's input unless a line says otherwise.
   name is a slip of a default key there: equal up to case and underscores, or at most two
   letters apart (one, below eight letters), for example `NUM_CLASS` beside `NUM_CLASSES`; names
   that differ in a digit (`RES4_DILATION`) are not slips. `cfg.SECTION["NUM_CLASS"] = 3` or
-  `cfg.set_new_allowed(True)` add it all the same.
+  `cfg.set_new_allowed(True)` add it all the same. A new value whose name exists in a section
+  below, `cfg.MODEL.NUM_CLASSES = 3`, is a warning. Reading a key that does not exist,
+  `cfg.SOLVR` or `cfg["SOLVR"]`, is an error with the nearest names.
 - **Versions**: files of VERSION 1 are converted when they are read, with a warning.
 """
-
-
-def explain(name: str) -> str:
-    """Return default and meaning of one key.
-
-    Raises:
-        KeyError: if there is no such key; the message lists the nearest names.
-    """
-    if name not in KEYS:
-        near = ", ".join(nearest_names(name, KEYS))
-        raise KeyError(f"unknown config key '{name}' (nearest: {near})")
-    key = KEYS[name]
-    return f"{name} (default {key.default!r}): {key.meaning}"
 
 
 def _section(name: str) -> str:

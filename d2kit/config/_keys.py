@@ -22,8 +22,10 @@ KEYS: dict[str, Key] = {name: Key(*entry) for table in _TABLES for name, entry i
 OWN_KEYS = frozenset(
     {
         *BACKBONE_KEYS,
+        "DATASETS.REGISTER_COCO",
         "DETERMINISTIC",
         "INPUT.RESIZE",
+        "MODEL.CLASS_NAMES",
         "MODEL.FPN.P6_FROM",
         "MODEL.FREEZE",
         "MODEL.RESNETS.NORM_EPS",

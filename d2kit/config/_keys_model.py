@@ -17,6 +17,11 @@ _GENERAL: dict[str, tuple[Any, str]] = {
         [],
         "Globs on names of modules and parameters that do not learn, e.g. [backbone, *.norm.*].",
     ),
+    "MODEL.CLASS_NAMES": (
+        [],
+        "Names of the classes by their ids; a training writes them into its run's config.yaml, "
+        "so that the model knows them without its dataset.",
+    ),
     "MODEL.WEIGHTS": ("", "Path or URL of the weights to start from; empty for random ones."),
     "MODEL.PIXEL_MEAN": (
         [103.530, 116.280, 123.675],

@@ -38,6 +38,11 @@ _INPUT: dict[str, tuple[Any, str]] = {
 }
 
 _DATA: dict[str, tuple[Any, str]] = {
+    "DATASETS.REGISTER_COCO": (
+        [],
+        "Datasets of your own in COCO format: [name, annotations.json, folder of images] each; "
+        "relative paths count from the current folder, else from D2KIT_DATASETS.",
+    ),
     "DATASETS.TRAIN": ((), "Names of registered datasets to train on."),
     "DATASETS.PROPOSAL_FILES_TRAIN": ((), "Proposal files, one per dataset of TRAIN."),
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": (2000, "Proposals used per image, training."),

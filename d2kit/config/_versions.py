@@ -130,7 +130,13 @@ def upgrade_values(
             "Config '%s' is of version 1; its keys were converted to version %d", source, LATEST
         )
         if origins is not None:
-            origins.update({n: origins[o] for o, n in _RENAMED.items() if o in origins})
+            section = _old_anchor_section(values)
+            anchors = {
+                f"MODEL.{section}.{old}": f"MODEL.ANCHOR_GENERATOR.{new}"
+                for old, new in _ANCHORS.items()
+            }
+            renamed = {**_RENAMED, **anchors}
+            origins.update({n: origins[o] for o, n in renamed.items() if o in origins})
         upgrade_names(values)
     elif version == 1:
         values["VERSION"] = LATEST

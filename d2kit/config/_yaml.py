@@ -1,4 +1,4 @@
-"""The one function that reads YAML of others: plain values only, `_BASE_` from the same tree."""
+"""The one function that reads YAML of others: plain values only, `_BASE_` from known folders."""
 
 import os
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from d2kit.config._zoo_folder import find_zoo_file, zoo_folder
 from d2kit.utils.registry import nearest_names
 
 BASE_KEY = "_BASE_"
@@ -77,9 +78,16 @@ def _check_form(text: str, path: Path) -> None:
             )
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values of one file and the line of each key."""
-    text = _read_text(path)
+def parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of a YAML text and the place of each key, "path:line".
+
+    Args:
+        text: of one file.
+        path: of the file, for places and messages.
+
+    Raises:
+        ValueError: for malformed YAML, or a tag that would run code.
+    """
     loader = _Loader(text)
     try:
         _check_form(text, path)
@@ -135,11 +143,12 @@ def _roots(first: Path) -> list[Path]:
     """Return the folders that bases of `first` may lie in.
 
     These are the nearest folder named ``configs`` above the file, or its own folder where there is
-    none, and the ``configs`` folders that stand beside one of the folders above it (a project's
-    configs extend those of the repository that it lives in).
+    none, the ``configs`` folders that stand beside one of the folders above it (a project's
+    configs extend those of the repository that it lives in), and the configs of d2kit itself.
     """
     nearest = next((f for f in first.parents if f.name == "configs"), first.parent)
-    return [nearest, *(f / "configs" for f in nearest.parents if (f / "configs").is_dir())]
+    above = (f / "configs" for f in nearest.parents if (f / "configs").is_dir())
+    return [nearest, *above, zoo_folder().resolve()]
 
 
 def _resolve_base(base: Any, file: Path, roots: list[Path], where: str) -> Path:
@@ -148,10 +157,13 @@ def _resolve_base(base: Any, file: Path, roots: list[Path], where: str) -> Path:
     if "://" in base:
         raise ValueError(f"{where}: {BASE_KEY} '{base}' is not a local path; download it yourself")
     target = (file.parent / os.path.expanduser(base)).resolve()
+    if not target.exists():
+        target = (find_zoo_file(base) or target).resolve()
     if not any(target.is_relative_to(root) for root in roots):
         raise ValueError(
             f"{where}: {BASE_KEY} '{base}' leads to '{target}', outside of the config tree "
-            f"'{roots[0]}'; keep both files below one folder named 'configs'"
+            f"'{roots[0]}'; keep both files below one folder named 'configs', or name a config of "
+            "the model zoo (COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml)"
         )
     return target
 
@@ -200,7 +212,7 @@ def _load(shown: Path, file: Path, roots: list[Path], above: tuple[Path, ...]) -
     if file in above:
         chain = " -> ".join(str(f) for f in (*above[above.index(file) :], file))
         raise ValueError(f"{above[-1]}: {BASE_KEY} files form a circle: {chain}")
-    values, lines = _parse(shown)
+    values, lines = parse_yaml(_read_text(shown), shown)
     where = lines.pop(BASE_KEY, str(shown))
     bases = values.pop(BASE_KEY, [])
     merged = Loaded({}, {})

@@ -18,6 +18,7 @@ from d2kit.data.common import (
     ToIterableDataset,
 )
 from d2kit.data.dataset_mapper import DatasetMapper
+from d2kit.data.datasets._listed import register_datasets
 from d2kit.data.datasets._validate import DatasetError
 from d2kit.data.datasets.coco import register_dataset
 
@@ -39,4 +40,5 @@ __all__ = [
     "load_proposals_into_dataset",
     "print_instances_class_histogram",
     "register_dataset",
+    "register_datasets",
 ]

@@ -29,6 +29,7 @@ from d2kit.data._records import (
 from d2kit.data._weighted import _build_weighted_sampler
 from d2kit.data.common import DatasetFromList, MapDataset
 from d2kit.data.dataset_mapper import DatasetMapper
+from d2kit.data.datasets._listed import register_datasets
 from d2kit.data.detection_utils import check_metadata_consistency
 from d2kit.data.samplers import (
     InferenceSampler,
@@ -89,6 +90,7 @@ def _train_loader_from_config(
     seed: int | None = None,
 ) -> dict[str, Any]:
     """Translate a config to the arguments of `build_detection_train_loader`."""
+    register_datasets(cfg.DATASETS.REGISTER_COCO)
     if dataset is None:
         keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
         dataset = get_detection_dataset_dicts(
@@ -191,6 +193,7 @@ def _test_loader_from_config(
     cfg: Any, dataset_name: str | list[str], mapper: Callable[[Any], Any] | None = None
 ) -> dict[str, Any]:
     """Translate a config to the arguments of `build_detection_test_loader`."""
+    register_datasets(cfg.DATASETS.REGISTER_COCO)
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
     proposal_files = None
     if cfg.MODEL.LOAD_PROPOSALS:

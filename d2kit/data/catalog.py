@@ -103,8 +103,9 @@ class _DatasetCatalog(UserDict[str, Callable[[], Any]]):
         else:
             hint = f"registered: {', '.join(sorted(self.data)) or 'none'}"
         raise KeyError(
-            f"dataset '{key}' is not registered ({hint}). Register it before use: "
-            f"d2kit.register_dataset('{key}', 'annotations.json', 'image/folder') for COCO JSON, "
+            f"dataset '{key}' is not registered ({hint}). Register it before use: for COCO JSON in "
+            f"the config, DATASETS.REGISTER_COCO: [[{key}, annotations.json, image/folder]], or in "
+            f"Python, d2kit.register_dataset('{key}', 'annotations.json', 'image/folder'), "
             f"or DatasetCatalog.register('{key}', function)"
         )
 

@@ -16,13 +16,13 @@ from d2kit.config import CfgNode
 from d2kit.engine import _trainer_parts as parts
 from d2kit.engine import hooks
 from d2kit.engine._accumulation import check_accumulation
+from d2kit.engine._classes import build_named_cfg, default_check_datasets
 from d2kit.engine._evaluators import build_dataset_evaluator
 from d2kit.engine._failure import guarded_step
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._hooks_preemption import add_preemption
 from d2kit.engine._preflight import (
     check_classes,
-    check_dataset_names,
     check_output_dir,
     default_num_classes,
 )
@@ -79,7 +79,7 @@ class DefaultTrainer(TrainerBase):
             setup_logger()  # a script without default_setup
         check_output_dir(cfg.OUTPUT_DIR)
         hold_output_dir(cfg.OUTPUT_DIR)
-        check_dataset_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        default_check_datasets(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.cfg = self._with_seed(cfg, self.seed)
@@ -92,6 +92,7 @@ class DefaultTrainer(TrainerBase):
         self._test_counts = check_classes(
             default_num_classes(self.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
         )
+        self.cfg = build_named_cfg(self.cfg)
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
@@ -337,7 +338,7 @@ class DefaultTrainer(TrainerBase):
             evaluators = [evaluators]
         if evaluators is not None and len(evaluators) != len(names):
             raise ValueError(f"{len(names)} test datasets, but {len(evaluators)} evaluators")
-        check_dataset_names(names)
+        default_check_datasets(cfg, names)
         results: dict[str, Any] = OrderedDict()
         for index, name in enumerate(names):
             loader = cls.build_test_loader(cfg, name)

@@ -7,6 +7,7 @@ import torch
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode
+from d2kit.engine._classes import build_metadata
 
 __all__ = ["DefaultPredictor"]
 
@@ -30,7 +31,6 @@ class DefaultPredictor:
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        from d2kit.data import MetadataCatalog
         from d2kit.data.detection_utils import build_augmentation
         from d2kit.modeling import build_model
 
@@ -42,8 +42,8 @@ class DefaultPredictor:
             )
         self.model = build_model(self.cfg)
         self.model.eval()
-        names = cfg.DATASETS.TEST
-        self.metadata = MetadataCatalog.get(names[0]) if names else None
+        known = len(cfg.DATASETS.TEST) + len(cfg.MODEL.CLASS_NAMES)
+        self.metadata = build_metadata(cfg) if known else None
         DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         self.aug = build_augmentation(cfg, is_train=False)[0]
 

@@ -70,8 +70,9 @@ def check_dataset_names(names: Iterable[str]) -> None:
         if name not in known:
             raise KeyError(
                 f"dataset '{name}' (DATASETS in the config) is not registered; nearest: "
-                f"{nearest_names(name, known)}; register it before the training starts, e.g. with "
-                "d2kit.data.datasets.register_coco_instances"
+                f"{nearest_names(name, known)}; register it in the config, DATASETS.REGISTER_COCO: "
+                f"[[{name}, annotations.json, image/folder]], or in Python, with "
+                "d2kit.register_dataset"
             )
 
 

@@ -168,7 +168,10 @@ def default_setup(cfg: Any, args: Any) -> None:
         OSError: if OUTPUT_DIR cannot be written to, or another run is writing there.
         FileNotFoundError: if MODEL.WEIGHTS is a path without a file.
     """
+    from d2kit.data import register_datasets
+
     output = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir", default="./output")
+    register_datasets(_try_get_key(cfg, "DATASETS.REGISTER_COCO", default=()))
     rank = comm.get_rank()
     resume = bool(getattr(args, "resume", False))
     eval_only = bool(getattr(args, "eval_only", False))

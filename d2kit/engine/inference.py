@@ -13,6 +13,7 @@ import torch
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode, get_cfg
+from d2kit.engine._classes import build_class_names, build_metadata
 from d2kit.engine._tiles import merge_tiles, tile_boxes
 from d2kit.layers import nms
 from d2kit.modeling import build_model, optimize_for_inference
@@ -94,7 +95,6 @@ class Predictor:
         tile_overlap: float = 0.2,
         optimize: bool = True,
     ) -> None:
-        from d2kit.data import MetadataCatalog
         from d2kit.data.detection_utils import build_augmentation
 
         _check(color=color, batch_size=batch_size, tile=tile, tile_overlap=tile_overlap)
@@ -105,19 +105,13 @@ class Predictor:
         model = build_model(self.cfg).eval()
         DetectionCheckpointer(model).load(self.settings.weights)
         self.model = optimize_for_inference(model) if optimize else model
-        self.metadata = MetadataCatalog.get(self.settings.dataset)
+        self.metadata = build_metadata(self.cfg)
         self._resize = build_augmentation(self.cfg, is_train=False)[0]
 
     @property
     def class_names(self) -> list[str]:
         """Names of the classes in the order of their ids; "0", "1", ... where they are unknown."""
-        from d2kit.data import DatasetCatalog
-
-        names, dataset = self.metadata.get("thing_classes"), self.settings.dataset
-        if names is None and dataset in DatasetCatalog and self.metadata.get("json_file"):
-            DatasetCatalog.get(dataset)  # a dataset of one's own tells its classes when it is read
-            names = self.metadata.get("thing_classes")
-        return list(names or map(str, range(self.settings.num_classes)))
+        return build_class_names(self.cfg)
 
     CLASSES = class_names  # MMDetection's name
 
@@ -236,8 +230,6 @@ class Settings:
     """What a predictor takes from its config, beside the model."""
 
     weights: str
-    dataset: str
-    num_classes: int
     input_format: str
     nms_threshold: float
     most: int
@@ -248,8 +240,6 @@ def build_settings(cfg: CfgNode) -> Settings:
     heads = cfg.MODEL.RETINANET if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else None
     return Settings(
         weights=cfg.MODEL.WEIGHTS,
-        dataset=cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused",
-        num_classes=(heads or cfg.MODEL.ROI_HEADS).NUM_CLASSES,
         input_format=cfg.INPUT.FORMAT,
         nms_threshold=(heads or cfg.MODEL.ROI_HEADS).NMS_THRESH_TEST,
         most=cfg.TEST.DETECTIONS_PER_IMAGE,

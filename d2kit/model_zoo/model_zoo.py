@@ -8,30 +8,20 @@ from torch import nn
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode, LazyConfig, get_cfg, instantiate
-from d2kit.config._zoo_folder import zoo_folder
+from d2kit.config._zoo_folder import (
+    SUFFIXES,
+    find_zoo_file,
+    nearest_zoo_names,
+    zoo_folder,
+    zoo_names,
+)
 from d2kit.model_zoo._urls import CHECKPOINTS
 from d2kit.modeling import build_model
-from d2kit.utils.registry import nearest_names
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
-
-SUFFIXES = (".yaml", ".py")
-
-
-def _names() -> list[str]:
-    """Return the names of all configs in the zoo's folder."""
-    root = zoo_folder()
-    files = (file for suffix in SUFFIXES for file in root.rglob(f"*{suffix}"))
-    return sorted(file.relative_to(root).as_posix() for file in files)
-
-
-def _nearest(name: str, candidates: list[str]) -> str:
-    same_file = [c for c in candidates if PurePosixPath(c).name == PurePosixPath(name).name]
-    near = list(dict.fromkeys((*same_file, *nearest_names(name, candidates))))[:3]
-    return f"nearest: {', '.join(near)}" if near else f"there are {len(candidates)}, {candidates}"
 
 
 def get_config_file(config_path: str) -> str:
@@ -47,19 +37,17 @@ def get_config_file(config_path: str) -> str:
     Raises:
         FileNotFoundError: if there is none; the nearest names are listed.
     """
-    root = zoo_folder()
+    file = find_zoo_file(config_path)
+    if file is not None:
+        return str(file)
+    near = nearest_zoo_names(config_path, zoo_names())
     name = PurePosixPath(config_path)
-    file = root / name
     if name.is_absolute() or ".." in name.parts or name.suffix not in SUFFIXES:
         raise FileNotFoundError(
-            f"'{config_path}' is no name of the model zoo: expected one relative to '{root}' that "
-            f"ends in .yaml or .py; {_nearest(config_path, _names())}"
+            f"'{config_path}' is no name of the model zoo: expected one relative to "
+            f"'{zoo_folder()}' that ends in .yaml or .py; {near}"
         )
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"the model zoo has no config '{config_path}' ({_nearest(config_path, _names())})"
-        )
-    return str(file)
+    raise FileNotFoundError(f"the model zoo has no config '{config_path}' ({near})")
 
 
 def get_checkpoint_url(config_path: str) -> str:
@@ -77,10 +65,10 @@ def get_checkpoint_url(config_path: str) -> str:
     name = PurePosixPath(config_path)
     key = str(name.with_suffix("")) if name.suffix in SUFFIXES else config_path
     if key not in CHECKPOINTS:
+        near = nearest_zoo_names(key, sorted(CHECKPOINTS))
         raise ValueError(
-            f"no published weights are known for '{config_path}' "
-            f"({_nearest(key, sorted(CHECKPOINTS))}); if you have some, set MODEL.WEIGHTS (or "
-            "train.init_checkpoint) to their path or URL"
+            f"no published weights are known for '{config_path}' ({near}); if you have some, set "
+            "MODEL.WEIGHTS (or train.init_checkpoint) to their path or URL"
         )
     return CHECKPOINTS[key]
 

@@ -194,6 +194,49 @@ def test_reading_an_unknown_attribute_names_the_nearest():
     assert getattr(get_cfg().MODEL, "NOPE", 3) == 3
 
 
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda c: c.SOLVR, ["'cfg'", "'SOLVR'", "nearest: SOLVER"]),
+        (lambda c: c["SOLVR"], ["'cfg'", "'SOLVR'", "nearest: SOLVER"]),
+        (lambda c: c["MODEL"]["RPN"]["NMS_TRESH"], ["'MODEL.RPN'", "nearest: NMS_THRESH"]),
+        (lambda c: c.BASE_LR, ["'cfg'", "nearest: SOLVER.BASE_LR"]),
+        (lambda c: c["MODEL"].NUM_CLASSES, ["'MODEL'", "nearest: MODEL.ROI_HEADS.NUM_CLASSES"]),
+        (lambda c: c["XYZZY"], ["'cfg'", "'XYZZY'", "none is similar"]),
+        (lambda c: setattr(c.MODEL.ROI_HEADS, "NUM_CLASS", 3), ["'NUM_CLASSES'"]),
+        (lambda c: setattr(c.SOLVER.CLIP_GRADIENTS, "CLIP_VALU", 3), ["'CLIP_VALUE'"]),
+        (lambda c: setattr(c, "SOLVR", 3), ["'SOLVER'"]),
+        (lambda c: c.merge_from_list(["SOLVR.BASE_LR", 3]), ["SOLVER.BASE_LR"]),
+        (lambda c: c.merge_from_other_cfg(CfgNode({"SOLVR": {"BASE_LR": 3}})), ["SOLVER"]),
+    ],
+)
+def test_each_way_to_a_key_that_does_not_exist_names_the_nearest(wrong, words, copied):
+    """Files: test_files.py::test_bad_files."""
+    cfg = pickle.loads(pickle.dumps(get_cfg().clone())) if copied else get_cfg()
+    before = cfg.dump()
+    with pytest.raises((KeyError, AttributeError)) as caught:
+        wrong(cfg)
+    assert all(word in str(caught.value.args[0]) for word in words), str(caught.value)
+    assert cfg.dump() == before
+
+
+def test_get_is_that_of_a_dict():
+    assert get_cfg().get("SOLVR") is None
+    assert get_cfg().DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0) == 1.0
+
+
+def test_a_new_key_that_stands_in_a_section_below_is_a_warning(caplog):
+    cfg = get_cfg()
+    cfg.MODEL.NUM_CLASSES = 3
+    assert "MODEL.ROI_HEADS.NUM_CLASSES or" in caplog.messages[0]
+    cfg.BASE_LR = 0.1
+    assert "'BASE_LR' in section 'cfg'" in caplog.messages[1]
+    cfg.MODEL.NUM_CLASSES, cfg.INPUT.MINE = 4, 3
+    cfg.MODEL["MASK_HEAD_NAME"] = CfgNode({"NAME": 1})
+    assert len(caplog.messages) == 2
+
+
 def test_freeze():
     cfg = get_cfg()
     cfg.freeze()

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from d2kit.config import CfgNode, downgrade_config, get_cfg, upgrade_config
+from d2kit.config._zoo_folder import find_zoo_file
 
 
 @pytest.fixture
@@ -41,6 +42,22 @@ def test_base_of_the_repository_that_a_project_lives_in(write):
     write("configs/base.yaml", "SEED: 3\n")
     file = write("projects/mine/configs/a.yaml", "_BASE_: ../../../configs/base.yaml\n")
     assert merged(file).SEED == 3
+
+
+def test_base_of_the_model_zoo_by_its_name(write, tmp_path):
+    zoo = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+    file = write("cats/mine.yaml", f"_BASE_: {zoo}\nSEED: 3\n")
+    expected = merged(find_zoo_file(zoo))
+    expected.SEED = 3
+    assert merged(file) == expected
+    write(f"cats/{zoo}", "SEED: 4\n")  # the user's own file comes first
+    write("cats/mine.yaml", f"_BASE_: {zoo}\n")
+    assert merged(file).SEED == 4
+    wrong = write("cats/wrong.yaml", "_BASE_: ../COCO-Detection/retinanet_R_50_FPN_1x.yaml\n")
+    with pytest.raises(ValueError, match="outside of the config tree"):
+        merged(wrong)
+    assert find_zoo_file("../setup.py") is None
+    assert find_zoo_file(str(find_zoo_file(zoo))) is None
 
 
 def test_values_of_yaml(write):

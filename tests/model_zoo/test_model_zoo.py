@@ -54,7 +54,7 @@ def test_urls_are_those_that_the_reference_names():
 
 def test_every_url_belongs_to_a_config():
     form = re.compile(re.escape(URL_PREFIX) + r"(.+)/\d{8,9}/model_(final|\d{7})_[0-9a-f]{6}\.pkl")
-    names = {name.rpartition(".")[0] for name in implementation._names()}
+    names = {name.rpartition(".")[0] for name in implementation.zoo_names()}
     for key, url in CHECKPOINTS.items():
         assert form.fullmatch(url)[1] == key
         assert key in names

@@ -177,7 +177,7 @@ def _compressed(mask: Record) -> Record:
 
 
 @dataclass(frozen=True)
-class _CocoInstances:
+class CocoInstances:
     """Loads a registered COCO dataset; equal ones are the same definition."""
 
     name: str
@@ -216,7 +216,7 @@ def register_coco_instances(
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"'{name}': {what} must be a path, got {type(path).__name__}")
         paths.append(os.fspath(path))
-    definition = _CocoInstances(name, paths[0], paths[1], dict(metadata))
+    definition = CocoInstances(name, paths[0], paths[1], dict(metadata))
     is_new = name not in DatasetCatalog or DatasetCatalog[name] != definition
     if is_new:
         DatasetCatalog.register(name, definition)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from d2kit.config import CfgNode
+from d2kit.engine._classes import build_class_names
+from d2kit.engine._predictor import DefaultPredictor
 from d2kit.structures import Boxes, Instances
 
 __all__ = ["BatchDetector", "FrameDetections", "build_detector"]
@@ -145,17 +147,4 @@ def build_detector(cfg: CfgNode) -> tuple[BatchDetector, list[str]]:
     Returns:
         The detector and the names of its classes.
     """
-    from d2kit.engine._predictor import DefaultPredictor
-
     return BatchDetector(DefaultPredictor(cfg)), build_class_names(cfg)
-
-
-def build_class_names(cfg: CfgNode) -> list[str]:
-    """Return the names of the classes: those of the first test dataset, else numbers."""
-    from d2kit.data import MetadataCatalog
-
-    for name in cfg.DATASETS.TEST:
-        names = MetadataCatalog.get(name).get("thing_classes")
-        if names:
-            return list(names)
-    return [str(i) for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from d2kit.config import CfgNode
+from d2kit.engine._classes import build_class_names
 from d2kit.engine.video.association import Associator, TrackedFrame, build_associator
 from d2kit.engine.video.background import Background
-from d2kit.engine.video.detections import build_class_names, build_detector
+from d2kit.engine.video.detections import build_detector
 from d2kit.engine.video.encoder import VideoEncoder
 from d2kit.engine.video.feed import DetectionFeed, Pair
 from d2kit.engine.video.frames import Frame, FrameSource, Selection
