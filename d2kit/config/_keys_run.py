@@ -98,6 +98,12 @@ _SOLVER: dict[str, tuple[Any, str]] = {
         0,
         "Number of processes that batch and schedule were written for; 0: do not auto-scale.",
     ),
+    "SOLVER.REFERENCE_BATCH": (
+        0,
+        "Images per iteration that BASE_LR was written for: BASE_LR x IMS_PER_BATCH / "
+        "REFERENCE_BATCH is used, whatever the optimizer (for Adam the square root of the ratio "
+        "is also common: set BASE_LR yourself); 0: BASE_LR as it is.",
+    ),
     "SOLVER.BIAS_LR_FACTOR": (1.0, "Factor of the learning rate of biases."),
     "SOLVER.LR_FACTORS": (
         [],

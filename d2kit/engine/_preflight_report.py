@@ -11,6 +11,8 @@ from d2kit.engine._preflight_anchors import AnchorFit, measure_anchor_fit, resiz
 from d2kit.engine._preflight_data import (
     DatasetCounts,
     count_records,
+    number_of_images,
+    records_of,
     table_of_classes,
     table_of_datasets,
 )
@@ -21,15 +23,9 @@ from d2kit.engine._preflight_model import (
     spark_line,
 )
 
-__all__ = ["build_preflight_report", "describe_length", "number_of_images"]
+__all__ = ["build_preflight_report", "describe_length"]
 
 SPARK_POINTS = 60
-
-
-def number_of_images(loader: Any) -> int | None:
-    """Return how many images one pass over a training set has; None where that is unknown."""
-    dataset: Any = getattr(loader, "dataset", None)
-    return len(dataset) if hasattr(dataset, "__len__") else None
 
 
 def describe_length(max_iter: int, batch: int, images: int | None, seed: int | None) -> str:
@@ -63,7 +59,7 @@ def build_preflight_report(
     )
     if not cfg.PREFLIGHT.ENABLED:
         return length
-    records = _records_of(loader)
+    records = records_of(loader)
     joined = None if records is None else count_records(records, limit)
     counts = _build_train_counts(cfg, joined)
     counts |= {("test", name): found for name, found in test_counts.items()}
@@ -90,32 +86,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 # ---- data
-
-
-class _Records(Sequence[Any]):
-    """The records below the mapper of a training set."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._dataset.record(index)
-
-
-def _records_of(loader: Any) -> Sequence[Any] | None:
-    """Return the training records; None where the set is not one of records."""
-    dataset = loader
-    while not hasattr(dataset, "record"):  # seeded, sharded, ... around what maps the records
-        dataset = getattr(dataset, "dataset", None)
-        if dataset is None:
-            return None
-    if not number_of_images(loader):
-        return None
-    first = dataset.record(0)
-    return _Records(dataset) if isinstance(first, dict) and "annotations" in first else None
 
 
 def _of(counts: DatasetCounts) -> str:

@@ -17,9 +17,12 @@ from d2kit.layers import ShapeSpec, cat
 from d2kit.modeling._shapes import region_shape
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.roi_heads._classification import (
+    BALANCED,
     _log_classification_stats,
     draw_federated_classes,
     federated_weights,
+    full_class_weights,
+    loss_weights,
     region_count,
 )
 from d2kit.modeling.roi_heads._detections import (
@@ -60,9 +63,13 @@ class FastRCNNOutputLayers(nn.Module):
         fed_loss_num_classes: classes scored by the federated loss.
         test_min_size: detections with a shorter side, clipped to the image, go before suppression;
             pixels.
+        class_weights: K or K+1 numbers: what a region of each class (background last, else 1)
+            counts in the classification loss; None: all 1. "balanced": numbers that are not known
+            yet, for inference only.
 
     Raises:
-        ValueError: if `use_fed_loss` comes without `use_sigmoid_ce` or one weight per class.
+        ValueError: if `use_fed_loss` comes without `use_sigmoid_ce` or one weight per class, or
+            `class_weights` are others.
 
     Source: Fast R-CNN (Girshick 2015); the federated loss: Probabilistic two-stage detection
     (Zhou et al. 2021), section 5, "LVIS".
@@ -89,6 +96,7 @@ class FastRCNNOutputLayers(nn.Module):
         get_fed_loss_cls_weights: Callable[[], Tensor] | None = None,
         fed_loss_num_classes: int = 50,
         test_min_size: float = 0.0,
+        class_weights: Sequence[float] | str | None = None,
     ) -> None:
         super().__init__()
         if isinstance(input_shape, int):
@@ -121,6 +129,12 @@ class FastRCNNOutputLayers(nn.Module):
         if use_fed_loss:
             weights = federated_weights(get_fed_loss_cls_weights, num_classes, use_sigmoid_ce)
             self.register_buffer("fed_loss_cls_weights", weights)
+        self.class_weights: Tensor | str | None
+        if class_weights and class_weights != BALANCED:
+            weights = full_class_weights(class_weights, num_classes)
+            self.register_buffer("class_weights", weights, persistent=False)
+        else:
+            self.class_weights = BALANCED if class_weights else None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -144,6 +158,7 @@ class FastRCNNOutputLayers(nn.Module):
             ),
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
             "test_min_size": roi_heads.MIN_SIZE_TEST,
+            "class_weights": roi_heads.CLASS_WEIGHTS,
         }
 
     def forward(self, x: Tensor) -> Predictions:
@@ -160,7 +175,8 @@ class FastRCNNOutputLayers(nn.Module):
                 the image has ground truths, `gt_boxes`.
 
         Returns:
-            ``loss_cls`` and ``loss_box_reg``, weighted.
+            ``loss_cls`` and ``loss_box_reg``, weighted. With `class_weights` w, ``loss_cls`` is
+            sum(w[c] * loss) / sum(w[c]) over the regions, c their classes, of all processes.
 
         Source: Fast R-CNN, equation 1.
         """
@@ -174,8 +190,9 @@ class FastRCNNOutputLayers(nn.Module):
         if self.use_sigmoid_ce:
             loss_cls = self.sigmoid_cross_entropy_loss(scores, gt_classes)
         else:
-            total = F.cross_entropy(scores.float(), gt_classes, reduction="sum")
-            loss_cls = total / region_count(gt_classes)
+            weights = loss_weights(self.class_weights)
+            total = F.cross_entropy(scores.float(), gt_classes, weight=weights, reduction="sum")
+            loss_cls = total / region_count(gt_classes, weights)
         losses = {
             "loss_cls": loss_cls,
             "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, deltas, gt_classes),
@@ -203,6 +220,9 @@ class FastRCNNOutputLayers(nn.Module):
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
         """Sum over classes, mean over regions, of the binary cross-entropy of each class.
 
+        With `class_weights` the mean is weighted by the region's own class: all its K binary losses
+        count as that.
+
         Args:
             pred_class_logits: (R, K+1); the last column is not used.
             gt_classes: (R,) int64, background K.
@@ -210,7 +230,8 @@ class FastRCNNOutputLayers(nn.Module):
         Returns:
             0-dim loss.
         """
-        count = region_count(gt_classes)
+        weights = loss_weights(self.class_weights)
+        count = region_count(gt_classes, weights)
         if pred_class_logits.numel() == 0:
             return pred_class_logits.sum() * 0
         classes = pred_class_logits.shape[1] - 1
@@ -225,6 +246,8 @@ class FastRCNNOutputLayers(nn.Module):
             mask = loss.new_zeros(classes + 1)
             mask[scored] = 1
             loss = loss * mask[:classes]
+        if weights is not None:
+            loss = loss * weights[gt_classes, None]
         return loss.sum() / count
 
     def box_reg_loss(
