@@ -53,7 +53,8 @@ OWN_KEYS = frozenset(
         "TEST.CLASSIFICATION_REPORT",
         "TEST.EVAL_EPOCHS",
         "TEST.VALIDATION_LOSS",
-        *(name for name in KEYS if name.startswith(("MODEL.FCOS.", "TRACKER_HEADS."))),
+        "TEST.VIS_IMAGES",
+        *(name for name in KEYS if name.startswith(("MODEL.FCOS.", "TRACKER_HEADS.", "WRITERS."))),
     }
 )
 """Keys that Detectron2 does not have."""

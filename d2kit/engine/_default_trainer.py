@@ -17,6 +17,7 @@ from d2kit.engine import hooks
 from d2kit.engine._accumulation import check_accumulation
 from d2kit.engine._class_weights import build_class_weights_cfg
 from d2kit.engine._default_evaluation import DefaultEvaluation
+from d2kit.engine._evaluation_pictures import build_evaluation_pictures
 from d2kit.engine._failure import guarded_step
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._hooks_preemption import add_preemption
@@ -32,6 +33,7 @@ from d2kit.engine._resume_check import ConfigRecord
 from d2kit.engine._run_lock import hold_output_dir, release_output_dir
 from d2kit.engine._scaling import build_iterations_cfg, build_scaled_cfg, start_loader_at
 from d2kit.engine._setup import create_ddp_model, default_writers
+from d2kit.engine._trackers import build_tracker_writers, default_tracker_check
 from d2kit.engine._trainer_base import HookBase, TrainerBase
 from d2kit.engine._trainers import SimpleTrainer
 from d2kit.solver import build_lr_scheduler, build_optimizer
@@ -79,6 +81,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             setup_logger()  # a script without default_setup
         check_output_dir(cfg.OUTPUT_DIR)
         hold_output_dir(cfg.OUTPUT_DIR)
+        default_tracker_check(cfg)
         check_dataset_names((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -258,12 +261,15 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
     def _evaluate(self) -> dict[str, Any]:
         with self.evaluated_weights():
             results = self.test(self.cfg, self.model)
+            done = min(self.iter + 1, self.max_iter)
+            build_evaluation_pictures(self.cfg, self.model, done, self.build_test_loader)
             self._last_eval_results = parts.build_full_results(self.cfg, self.model, results)
         return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
-        """Return the writers, see `default_writers`."""
-        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        """Return the writers: those of ``WRITERS`` in the config, and the `default_writers`."""
+        usual = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        return [*build_tracker_writers(self.cfg), *usual]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
