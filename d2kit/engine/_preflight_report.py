@@ -22,6 +22,7 @@ from d2kit.engine._preflight_model import (
     parameters_by_module,
     spark_line,
 )
+from d2kit.utils import comm
 
 __all__ = ["build_preflight_report", "describe_length"]
 
@@ -70,7 +71,7 @@ def build_preflight_report(
     model = _unwrapped(trainer.model)
     parts.append(("Parameters", _parameter_text(model)))
     parts.append(("Learning rate (largest of all groups)", _build_rate_text(cfg, trainer)))
-    parts.append(("Memory of each process", _memory_text(model, trainer.optimizer)))
+    parts.append(("Memory of each process", _build_memory_text(cfg, model, trainer.optimizer)))
     return "\n".join(["Preflight", *(f"{title}\n{_indented(text)}" for title, text in parts)])
 
 
@@ -198,17 +199,35 @@ def _build_rate_text(cfg: CfgNode, trainer: Any) -> str:
     return "\n".join([spark_line(curve), *lines])
 
 
-def _memory_text(model: nn.Module, optimizer: Any) -> str:
-    memory = estimate_memory(model, optimizer)
+def _build_memory_text(cfg: CfgNode, model: nn.Module, optimizer: Any) -> str:
+    solver, world = cfg.SOLVER, comm.get_world_size()
+    memory = estimate_memory(
+        model,
+        optimizer,
+        average=solver.EMA.ENABLED,
+        autocast=solver.AMP.ENABLED,
+        processes=world,
+    )
     parts = [f"weights {_mib(memory.weights)}", f"gradients {_mib(memory.gradients)}"]
     known = memory.optimizer is not None
     name = type(optimizer).__name__
     parts.append(f"optimizer {_mib(memory.optimizer or 0)}" if known else f"optimizer ? ({name})")
-    total = memory.weights + memory.gradients + (memory.optimizer or 0)
+    more = {
+        "average of the weights": memory.average,
+        "their copies in half precision": memory.autocast,
+        "buckets between processes": memory.buckets,
+    }
+    parts += [f"{what} {_mib(count)}" for what, count in more.items() if count]
+    images = max(1, solver.IMS_PER_BATCH // world // solver.ACCUMULATE_STEPS)
+    evaluation = (
+        f"{_mib(memory.average)} more while the average is evaluated or saved\n"
+        if memory.average
+        else ""
+    )
     return (
-        f"{', '.join(parts)}: {_mib(total)}\n"
-        "activations come on top: they depend on the size and the content of the images and are "
-        "not estimated"
+        f"{', '.join(parts)}: {_mib(memory.total())}\n{evaluation}"
+        f"activations of {images} {'image' if images == 1 else 'images'} at a time come on top: "
+        "they depend on the size and the content of the images and are not estimated"
     )
 
 

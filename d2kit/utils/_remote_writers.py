@@ -32,7 +32,7 @@ WAITING = 500
 """Writes that may wait for the service; what comes when it is full is left out."""
 
 START_SECONDS = 20
-"""Longest wait of the thread for Weights & Biases to take a run."""
+"""Longest wait of the thread for the server of Weights & Biases to take a run."""
 
 CLOSE_SECONDS = 30
 """Longest wait at the end of the training for what is still to be sent."""
@@ -233,7 +233,6 @@ class WandbWriter(RemoteWriter):
         wandb = importlib.import_module("wandb")
         run_id = run_id or secrets.token_hex(4)
         wanted = {
-            "init_timeout": START_SECONDS,
             "login_timeout": START_SECONDS,
             "finish_timeout": CLOSE_SECONDS,
             "console": "off",
@@ -245,6 +244,7 @@ class WandbWriter(RemoteWriter):
         settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
 
         def begin(mode: str) -> Any:
+            settings.init_timeout = START_SECONDS if mode == "online" else 90
             return wandb.init(
                 **self._options,
                 id=run_id,
