@@ -106,12 +106,14 @@ def side_by_side(
     pictures = [pane.output.get_image() for pane in panes]
     gap = np.full((pictures[0].shape[0], 6, 3), 255, dtype=np.uint8)
     body = np.concatenate([pictures[0], gap, pictures[1]], axis=1)
-    name = Path(record["file_name"]).name
+    name = "/".join(Path(record["file_name"]).parts[-2:])
     return np.concatenate([_title(body.shape[1], name, titles), body])
 
 
 def _draw_output(pane: Any, output: Mapping[str, Any]) -> str:
     """Draw what a model found; say how much that is."""
+    from d2kit.visualization._labels import _create_text_labels
+
     if "panoptic_seg" in output:
         segments, infos = output["panoptic_seg"]
         pane.draw_panoptic_seg(segments.cpu(), infos)
@@ -123,7 +125,15 @@ def _draw_output(pane: Any, output: Mapping[str, Any]) -> str:
         return "nothing that can be drawn"
     every = output["instances"].to("cpu")
     chosen = every[every.scores >= SCORE][:MOST]
-    pane.draw_instance_predictions(chosen, jittering=True)
+    fields = chosen.get_fields()
+    classes = chosen.pred_classes.tolist() if "pred_classes" in fields else None
+    pane.overlay_instances(  # as transparent as the ground truth
+        boxes=fields.get("pred_boxes"),
+        masks=fields.get("pred_masks"),
+        keypoints=fields.get("pred_keypoints"),
+        labels=_create_text_labels(classes, chosen.scores, pane.metadata["thing_classes"]),
+        assigned_colors=pane._class_colors(classes, True),
+    )
     return f"{len(chosen)} detections with a score of {SCORE:.0%} or more"
 
 
@@ -132,7 +142,7 @@ def _with_colors(metadata: Any) -> dict[str, Any]:
     from d2kit.visualization._colors import palette
 
     known = dict(metadata.as_dict())
-    names = known.get("thing_classes") or ()
+    names = known["thing_classes"] = list(known.get("thing_classes") or ())
     if not known.get("thing_colors"):
         known["thing_colors"] = [[255 * c for c in palette(i)] for i in range(len(names))]
     return known

@@ -171,8 +171,17 @@ def test_missing_package_is_named():
 # ---- real packages
 
 
-def wandb_rows(folder):
-    """Return (step, keys) of each history record in the files of offline runs of one folder."""
+def wandb_rows(folder, count):
+    """Return run ids and history of a folder's offline runs; wandb writes them a little later."""
+    for _ in range(300):
+        found = read_wandb(folder)
+        if len(found[1]) >= count:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def read_wandb(folder):
     from wandb.proto.wandb_internal_pb2 import Record
 
     rows, ids = [], set()
@@ -198,8 +207,9 @@ def wandb_rows(folder):
 
 
 @pytest.mark.slow
-def test_wandb_offline(tmp_path):
+def test_wandb_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
+    monkeypatch.setattr(_remote_writers, "CLOSE_SECONDS", 120)
     make = functools.partial(_remote_writers.WandbWriter, tmp_path, project="p", mode="offline")
     first = make(config={"SOLVER": {"BASE_LR": 0.1}})
     train(first, 0, 13)
@@ -208,7 +218,7 @@ def test_wandb_offline(tmp_path):
     again = make(config={"SOLVER": {"BASE_LR": 0.1}})
     train(again, 5, 20)
     again.close()
-    ids, rows = wandb_rows(tmp_path)
+    ids, rows = wandb_rows(tmp_path, 4)
     assert len(ids) == 1
     assert ids == {json.loads((tmp_path / "wandb_run.json").read_text())["run"]}
     assert [(row["_step"], row["x"]) for row in rows] == [(4, 4), (9, 9), (14, 14), (19, 19)]
@@ -221,7 +231,7 @@ import logging, sys, time
 from d2kit.utils import _remote_writers as module
 from tests.utils.test_remote_writers import train
 logging.basicConfig(level=logging.WARNING, format="%(name)s %(message)s")
-module.START_SECONDS = 5
+module.START_SECONDS, module.CLOSE_SECONDS = 5, 120
 start = time.perf_counter()
 writer = module.WandbWriter(sys.argv[1], project="p")
 train(writer, 0, 10)
@@ -235,9 +245,10 @@ def test_wandb_without_a_network_is_kept_for_later(tmp_path):
     """In a process of its own: wandb reads its address once in a process."""
     pytest.importorskip("wandb")
     nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     done = subprocess.run(
         [sys.executable, "-c", UNREACHABLE, str(tmp_path)],
-        env={**os.environ, **nowhere},
+        env={**own, **nowhere},
         capture_output=True,
         text=True,
         timeout=150,
@@ -247,7 +258,7 @@ def test_wandb_without_a_network_is_kept_for_later(tmp_path):
     assert done.stderr.count("d2kit.utils._remote_writers") == 1
     assert "connection refused" in done.stderr
     assert "wandb sync" in done.stderr
-    assert [row["_step"] for row in wandb_rows(tmp_path)[1]] == [4, 9]
+    assert [row["_step"] for row in wandb_rows(tmp_path, 2)[1]] == [4, 9]
 
 
 @pytest.mark.slow
