@@ -60,6 +60,9 @@ setup(
     extras_require={
         "lazy": ["omegaconf>=2.3"],
         "timm": ["timm>=1.0.9"],
+        "wandb": ["wandb>=0.19"],
+        # skinny: the client; SQLAlchemy and alembic for a local store without a server
+        "mlflow": ["mlflow-skinny>=3.0", "sqlalchemy>=2.0", "alembic>=1.13"],
         "slurm": ["submitit>=1.5.2"],
         "oracle": ["lvis>=0.5.3"],
         "dev": [

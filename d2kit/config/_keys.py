@@ -30,6 +30,7 @@ OWN_KEYS = frozenset(
         "MODEL.FREEZE",
         "MODEL.RESNETS.NORM_EPS",
         "MODEL.RETINANET.CLIP_BOXES_TEST",
+        "MODEL.ROI_HEADS.CLASS_WEIGHTS",
         "MODEL.ROI_HEADS.MIN_SIZE_TEST",
         "MODEL.ROI_MASK_HEAD.WHOLE_PIXELS",
         "INPUT.FIXED_SIZE",
@@ -48,12 +49,14 @@ OWN_KEYS = frozenset(
         "SOLVER.LR_FACTORS",
         "SOLVER.MAX_EPOCHS",
         "SOLVER.OPTIMIZER",
+        "SOLVER.REFERENCE_BATCH",
         "SOLVER.STEPS_EPOCHS",
         "TEST.BEST_METRIC",
         "TEST.CLASSIFICATION_REPORT",
         "TEST.EVAL_EPOCHS",
         "TEST.VALIDATION_LOSS",
-        *(name for name in KEYS if name.startswith(("MODEL.FCOS.", "TRACKER_HEADS."))),
+        "TEST.VIS_IMAGES",
+        *(name for name in KEYS if name.startswith(("MODEL.FCOS.", "TRACKER_HEADS.", "WRITERS."))),
     }
 )
 """Keys that Detectron2 does not have."""

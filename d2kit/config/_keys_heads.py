@@ -30,6 +30,14 @@ _BOXES: dict[str, tuple[Any, str]] = {
         0.0,
         "Detections with a shorter side inside the image go before NMS, pixels; torchvision: 0.01.",
     ),
+    "MODEL.ROI_HEADS.CLASS_WEIGHTS": (
+        None,
+        "What a region of each class counts in the classification loss of the box heads: a list of "
+        "NUM_CLASSES numbers (the background counts 1) or one more, the background's last; "
+        "balanced: all objects / (classes x objects of the class) of the training set; None: 1 "
+        "each. R-CNN models only; set for RetinaNet, FCOS or a model without box heads it is an "
+        "error.",
+    ),
     "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True, "Add the true boxes to the proposals, training."),
     "MODEL.ROI_BOX_HEAD.NAME": ("", "Class in ROI_BOX_HEAD; not used by Res5ROIHeads."),
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": (

@@ -103,6 +103,12 @@ _SOLVER: dict[str, tuple[Any, str]] = {
         0,
         "Number of processes that batch and schedule were written for; 0: do not auto-scale.",
     ),
+    "SOLVER.REFERENCE_BATCH": (
+        0,
+        "Images per iteration that BASE_LR was written for: BASE_LR x IMS_PER_BATCH / "
+        "REFERENCE_BATCH is used, whatever the optimizer (for Adam the square root of the ratio "
+        "is also common: set BASE_LR yourself); 0: BASE_LR as it is.",
+    ),
     "SOLVER.BIAS_LR_FACTOR": (1.0, "Factor of the learning rate of biases."),
     "SOLVER.LR_FACTORS": (
         [],
@@ -162,6 +168,12 @@ _TEST: dict[str, tuple[Any, str]] = {
         False,
         "Also report the mean losses of the test sets when the training evaluates, without "
         "augmentation, as validation/total_loss and so on.",
+    ),
+    "TEST.VIS_IMAGES": (
+        0,
+        "Images of each test set, evenly spaced, that every evaluation of the training draws with "
+        "ground truth beside prediction: one JPEG each per evaluation in OUTPUT_DIR/vis, and in "
+        "the events; 0: none.",
     ),
     "TEST.CLASSIFICATION_REPORT": (
         False,
@@ -242,6 +254,25 @@ _GLOBAL: dict[str, tuple[Any, str]] = {
     "CUDNN_BENCHMARK": (False, "Let cuDNN try algorithms; pays off where image sizes are fixed."),
     "FLOAT32_PRECISION": ("", "Passed to torch.set_float32_matmul_precision; empty: unchanged."),
     "VIS_PERIOD": (0, "Iterations between pictures of the training in the events; 0: none."),
+    "WRITERS.WANDB.ENABLED": (
+        False,
+        "Also send scalars, pictures and config to Weights & Biases (pip install d2kit[wandb]).",
+    ),
+    "WRITERS.WANDB.PROJECT": ("d2kit", "Project of the run."),
+    "WRITERS.WANDB.ENTITY": ("", "User or team of the project; empty: your default one."),
+    "WRITERS.WANDB.NAME": ("", "Name of the run; empty: that of the folder OUTPUT_DIR."),
+    "WRITERS.WANDB.MODE": ("online", "online; offline: into OUTPUT_DIR/wandb, for `wandb sync`."),
+    "WRITERS.MLFLOW.ENABLED": (
+        False,
+        "Also send scalars, pictures and config to MLflow (pip install d2kit[mlflow]).",
+    ),
+    "WRITERS.MLFLOW.TRACKING_URI": (
+        "",
+        "Server (http://...) or local store (sqlite:///FILE); empty: MLFLOW_TRACKING_URI of the "
+        "environment, which is also the place for passwords.",
+    ),
+    "WRITERS.MLFLOW.EXPERIMENT": ("d2kit", "Experiment of the run; made if need be."),
+    "WRITERS.MLFLOW.NAME": ("", "Name of the run; empty: that of the folder OUTPUT_DIR."),
     "GLOBAL.HACK": (1.0, "For quick experiments of users; the library does not read it."),
 }
 

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import weakref
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,10 @@ from d2kit.config import CfgNode
 from d2kit.engine import _trainer_parts as parts
 from d2kit.engine import hooks
 from d2kit.engine._accumulation import check_accumulation
+from d2kit.engine._class_weights import build_class_weights_cfg
 from d2kit.engine._classes import build_named_cfg, default_check_datasets
-from d2kit.engine._evaluators import build_dataset_evaluator
+from d2kit.engine._default_evaluation import DefaultEvaluation
+from d2kit.engine._evaluation_pictures import build_evaluation_pictures
 from d2kit.engine._failure import guarded_step
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._hooks_preemption import add_preemption
@@ -26,12 +27,13 @@ from d2kit.engine._preflight import (
     check_output_dir,
     default_num_classes,
 )
-from d2kit.engine._preflight_report import build_preflight_report, number_of_images
+from d2kit.engine._preflight_data import number_of_images
+from d2kit.engine._preflight_report import build_preflight_report
 from d2kit.engine._resume_check import ConfigRecord
 from d2kit.engine._run_lock import hold_output_dir, release_output_dir
 from d2kit.engine._scaling import build_iterations_cfg, build_scaled_cfg, start_loader_at
 from d2kit.engine._setup import create_ddp_model, default_writers
-from d2kit.engine._tables import table_of_results
+from d2kit.engine._trackers import build_tracker_writers, default_tracker_check
 from d2kit.engine._trainer_base import HookBase, TrainerBase
 from d2kit.engine._trainers import SimpleTrainer
 from d2kit.solver import build_lr_scheduler, build_optimizer
@@ -44,7 +46,7 @@ __all__ = ["DefaultTrainer"]
 logger = logging.getLogger(__name__)
 
 
-class DefaultTrainer(TrainerBase):
+class DefaultTrainer(DefaultEvaluation, TrainerBase):
     """Builds everything a config names and trains it; override a ``build_*`` to change a part.
 
     Datasets, classes and the output folder are checked before the model is built. A resumed run
@@ -59,8 +61,8 @@ class DefaultTrainer(TrainerBase):
         data_loader: the training loader.
         scheduler: the learning-rate schedule.
         checkpointer: saves and loads.
-        cfg: the config used, scaled to the number of processes (`auto_scale_workers`) and with the
-            seed of the run in ``SEED``.
+        cfg: the config used, scaled to the number of processes (`auto_scale_workers`), with the
+            seed of the run in ``SEED`` and class weights as numbers.
 
     Raises:
         KeyError: if a dataset is not registered.
@@ -79,6 +81,7 @@ class DefaultTrainer(TrainerBase):
             setup_logger()  # a script without default_setup
         check_output_dir(cfg.OUTPUT_DIR)
         hold_output_dir(cfg.OUTPUT_DIR)
+        default_tracker_check(cfg)
         default_check_datasets(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -92,7 +95,7 @@ class DefaultTrainer(TrainerBase):
         self._test_counts = check_classes(
             default_num_classes(self.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
         )
-        self.cfg = build_named_cfg(self.cfg)
+        self.cfg = build_class_weights_cfg(build_named_cfg(self.cfg), data_loader)
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
@@ -258,12 +261,15 @@ class DefaultTrainer(TrainerBase):
     def _evaluate(self) -> dict[str, Any]:
         with self.evaluated_weights():
             results = self.test(self.cfg, self.model)
+            done = min(self.iter + 1, self.max_iter)
+            build_evaluation_pictures(self.cfg, self.model, done, self.build_test_loader)
             self._last_eval_results = parts.build_full_results(self.cfg, self.model, results)
         return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
-        """Return the writers, see `default_writers`."""
-        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        """Return the writers: those of ``WRITERS`` in the config, and the `default_writers`."""
+        usual = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        return [*build_tracker_writers(self.cfg), *usual]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -299,98 +305,25 @@ class DefaultTrainer(TrainerBase):
 
         return build_detection_train_loader(cfg)
 
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Build the loader of a test set, see `d2kit.data.build_detection_test_loader`."""
-        from d2kit.data import build_detection_test_loader
-
-        return build_detection_test_loader(cfg, dataset_name)
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Build the evaluator of a test set, by the `evaluator_type` of its metadata.
-
-        Raises:
-            ValueError: if d2kit knows none for it; override this method then.
-        """
-        return build_dataset_evaluator(cfg, dataset_name)
-
-    @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Evaluate a model on each dataset of DATASETS.TEST.
-
-        Args:
-            cfg: the config.
-            model: the model.
-            evaluators: one per dataset; None calls `build_evaluator`.
-
-        Returns:
-            Results of the dataset, or dataset -> results where there are several; empty on other
-            processes than rank 0.
-
-        Raises:
-            ValueError: if the number of evaluators is not that of the datasets.
-        """
-        from d2kit.evaluation import DatasetEvaluator, inference_on_dataset
-
-        names = list(cfg.DATASETS.TEST)
-        if isinstance(evaluators, DatasetEvaluator):
-            evaluators = [evaluators]
-        if evaluators is not None and len(evaluators) != len(names):
-            raise ValueError(f"{len(names)} test datasets, but {len(evaluators)} evaluators")
-        default_check_datasets(cfg, names)
-        results: dict[str, Any] = OrderedDict()
-        for index, name in enumerate(names):
-            loader = cls.build_test_loader(cfg, name)
-            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            results[name] = inference_on_dataset(model, loader, evaluator)
-            if comm.is_main_process():
-                _log_results(name, results[name])
-        if comm.is_main_process() and results:
-            logger.info("Results:\n%s", table_of_results(results))
-        return next(iter(results.values())) if len(results) == 1 else results
-
-    @classmethod
-    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: N802
-        """Evaluate a model with test-time augmentation (TEST.AUG), as `test` does without.
-
-        Args:
-            cfg: the config.
-            model: a `GeneralizedRCNN`.
-
-        Returns:
-            As `test`, each key with ``_TTA`` behind it. Files are written to the folder ``TTA``
-            below OUTPUT_DIR.
-        """
-        from d2kit.evaluation._test_time_augmentation import GeneralizedRCNNWithTTA
-
-        apart = cfg.clone()
-        apart.defrost()
-        apart.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/TTA"
-        results = cls.test(apart, GeneralizedRCNNWithTTA(cfg, model))
-        return OrderedDict((f"{key}_TTA", value) for key, value in results.items())
-
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Scale batch, rate and schedule to another number of processes than the config is for.
+        """Scale rate, batch and schedule to another batch or number of processes than planned.
+
+        First BASE_LR to the batch of the config, then both and the schedule to the processes.
 
         Source: the linear scaling rule, Goyal et al. 2017, section 2.1 (arXiv 1706.02677).
 
         Args:
-            cfg: its SOLVER.REFERENCE_WORLD_SIZE is the number that it was written for; 0: leave.
+            cfg: SOLVER.REFERENCE_BATCH is the batch that BASE_LR was written for,
+                SOLVER.REFERENCE_WORLD_SIZE the number of processes that batch and schedule were
+                written for; 0: leave.
             num_workers: number of processes.
 
         Returns:
-            `cfg` itself, or a scaled copy whose REFERENCE_WORLD_SIZE is `num_workers`.
+            `cfg` itself, or a scaled copy whose references are what it was scaled to, so that
+            nothing is scaled twice.
 
         Raises:
             ValueError: if the batch does not divide evenly.
         """
         return build_scaled_cfg(cfg, num_workers)
-
-
-def _log_results(name: str, results: Mapping[str, Any]) -> None:
-    from d2kit.evaluation import print_csv_format
-
-    logger.info("Evaluation results for %s in csv format:", name)
-    print_csv_format(results)

@@ -4,7 +4,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["DatasetCounts", "count_records", "pick_evenly", "table_of_classes", "table_of_datasets"]
+__all__ = [
+    "DatasetCounts",
+    "count_records",
+    "number_of_images",
+    "pick_evenly",
+    "records_of",
+    "table_of_classes",
+    "table_of_datasets",
+]
 
 MAX_CLASSES = 20
 BAR = 30
@@ -56,6 +64,38 @@ def count_records(records: Sequence[Any], limit: int = 0) -> DatasetCounts:
     return DatasetCounts(
         len(records), len(chosen), empty, sum(classes.values()), crowds, dict(classes)
     )
+
+
+def number_of_images(loader: Any) -> int | None:
+    """Return how many images one pass over a training set has; None where that is unknown."""
+    dataset: Any = getattr(loader, "dataset", None)
+    return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+class _Records(Sequence[Any]):
+    """The records below the mapper of a training set."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._dataset.record(index)
+
+
+def records_of(loader: Any) -> Sequence[Any] | None:
+    """Return the records of a training loader; None where its set is not one of records."""
+    dataset = loader
+    while not hasattr(dataset, "record"):  # seeded, sharded, ... around what maps the records
+        dataset = getattr(dataset, "dataset", None)
+        if dataset is None:
+            return None
+    if not number_of_images(loader):
+        return None
+    first = dataset.record(0)
+    return _Records(dataset) if isinstance(first, dict) and "annotations" in first else None
 
 
 def table_of_datasets(counts: Mapping[tuple[str, str], DatasetCounts | None]) -> str:

@@ -43,11 +43,22 @@ class Memory(NamedTuple):
         weights: parameters and buffers.
         gradients: of the trained parameters.
         optimizer: its state; None: an optimizer that we do not know.
+        average: the moving average of the weights.
+        autocast: copies of the trained weights in half precision, which live from forward to
+            backward.
+        buckets: in which gradients travel between processes.
     """
 
     weights: int
     gradients: int
     optimizer: int | None
+    average: int = 0
+    autocast: int = 0
+    buckets: int = 0
+
+    def total(self) -> int:
+        """Return the sum, without what is not known."""
+        return sum(part or 0 for part in self)
 
 
 def parameters_by_module(model: nn.Module) -> list[ModuleParameters]:
@@ -90,11 +101,23 @@ def parameters_by_module(model: nn.Module) -> list[ModuleParameters]:
     return rows
 
 
-def estimate_memory(model: nn.Module, optimizer: Optimizer) -> Memory:
+def estimate_memory(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    average: bool = False,
+    autocast: bool = False,
+    processes: int = 1,
+) -> Memory:
     """Add up what training holds besides activations.
 
+    Gradients that are accumulated over the parts of a batch take no more than those of one part.
+
     Args:
-        model: the model.
+        model: the model, not wrapped.
+        average: whether a moving average of all weights and statistics is kept (SOLVER.EMA).
+        autocast: whether the forward pass is in mixed precision, 2 bytes a value.
+        processes: number of them; several have buckets.
         optimizer: of it; SGD keeps one value per trained one with momentum, Adam and AdamW two
             (three with ``amsgrad``).
     """
@@ -107,7 +130,10 @@ def estimate_memory(model: nn.Module, optimizer: Optimizer) -> Memory:
             state = None
             break
         state += copies * _bytes(p for p in group["params"] if p.requires_grad)
-    return Memory(_bytes(tensors), _bytes(trained), state)
+    gradients = _bytes(trained)
+    half = 2 * sum(p.numel() for p in trained if p.dtype == torch.float32) if autocast else 0
+    kept = _bytes(model.state_dict().values()) if average else 0
+    return Memory(_bytes(tensors), gradients, state, kept, half, gradients if processes > 1 else 0)
 
 
 def _copies(optimizer: Optimizer, group: dict[str, object]) -> int | None:

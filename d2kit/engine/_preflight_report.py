@@ -12,6 +12,8 @@ from d2kit.engine._preflight_anchors import AnchorFit, measure_anchor_fit, resiz
 from d2kit.engine._preflight_data import (
     DatasetCounts,
     count_records,
+    number_of_images,
+    records_of,
     table_of_classes,
     table_of_datasets,
 )
@@ -21,18 +23,13 @@ from d2kit.engine._preflight_model import (
     parameters_by_module,
     spark_line,
 )
+from d2kit.utils import comm
 
-__all__ = ["build_preflight_report", "describe_length", "number_of_images"]
+__all__ = ["build_preflight_report", "describe_length"]
 
 logger = logging.getLogger(__name__)
 
 SPARK_POINTS = 60
-
-
-def number_of_images(loader: Any) -> int | None:
-    """Return how many images one pass over a training set has; None where that is unknown."""
-    dataset: Any = getattr(loader, "dataset", None)
-    return len(dataset) if hasattr(dataset, "__len__") else None
 
 
 def describe_length(max_iter: int, batch: int, images: int | None, seed: int | None) -> str:
@@ -66,7 +63,7 @@ def build_preflight_report(
     )
     if not cfg.PREFLIGHT.ENABLED:
         return length
-    records = _records_of(loader)
+    records = records_of(loader)
     joined = None if records is None else count_records(records, limit)
     counts = _build_train_counts(cfg, joined)
     counts |= {("test", name): found for name, found in test_counts.items()}
@@ -77,7 +74,7 @@ def build_preflight_report(
         parts["Anchors"] = lambda: _build_anchor_text(cfg, model, records, limit)
     parts["Parameters"] = lambda: _parameter_text(model)
     parts["Learning rate (largest of all groups)"] = lambda: _build_rate_text(cfg, trainer)
-    parts["Memory of each process"] = lambda: _memory_text(model, trainer.optimizer)
+    parts["Memory of each process"] = lambda: _build_memory_text(cfg, model, trainer.optimizer)
     texts = {"Length": length, **{title: _told(part) for title, part in parts.items()}}
     return "\n".join(["Preflight", *(f"{k}\n{_indented(text)}" for k, text in texts.items())])
 
@@ -103,32 +100,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 # ---- data
-
-
-class _Records(Sequence[Any]):
-    """The records below the mapper of a training set."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._dataset.record(index)
-
-
-def _records_of(loader: Any) -> Sequence[Any] | None:
-    """Return the training records; None where the set is not one of records."""
-    dataset = loader
-    while not hasattr(dataset, "record"):  # seeded, sharded, ... around what maps the records
-        dataset = getattr(dataset, "dataset", None)
-        if dataset is None:
-            return None
-    if not number_of_images(loader):
-        return None
-    first = dataset.record(0)
-    return _Records(dataset) if isinstance(first, dict) and "annotations" in first else None
 
 
 def _of(counts: DatasetCounts) -> str:
@@ -241,17 +212,35 @@ def _build_rate_text(cfg: CfgNode, trainer: Any) -> str:
     return "\n".join([spark_line(curve), *lines])
 
 
-def _memory_text(model: nn.Module, optimizer: Any) -> str:
-    memory = estimate_memory(model, optimizer)
+def _build_memory_text(cfg: CfgNode, model: nn.Module, optimizer: Any) -> str:
+    solver, world = cfg.SOLVER, comm.get_world_size()
+    memory = estimate_memory(
+        model,
+        optimizer,
+        average=solver.EMA.ENABLED,
+        autocast=solver.AMP.ENABLED,
+        processes=world,
+    )
     parts = [f"weights {_mib(memory.weights)}", f"gradients {_mib(memory.gradients)}"]
     known = memory.optimizer is not None
     name = type(optimizer).__name__
     parts.append(f"optimizer {_mib(memory.optimizer or 0)}" if known else f"optimizer ? ({name})")
-    total = memory.weights + memory.gradients + (memory.optimizer or 0)
+    more = {
+        "average of the weights": memory.average,
+        "their copies in half precision": memory.autocast,
+        "buckets between processes": memory.buckets,
+    }
+    parts += [f"{what} {_mib(count)}" for what, count in more.items() if count]
+    images = max(1, solver.IMS_PER_BATCH // world // solver.ACCUMULATE_STEPS)
+    evaluation = (
+        f"{_mib(memory.average)} more while the average is evaluated or saved\n"
+        if memory.average
+        else ""
+    )
     return (
-        f"{', '.join(parts)}: {_mib(total)}\n"
-        "activations come on top: they depend on the size and the content of the images and are "
-        "not estimated"
+        f"{', '.join(parts)}: {_mib(memory.total())}\n{evaluation}"
+        f"activations of {images} {'image' if images == 1 else 'images'} at a time come on top: "
+        "they depend on the size and the content of the images and are not estimated"
     )
 
 

@@ -12,6 +12,39 @@ logger = logging.getLogger(__name__)
 
 def build_scaled_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
     """Do what `DefaultTrainer.auto_scale_workers` documents."""
+    return _build_world_cfg(_build_batch_cfg(cfg), num_workers)
+
+
+def _build_batch_cfg(cfg: CfgNode) -> CfgNode:
+    """Scale BASE_LR to IMS_PER_BATCH, which REFERENCE_BATCH then is: a second call does nothing."""
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_BATCH
+    if reference in (0, batch):
+        return cfg
+    if reference < 0:
+        raise ValueError(
+            f"SOLVER.REFERENCE_BATCH: expected the number of images per iteration that "
+            f"SOLVER.BASE_LR was written for, or 0 to leave it, got {reference}"
+        )
+    frozen = cfg.is_frozen()
+    cfg = cfg.clone()
+    cfg.defrost()
+    before = cfg.SOLVER.BASE_LR
+    cfg.SOLVER.BASE_LR = before * batch / reference
+    cfg.SOLVER.REFERENCE_BATCH = batch
+    logger.info(
+        "Scaled BASE_LR from %g for %d images per iteration to %g for %d (SOLVER.REFERENCE_BATCH)",
+        before,
+        reference,
+        cfg.SOLVER.BASE_LR,
+        batch,
+    )
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def _build_world_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
+    """Scale batch, rate and schedule from REFERENCE_WORLD_SIZE to the number of processes."""
     old = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if old in (0, num_workers):
         return cfg
@@ -26,6 +59,8 @@ def build_scaled_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
         )
     solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * scale)
     solver.BASE_LR *= scale
+    if solver.REFERENCE_BATCH:  # BASE_LR is for the new batch now
+        solver.REFERENCE_BATCH = solver.IMS_PER_BATCH
     solver.MAX_ITER = round(solver.MAX_ITER / scale)
     solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / scale)
     solver.STEPS = tuple(round(step / scale) for step in solver.STEPS)

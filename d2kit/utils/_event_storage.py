@@ -267,6 +267,10 @@ class EventStorage:
         finally:
             self._prefix = former
 
+    def images(self) -> list[tuple[str, Any, int]]:
+        """Return the images that wait: name, as it was put, iteration."""
+        return list(self._images)
+
     def clear_images(self) -> None:
         """Forget the images, usually after they were written."""
         self._images.clear()

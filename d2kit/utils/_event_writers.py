@@ -129,7 +129,7 @@ class TensorboardXWriter(EventWriter):
                 self._writer.add_scalar(name, value, step)
                 newest = max(newest, step)
         self._last_write = newest
-        for name, image, step in storage._images:
+        for name, image, step in storage.images():
             self._writer.add_image(name, image, step)
         storage.clear_images()
         for histogram in storage._histograms:

@@ -7,13 +7,16 @@ from d2kit.utils._event_writers import (
     JSONWriter,
     TensorboardXWriter,
 )
+from d2kit.utils._remote_writers import MLflowWriter, WandbWriter
 
 __all__ = [
     "CommonMetricPrinter",
     "EventStorage",
     "EventWriter",
     "JSONWriter",
+    "MLflowWriter",
     "TensorboardXWriter",
+    "WandbWriter",
     "get_event_storage",
     "has_event_storage",
 ]

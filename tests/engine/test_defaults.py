@@ -241,32 +241,6 @@ def test_a_loader_that_cannot_jump_is_named(tmp_path, images, caplog):
     assert "cannot start at batch 2" in caplog.text
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_auto_scale_workers(frozen):
-    cfg = get_cfg()
-    cfg.merge_from_list(
-        ["SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.BASE_LR", 0.02]
-        + ["SOLVER.MAX_ITER", 90000, "SOLVER.STEPS", (60000, 80000), "TEST.EVAL_PERIOD", 5000]
-    )
-    if frozen:
-        cfg.freeze()
-    scaled = DefaultTrainer.auto_scale_workers(cfg, 2)
-    solver = scaled.SOLVER
-    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (4, 0.005, 360000)
-    assert (solver.STEPS, solver.WARMUP_ITERS) == ((240000, 320000), 4000)
-    assert (scaled.TEST.EVAL_PERIOD, solver.REFERENCE_WORLD_SIZE) == (20000, 2)
-    assert scaled.is_frozen() == frozen
-    assert cfg.SOLVER.IMS_PER_BATCH == 16
-    assert DefaultTrainer.auto_scale_workers(scaled, 2) is scaled
-
-
-def test_scaling_refuses_an_uneven_batch():
-    cfg = get_cfg()
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = 3
-    with pytest.raises(ValueError, match="not a multiple"):
-        DefaultTrainer.auto_scale_workers(cfg, 2)
-
-
 # ---- evaluation
 
 

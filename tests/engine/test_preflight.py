@@ -11,6 +11,7 @@ from torch import nn
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.engine import _preflight_report
+from d2kit.engine._hooks_average import WeightAveraging
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._preflight import check_classes
 from d2kit.engine._preflight_anchors import (
@@ -33,6 +34,7 @@ from d2kit.engine._preflight_model import (
     parameters_by_module,
     spark_line,
 )
+from d2kit.engine._preflight_report import build_preflight_report
 from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
 from d2kit.solver import build_lr_scheduler
 from d2kit.structures import Boxes, BoxMode, pairwise_iou
@@ -194,11 +196,55 @@ def test_memory_is_that_of_a_step(make, copies):
     model = Parts()
     optimizer = make(model.parameters())
     memory = estimate_memory(model, optimizer)
-    assert memory == (4 * (3 + 12 + 20 + 5 + 5), 4 * 28, 4 * 28 * copies)
+    assert memory == (4 * (3 + 12 + 20 + 5 + 5), 4 * 28, 4 * 28 * copies, 0, 0, 0)
     (model.head(model.body(torch.ones(1, 2))) + model.scale.sum()).sum().backward()
     optimizer.step()
     state = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
     assert sum(v.numel() * 4 for v in state if v.dim()) == memory.optimizer
+
+
+def test_memory_of_average_and_mixed_precision_is_what_they_hold():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4))
+    model[2].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    memory = estimate_memory(model, optimizer, average=True, autocast=True, processes=2)
+    hook = WeightAveraging(model, 0.9)
+    hook.before_train()
+    assert memory.average == sum(x.numel() * x.element_size() for x in hook._average.values())
+    assert memory.buckets == memory.gradients
+    halves = {}
+
+    def count(tensor):
+        if tensor.dtype == torch.bfloat16 and sorted(tensor.shape) in ([5, 6], [4, 5]):
+            halves[tensor.data_ptr()] = tensor.numel() * 2
+        return tensor
+
+    images = torch.ones(3, 6, requires_grad=True)
+    saving = torch.autograd.graph.saved_tensors_hooks(count, lambda x: x)
+    with saving, torch.autocast("cpu", dtype=torch.bfloat16):
+        weights = model[0](images) + model[2](torch.ones(3, 5, requires_grad=True))[:, :1]
+    weights.sum().backward()
+    saved = sum(halves.values())
+    assert saved == 2 * (5 * 6 + 4 * 5)  # the two matrices; the rest are vectors
+    assert memory.autocast == saved + 2 * (5 + 5 + 5)
+    assert memory.total() == sum(memory)
+
+
+def test_memory_is_told_with_the_switches(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    tiny.register(folder)
+    options = ("SOLVER.EMA.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.AMP.ENABLED", True)
+    texts = []
+    for more in ((), (*options, "SOLVER.AMP.PRECISION", "bfloat16")):
+        trainer = tiny.TinyTrainer(tiny.tiny_cfg(tmp_path / "run", *more))
+        texts.append(build_preflight_report(trainer.cfg, trainer, {}))
+    assert "activations of 2 images at a time" in texts[0]
+    assert "average" not in texts[0]
+    assert "half precision" not in texts[0]
+    assert "activations of 1 image at a time" in texts[1]
+    assert "average of the weights" in texts[1]
+    assert "copies in half precision" in texts[1]
 
 
 def test_memory_of_an_unknown_optimizer_is_not_guessed():

@@ -32,6 +32,7 @@ KINDS = {
         *SIGMOID,
         *("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True, "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 2),
     ],
+    "cascade with class weights": [*CASCADE_OPTIONS, "MODEL.ROI_HEADS.CLASS_WEIGHTS", "balanced"],
 }
 
 

@@ -20,6 +20,7 @@ LOSSES = {
         *("loss_mask", "loss_keypoint", *RPN),
     },
     "PointRend": {"loss_cls", "loss_box_reg", "loss_mask", "loss_mask_point", *RPN},
+    "class weights": {"loss_cls", "loss_box_reg", "loss_mask", *RPN},
     "RetinaNet": {"loss_cls", "loss_box_reg"},
     "SemanticSegmentor": {"loss_sem_seg"},
 }

@@ -21,6 +21,7 @@ HEADS = {
     "GeneralizedRCNN": [],
     "cascade with keypoints": [*CASCADE_OPTIONS, *KEYPOINT_OPTIONS],
     "PointRend": POINTREND_OPTIONS,
+    "class weights": ["MODEL.ROI_HEADS.CLASS_WEIGHTS", [5.0, 0.2, 1.0, 0.5]],
 }
 NAMES = (*HEADS, "RetinaNet", "SemanticSegmentor")
 

@@ -33,10 +33,21 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
     Raises:
         KeyError: if no such model is registered; the message lists the nearest names.
-        ValueError: if a pattern of ``cfg.MODEL.FREEZE`` matches nothing.
+        ValueError: if a pattern of ``cfg.MODEL.FREEZE`` matches nothing, or no part of the model
+            uses ``cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS``, which are set.
     """
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     freeze_by_pattern(model, cfg.MODEL.get("FREEZE", ()))
+    if cfg.MODEL.ROI_HEADS.get("CLASS_WEIGHTS") and all(
+        getattr(module, "class_weights", None) is None for module in model.modules()
+    ):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.CLASS_WEIGHTS is set, but nothing in {type(model).__name__} uses it: "
+            "only the box heads of R-CNN models do (FastRCNNOutputLayers). Leave it at None; "
+            "RetinaNet and FCOS balance by MODEL.RETINANET.FOCAL_LOSS_ALPHA / GAMMA and "
+            "MODEL.FCOS.FOCAL_LOSS_ALPHA / GAMMA, any model by DATALOADER.SAMPLER_TRAIN "
+            "RepeatFactorTrainingSampler"
+        )
     device = torch.device(cfg.MODEL.DEVICE)
     if device.type == "cuda" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning(

@@ -1,6 +1,6 @@
 """Parts of the classification loss of the second stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,15 +8,64 @@ from torch import Tensor
 from d2kit.modeling._metrics import put_scalars
 from d2kit.utils import comm
 
+BALANCED = "balanced"
 
-def region_count(of_regions: Tensor) -> Tensor:
+
+def region_count(of_regions: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the number of regions, the mean over processes, at least 1.
 
     Args:
-        of_regions: (R, ...), of all images of this process.
+        of_regions: (R, ...), of all images of this process; with `weights` (R,) int64, classes.
+        weights: (K+1,) a region of class c counts as ``weights[c]``; None: as 1. The sum is then
+            bounded from below by a tiny number only.
     """
+    if weights is not None:
+        return comm.mean_over_ranks(weights[of_regions].sum()).clamp(min=1e-6)
     count = torch.tensor(float(len(of_regions)), device=of_regions.device)
     return comm.mean_over_ranks(count).clamp(min=1)
+
+
+def full_class_weights(weights: Sequence[float] | str, num_classes: int) -> Tensor:
+    """Return the weight of each class and of the background in the classification loss.
+
+    Args:
+        weights: K numbers, the background has 1; or K+1, the background's last.
+        num_classes: K.
+
+    Returns:
+        (K+1,) float32.
+
+    Raises:
+        ValueError: if they are not K or K+1 finite numbers of at least 0, or all 0.
+    """
+    numbers = [] if isinstance(weights, str) else [float(weight) for weight in weights]
+    if len(numbers) == num_classes:
+        numbers.append(1.0)
+    found = torch.tensor(numbers)
+    fine = torch.isfinite(found).all() and (found >= 0).all() and (found > 0).any()
+    if len(found) != num_classes + 1 or not fine:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.CLASS_WEIGHTS needs one weight of at least 0 for each of the "
+            f"{num_classes} classes (MODEL.ROI_HEADS.NUM_CLASSES), and may have one more, for the "
+            f"background; got {weights!r}"
+        )
+    return found
+
+
+def loss_weights(weights: Tensor | str | None) -> Tensor | None:
+    """Return the weights that a loss may use.
+
+    Raises:
+        ValueError: if nobody has put numbers in the place of "balanced".
+    """
+    if isinstance(weights, str):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.CLASS_WEIGHTS '{weights}' is computed from the training set by "
+            "DefaultTrainer alone; in a training loop of your own write one weight per class into "
+            "the config before build_model: (number of all objects) / (number of classes x number "
+            "of objects of the class)"
+        )
+    return weights
 
 
 def federated_weights(

@@ -19,9 +19,12 @@ from d2kit.modeling._loss_weights import weighted, weights_per_loss
 from d2kit.modeling._shapes import region_shape
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.roi_heads._classification import (
+    BALANCED,
     _log_classification_stats,
     draw_federated_classes,
     federated_weights,
+    full_class_weights,
+    loss_weights,
     region_count,
 )
 from d2kit.modeling.roi_heads._detections import (
@@ -41,12 +44,6 @@ __all__ = [
 
 Predictions = tuple[Tensor, Tensor]
 """Class logits (R, K+1) and box deltas (R, K*4) or (R, 4), R over all images in order."""
-
-
-def _softmax_loss(logits: Tensor, gt_classes: Tensor) -> Tensor:
-    """Return the mean cross-entropy over regions, of (R, K+1) logits and (R,) classes."""
-    total = F.cross_entropy(logits.float(), gt_classes, reduction="sum")
-    return total / region_count(gt_classes)
 
 
 class FastRCNNOutputLayers(nn.Module):
@@ -69,9 +66,13 @@ class FastRCNNOutputLayers(nn.Module):
         fed_loss_num_classes: classes scored by the federated loss.
         test_min_size: detections with a shorter side, clipped to the image, go before suppression;
             pixels.
+        class_weights: K or K+1 numbers: what a region of each class (background last, else 1)
+            counts in the classification loss; None: all 1. "balanced": numbers that are not known
+            yet, for inference only.
 
     Raises:
-        ValueError: if `use_fed_loss` comes without `use_sigmoid_ce` or one weight per class.
+        ValueError: if `use_fed_loss` comes without `use_sigmoid_ce` or one weight per class, or
+            `class_weights` are others.
 
     Source: Fast R-CNN (Girshick 2015); the federated loss: Probabilistic two-stage detection
     (Zhou et al. 2021), section 5, "LVIS".
@@ -98,6 +99,7 @@ class FastRCNNOutputLayers(nn.Module):
         get_fed_loss_cls_weights: Callable[[], Tensor] | None = None,
         fed_loss_num_classes: int = 50,
         test_min_size: float = 0.0,
+        class_weights: Sequence[float] | str | None = None,
     ) -> None:
         super().__init__()
         if isinstance(input_shape, int):
@@ -127,6 +129,12 @@ class FastRCNNOutputLayers(nn.Module):
         if use_fed_loss:
             weights = federated_weights(get_fed_loss_cls_weights, num_classes, use_sigmoid_ce)
             self.register_buffer("fed_loss_cls_weights", weights)
+        self.class_weights: Tensor | str | None
+        if class_weights and class_weights != BALANCED:
+            weights = full_class_weights(class_weights, num_classes)
+            self.register_buffer("class_weights", weights, persistent=False)
+        else:
+            self.class_weights = BALANCED if class_weights else None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -150,6 +158,7 @@ class FastRCNNOutputLayers(nn.Module):
             ),
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
             "test_min_size": roi_heads.MIN_SIZE_TEST,
+            "class_weights": roi_heads.CLASS_WEIGHTS,
         }
 
     def forward(self, x: Tensor) -> Predictions:
@@ -166,7 +175,8 @@ class FastRCNNOutputLayers(nn.Module):
                 the image has ground truths, `gt_boxes`.
 
         Returns:
-            ``loss_cls`` and ``loss_box_reg``, weighted.
+            ``loss_cls`` and ``loss_box_reg``, weighted. With `class_weights` w, ``loss_cls`` is
+            sum(w[c] * loss) / sum(w[c]) over the regions, c their classes, of all processes.
 
         Source: Fast R-CNN, equation 1.
         """
@@ -179,7 +189,7 @@ class FastRCNNOutputLayers(nn.Module):
             targets.append(p.gt_boxes.tensor if p.has("gt_boxes") else sources[-1])
         gt_classes = torch.cat(classes)
         _log_classification_stats(logits, gt_classes)
-        classify = self.sigmoid_cross_entropy_loss if self.use_sigmoid_ce else _softmax_loss
+        classify = self.sigmoid_cross_entropy_loss if self.use_sigmoid_ce else self._softmax_loss
         return weighted(
             self.loss_weight,
             loss_cls=classify(logits, gt_classes),
@@ -187,6 +197,12 @@ class FastRCNNOutputLayers(nn.Module):
                 torch.cat(sources), torch.cat(targets), deltas, gt_classes
             ),
         )
+
+    def _softmax_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
+        """Return the mean cross-entropy over regions, of (R, K+1) logits and (R,) classes."""
+        weights = loss_weights(self.class_weights)
+        total = F.cross_entropy(logits.float(), gt_classes, weight=weights, reduction="sum")
+        return total / region_count(gt_classes, weights)
 
     def get_fed_loss_classes(
         self, gt_classes: Tensor, num_fed_loss_classes: int, num_classes: int, weight: Tensor
@@ -209,6 +225,9 @@ class FastRCNNOutputLayers(nn.Module):
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
         """Sum over classes, mean over regions, of the binary cross-entropy of each class.
 
+        With `class_weights` the mean is weighted by the region's own class: all its K binary losses
+        count as that.
+
         Args:
             pred_class_logits: (R, K+1); the last column is not used.
             gt_classes: (R,) int64, background K.
@@ -218,15 +237,17 @@ class FastRCNNOutputLayers(nn.Module):
         """
         logits = pred_class_logits[:, :-1]
         columns = torch.arange(logits.shape[1], device=logits.device)
-        scored = None
+        weights = loss_weights(self.class_weights)
+        scored = None if weights is None else weights[gt_classes, None]
         if self.use_fed_loss:
             drawn = self.get_fed_loss_classes(
                 gt_classes, self.fed_loss_num_classes, len(columns), self.fed_loss_cls_weights
             )
-            scored = torch.isin(columns, drawn).to(logits.dtype)
+            own = torch.isin(columns, drawn).to(logits.dtype)
+            scored = own if scored is None else own * scored
         truth = (gt_classes[:, None] == columns).to(logits.dtype)  # background: a row of zeros
         total = F.binary_cross_entropy_with_logits(logits, truth, weight=scored, reduction="sum")
-        return total / region_count(gt_classes)
+        return total / region_count(gt_classes, weights)
 
     def box_reg_loss(
         self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor

@@ -181,6 +181,114 @@ def test_sigmoid_loss_sums_over_classes_and_averages_over_regions():
     assert head.cls_score.bias.sigmoid()[0].item() == pytest.approx(0.01)
 
 
+WEIGHTS = [4.0, 0.5, 1.5]
+
+
+@pytest.mark.parametrize("background", [None, 0.25])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_class_weights_follow_their_formula(sigmoid, background):
+    """The weighted mean over regions, of the loss and of its gradient."""
+    given = WEIGHTS if background is None else [*WEIGHTS, background]
+    head = predictor(use_sigmoid_ce=sigmoid, class_weights=given)
+    inputs = proposals(12, 8)
+    scores, deltas = predictions(head, 20)
+    classes = torch.cat([p.gt_classes for p in inputs])
+    assert set(classes.tolist()) == {0, 1, 2, 3}
+    found, wanted = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    losses = head.losses((found, deltas), inputs)
+    total = count = torch.zeros(())
+    for row, c in enumerate(classes.tolist()):
+        weight = [*WEIGHTS, 1.0 if background is None else background][c]
+        if sigmoid:
+            signs = torch.tensor([1.0 if k == c else -1.0 for k in range(CLASSES)])
+            one = -F.logsigmoid(signs * wanted[row, :CLASSES]).sum()
+        else:
+            one = -wanted[row].log_softmax(0)[c]
+        total, count = total + weight * one, count + weight
+    expected = total / count
+    losses["loss_cls"].backward()
+    expected.backward()
+    torch.testing.assert_close(losses["loss_cls"], expected)
+    torch.testing.assert_close(found.grad, wanted.grad)
+    plain = predictor(use_sigmoid_ce=sigmoid).losses((scores, deltas), inputs)
+    assert not torch.isclose(plain["loss_cls"], expected)
+    assert torch.equal(plain["loss_box_reg"], losses["loss_box_reg"])
+
+
+def rare_recall(weights, sigmoid):
+    """Train on regions of which 3 in 100 are of class 2; return the recalls of the classes."""
+    rng = torch.Generator().manual_seed(0)
+    centres = torch.randn(CLASSES + 1, 6, generator=rng) * 0.8
+    shares = torch.tensor([0.3, 0.1, 0.03, 0.57])
+    head = predictor(class_weights=weights, use_sigmoid_ce=sigmoid)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.5, momentum=0.9)
+
+    def draw(count):
+        classes = shares.multinomial(count, replacement=True, generator=rng)
+        return centres[classes] + torch.randn(count, 6, generator=rng), classes
+
+    for _ in range(100):
+        features, classes = draw(500)
+        boxes = Boxes(torch.tensor([[2.0, 2.0, 9.0, 9.0]]).repeat(500, 1))
+        regions = Instances((20, 20), proposal_boxes=boxes, gt_boxes=boxes, gt_classes=classes)
+        optimizer.zero_grad()
+        head.losses(head(features), [regions])["loss_cls"].backward()
+        optimizer.step()
+    features, classes = draw(20000)
+    found = head(features)[0][:, : CLASSES + (not sigmoid)].argmax(dim=1)
+    return [(found[classes == c] == c).float().mean().item() for c in range(CLASSES)]
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_a_rare_class_is_found_more_often_with_weights(sigmoid):
+    balanced = [0.43 / (3 * share) for share in (0.3, 0.1, 0.03)]
+    without, with_weights = rare_recall(None, sigmoid), rare_recall(balanced, sigmoid)
+    assert with_weights[2] > without[2] + 0.1
+    assert with_weights[0] > 0.5  # the frequent one is not given up
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_weights_of_one_change_nothing_and_their_scale_neither(sigmoid):
+    inputs = proposals(12, 8)
+    values = []
+    for weights in (None, [], [1.0] * 3, [7.0] * 4):
+        head = predictor(use_sigmoid_ce=sigmoid, class_weights=weights)
+        values.append(head.losses(predictions(head, 20), inputs)["loss_cls"].item())
+        assert "class_weights" not in head.state_dict()
+    assert values[1] == values[0]
+    assert values[2:] == pytest.approx([values[0]] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 2)])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_a_batch_without_any_weight_has_no_loss(sigmoid, counts):
+    head = predictor(use_sigmoid_ce=sigmoid, class_weights=[1.0, 1.0, 1.0, 0.0])
+    inputs = proposals(*counts)
+    for p in inputs:
+        p.gt_classes = torch.full((len(p),), CLASSES)
+    loss = head.losses(head(torch.randn(sum(counts), 6)), inputs)["loss_cls"]
+    loss.backward()
+    assert loss == 0
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[1.0], [1.0] * 5, [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0], [0.0] * 4, "balance"],
+)
+def test_wrong_class_weights_are_named(weights):
+    with pytest.raises(ValueError, match=r"CLASS_WEIGHTS needs one weight .* 3 classes"):
+        predictor(class_weights=weights)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_balanced_weights_that_nobody_computed_serve_inference_alone(sigmoid):
+    head = predictor(use_sigmoid_ce=sigmoid, class_weights="balanced")
+    outputs = head(torch.randn(5, 6))
+    assert len(head.inference(outputs, proposals(3, 2))[0]) == 2
+    with pytest.raises(ValueError, match="computed from the training set by DefaultTrainer"):
+        head.losses(outputs, proposals(3, 2))
+
+
 def test_federated_loss_scores_the_present_and_some_drawn_classes():
     weights = torch.tensor([1.0, 0.0, 1.0])
     head = predictor(
