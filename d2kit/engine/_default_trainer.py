@@ -5,6 +5,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from d2kit.engine import hooks
 from d2kit.engine._accumulation import check_accumulation
 from d2kit.engine._evaluators import build_dataset_evaluator
 from d2kit.engine._failure import guarded_step
+from d2kit.engine._hooks_epochs import report_epochs
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._hooks_preemption import add_preemption
 from d2kit.engine._preflight import (
@@ -154,6 +156,8 @@ class DefaultTrainer(TrainerBase):
             super().train(self.start_iter, self.max_iter)
         finally:
             release_output_dir(self.cfg.OUTPUT_DIR)
+        if comm.is_main_process():
+            report_epochs(self, Path(self.cfg.OUTPUT_DIR))
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
             from d2kit.evaluation import verify_results
 
@@ -233,10 +237,12 @@ class DefaultTrainer(TrainerBase):
         To add one, extend this method; insert it before the last, which writes.
         """
         cfg = self.cfg
+        epochs = parts.build_epochs_hook(cfg, number_of_images(self.data_loader))
         result: list[HookBase | None] = [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
             parts.build_averaging_hook(cfg, self.model, self.checkpointer),
+            epochs,
             TimeForecast() if comm.is_main_process() else None,
         ]
         if cfg.TEST.PRECISE_BN.ENABLED:
@@ -247,7 +253,9 @@ class DefaultTrainer(TrainerBase):
             result.append(hooks.PeriodicCheckpointer(self.checkpointer, checkpoint_period))
         result += parts.build_evaluation_hooks(cfg, self._evaluate, self.checkpointer, result)
         if comm.is_main_process():
-            result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+            # at least once in an epoch: writers see only the latest value of a name
+            period = min(20, max(1, int(epochs.per_epoch))) if epochs else 20
+            result.append(hooks.PeriodicWriter(self.build_writers(), period=period))
         return result
 
     def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
