@@ -4,6 +4,8 @@
 prepare_cars.py ROOT             links ROOT, finds box and mask of each car by GrabCut
 prepare_cars.py ROOT --frame     takes the full frame for the box (no GrabCut)
 prepare_cars.py --synthetic      draws 100 cars of each class first
+
+Splits: train, val (or valid, validation), test; classes: suv, sedan, minivan, convertible.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def main() -> None:
             counts = cars.prepare(images, folder, grabcut=not args.frame, progress=bar.update)
     rows = [[split, *found.values()] for split, found in counts.items()]
     print(tabulate(rows, ["split", "images", "box by GrabCut", "box is the full frame"]))
-    print(f"\nwritten: {folder}")
+    print(f"\n{cars.describe_set(counts, cars.read_sizes(folder))}\nwritten: {folder}")
 
 
 if __name__ == "__main__":
