@@ -109,7 +109,7 @@ def plot_epochs(rows: Sequence[Row], out_png: str | Path) -> Path:
             axes.plot(x, y, f"o{style}", color="#1f6f9f", markersize=4, label=title)
         else:
             color = next(percent)
-            right.plot(x, y, "s--", color=color, markersize=5, linewidth=1.2)
+            right.plot(x, y, "s--", color=color, markersize=5, linewidth=1.2, clip_on=False)
             last = f": {y[-1]:.1f}" if points else ""
             axes.plot([], [], "s--", color=color, label=f"{title}{last} (right)")
     axes.set_ylim(bottom=0)

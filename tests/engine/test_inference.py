@@ -200,7 +200,7 @@ def test_calls_have_the_arguments_that_mmdetection_documents(trained, pictures, 
     model = d2kit.init_detector(*trained, "cpu", cfg_options={"TEST.DETECTIONS_PER_IMAGE": 2})
     result = d2kit.inference_detector(model, iter(pictures[:2]))
     assert [len(found) for found in result] == [2, 2]
-    assert model.CLASSES == model.class_names
+    assert model.class_names == model.CLASSES
     d2kit.show_result(pictures[0], result[0], model.CLASSES, 0.0, out_file=tmp_path / "a.jpg")
     assert (tmp_path / "a.jpg").stat().st_size > 500
     with pytest.raises(ValueError, match="detections of one image, got list"):
