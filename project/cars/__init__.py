@@ -8,7 +8,7 @@ from project.cars.dataset import (
     register,
     split_name,
 )
-from project.cars.drawing import draw_car, write_synthetic
+from project.cars.drawing import draw_car, split_counts, write_synthetic
 
 __all__ = [
     "CLASS_NAMES",
@@ -17,6 +17,7 @@ __all__ = [
     "prepare",
     "read_sizes",
     "register",
+    "split_counts",
     "split_name",
     "write_synthetic",
 ]

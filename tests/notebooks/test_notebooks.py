@@ -11,6 +11,7 @@ import torch
 from d2kit import model_zoo
 from d2kit.modeling import build_model
 from project.cars import draw_car
+from tests.project.archives import pennfudan_archive
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -56,11 +57,8 @@ def prepare_inference(folder, monkeypatch):
 
 
 def prepare_pennfudan(folder, monkeypatch):
-    """Use the archive beside the checkout; skip where it is absent."""
-    archive = Path(__file__).parents[3] / "shared/datasets/PennFudanPed.zip"
-    if not archive.is_file():
-        pytest.skip(f"{archive} is not on this machine")
-    monkeypatch.setenv("PENNFUDAN_ZIP", str(archive))
+    """Use the archive beside the checkout, or a small one."""
+    monkeypatch.setenv("PENNFUDAN_ZIP", str(pennfudan_archive(folder)))
     monkeypatch.setenv("D2KIT_DATASETS", str(folder))
     monkeypatch.setenv("D2KIT_SMALL", "1")
 

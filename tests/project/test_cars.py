@@ -91,6 +91,18 @@ def test_the_published_layout(tmp_path):
         cars.prepare(tmp_path / "images", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("count", "expected"), [(100, (60, 20, 20)), (5, (3, 1, 1)), (12, (8, 2, 2))]
+)
+def test_drawn_cars_are_split_by_share(count, expected):
+    assert tuple(cars.split_counts(count).values()) == expected
+
+
+def test_too_few_cars_for_three_splits():
+    with pytest.raises(ValueError, match="at least 5 drawn cars of each class, got 4"):
+        cars.split_counts(4)
+
+
 def test_full_frames(registered):
     root = registered / "cars"
     assert cars.prepare(root / "images", root, grabcut=False)["val"] == {
