@@ -120,7 +120,7 @@ def plot_epochs(rows: Sequence[Row], out_png: str | Path) -> Path:
     if right is not axes:
         right.set_ylim(0, 100)
         right.set_ylabel("%")
-    figure.legend(loc="outside upper center", ncols=min(len(columns), 3), fontsize=9, frameon=False)
+    figure.legend(loc="outside upper center", ncols=min(len(columns), 4), fontsize=9, frameon=False)
     path = Path(out_png)
     with atomic_write(path) as file:
         figure.savefig(file, format=path.suffix.lstrip(".") or "png")
