@@ -5,7 +5,6 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -19,7 +18,7 @@ from d2kit.engine import hooks
 from d2kit.engine._accumulation import check_accumulation
 from d2kit.engine._evaluators import build_dataset_evaluator
 from d2kit.engine._failure import guarded_step
-from d2kit.engine._hooks_epochs import report_epochs
+from d2kit.engine._hooks_epochs import report_epochs, writing_period
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._hooks_preemption import add_preemption
 from d2kit.engine._preflight import (
@@ -156,8 +155,7 @@ class DefaultTrainer(TrainerBase):
             super().train(self.start_iter, self.max_iter)
         finally:
             release_output_dir(self.cfg.OUTPUT_DIR)
-        if comm.is_main_process():
-            report_epochs(self, Path(self.cfg.OUTPUT_DIR))
+        report_epochs(self, self.cfg.OUTPUT_DIR)
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
             from d2kit.evaluation import verify_results
 
@@ -253,9 +251,7 @@ class DefaultTrainer(TrainerBase):
             result.append(hooks.PeriodicCheckpointer(self.checkpointer, checkpoint_period))
         result += parts.build_evaluation_hooks(cfg, self._evaluate, self.checkpointer, result)
         if comm.is_main_process():
-            # at least once in an epoch: writers see only the latest value of a name
-            period = min(20, max(1, int(epochs.per_epoch))) if epochs else 20
-            result.append(hooks.PeriodicWriter(self.build_writers(), period=period))
+            result.append(hooks.PeriodicWriter(self.build_writers(), writing_period(epochs)))
         return result
 
     def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:

@@ -1,6 +1,7 @@
 """What a training whose schedule is in epochs says of each epoch."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,15 @@ class EpochLoss(HookBase):
         self._sum, self._count = state_dict["sum"], state_dict["count"]
 
 
-def report_epochs(trainer: TrainerBase, folder: Path) -> None:
+def writing_period(hook: EpochLoss | None) -> int:
+    """Return the iterations between two writings: 20, or fewer where epochs are shorter.
+
+    Writers see the latest value of a name only: they must write once in each epoch.
+    """
+    return 20 if hook is None else min(20, max(1, int(hook.per_epoch)))
+
+
+def report_epochs(trainer: TrainerBase, folder: str | os.PathLike[str]) -> None:
     """Log loss and metrics of each epoch as a table, and draw them into ``epochs.png``.
 
     Args:
@@ -58,7 +67,7 @@ def report_epochs(trainer: TrainerBase, folder: Path) -> None:
         folder: where ``metrics.json`` is.
     """
     hook = next((hook for hook in trainer._hooks if isinstance(hook, EpochLoss)), None)
-    metrics = folder / "metrics.json"
+    metrics = Path(folder, "metrics.json")
     if hook is None or not metrics.is_file():
         return
     from d2kit.visualization.epochs import epoch_rows, plot_epochs, table_of_epochs
@@ -66,5 +75,5 @@ def report_epochs(trainer: TrainerBase, folder: Path) -> None:
 
     rows = epoch_rows(read_metrics(metrics), hook.per_epoch, trainer.max_iter)
     if rows:
-        picture = plot_epochs(rows, folder / "epochs.png")
+        picture = plot_epochs(rows, Path(folder, "epochs.png"))
         logger.info("Epochs (%s):\n%s", picture, table_of_epochs(rows))
