@@ -3,7 +3,9 @@
 
 prepare_cars.py ROOT             links ROOT, finds box and mask of each car by GrabCut
 prepare_cars.py ROOT --frame     takes the full frame for the box (no GrabCut)
-prepare_cars.py --synthetic      draws 100 cars of each class first
+prepare_cars.py --synthetic      draws cars first: of each class 100 (--count), split 60 : 20 : 20
+
+Splits: train, val (or valid, validation), test; classes: suv, sedan, minivan, convertible.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ def main() -> None:
     )
     parser.add_argument("root", type=Path, nargs="?", help="folder with train/, val/ and test/")
     parser.add_argument("--synthetic", action="store_true")
+    parser.add_argument("--count", type=int, default=100, help="drawn cars of each class, >= 5")
     parser.add_argument("--frame", action="store_true", help="box = full frame")
     parser.add_argument("--output", type=Path, help="default: $D2KIT_DATASETS or datasets/data")
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic set")
@@ -36,7 +39,7 @@ def main() -> None:
     images = folder / "images"
     with user_errors():
         if args.synthetic:
-            cars.write_synthetic(images, args.seed)
+            cars.write_synthetic(images, args.seed, cars.split_counts(args.count))
         elif not args.root.is_dir():
             raise FileNotFoundError(f"{args.root}: no such folder")
         elif images.resolve() != args.root.resolve():
@@ -48,7 +51,7 @@ def main() -> None:
             counts = cars.prepare(images, folder, grabcut=not args.frame, progress=bar.update)
     rows = [[split, *found.values()] for split, found in counts.items()]
     print(tabulate(rows, ["split", "images", "box by GrabCut", "box is the full frame"]))
-    print(f"\nwritten: {folder}")
+    print(f"\n{cars.describe_set(counts, cars.read_sizes(folder))}\nwritten: {folder}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure d2kit beside torchvision, in turn in one process; every figure comes with its ratio.
 
-benchmark.py --task inference [--size 800 1216] [--threads 2] [--repeats 7] [--device cpu]
+benchmark.py --task inference [--size 800 1216] [--threads 2] [--repeats 7] [--device cpu cuda]
 """
 
 from __future__ import annotations
@@ -86,8 +86,16 @@ class Counter:
         self.count = len(args[self.position][0])
 
 
-def peak_memory(run: Callable[[], object]) -> float:
-    """Return the peak resident memory in MiB that `run` adds, by the kernel's high-water mark."""
+def peak_memory(run: Callable[[], object], device: str) -> float:
+    """Return the memory in MiB that `run` adds at its peak.
+
+    On the CPU resident memory, by the kernel's high-water mark; on a GPU what PyTorch allocates.
+    """
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        at_start = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - at_start) / 2**20
 
     def status(field: str) -> float:
         line = next(x for x in open("/proc/self/status") if x.startswith(field))  # noqa: SIM115
@@ -127,17 +135,17 @@ def difference(a: object, b: object) -> float:
     return worst
 
 
-def compare(task: str, args: argparse.Namespace) -> dict:
-    """Time one pair of models and return the figures."""
+def compare(task: str, args: argparse.Namespace, device: str) -> dict:
+    """Time one pair of models on a device and return the figures."""
     config, name = MODELS[task]
     size = tuple(args.size)
     torch.manual_seed(0)
-    plain = build_ours(config, args.device)
-    theirs = build_theirs(name, size, args.device)
+    plain = build_ours(config, device)
+    theirs = build_theirs(name, size, device)
     calm(plain)
     calm(theirs)
     fast = optimize_for_inference(plain)
-    image = torch.rand(3, *size, device=args.device)
+    image = torch.rand(3, *size, device=device)
     ours_input = [{"image": (image * 255).round(), "height": size[0], "width": size[1]}]
     ours_count, theirs_count = Counter(fast.roi_heads, 2), Counter(theirs.roi_heads, 1)
     with torch.inference_mode():
@@ -146,56 +154,81 @@ def compare(task: str, args: argparse.Namespace) -> dict:
             "d2kit plain": lambda: plain(ours_input),
             "d2kit": lambda: fast(ours_input),
         }
-        difference_before_after = difference(runs["d2kit plain"](), runs["d2kit"]())
-        detections = {
-            "torchvision": len(runs["torchvision"]()[0]["scores"]),
-            "d2kit": len(runs["d2kit"]()[0]["instances"]),
-        }
+        first = {key: run() for key, run in runs.items()}  # also warms up
         times: dict[str, list[float]] = {k: [] for k in runs}
         for _ in range(args.repeats):
             for key, run in runs.items():
-                times[key].append(seconds(run, args.device))
-        memory = {k: peak_memory(run) if args.device == "cpu" else 0.0 for k, run in runs.items()}
+                times[key].append(seconds(run, device))
+        memory = {key: peak_memory(run, device) for key, run in runs.items()}
     median = {k: statistics.median(v) for k, v in times.items()}
     return {
         "model": task,
+        "device": device,
         "seconds": median,
         "ratio": median["torchvision"] / median["d2kit"],
         "ratio of the fastest runs": min(times["torchvision"]) / min(times["d2kit"]),
         "memory": memory,
         "proposals": {"torchvision": theirs_count.count, "d2kit": ours_count.count},
-        "detections": detections,
-        "before/after optimisation": difference_before_after,
+        "detections": {
+            "torchvision": len(first["torchvision"][0]["scores"]),
+            "d2kit": len(first["d2kit"][0]["instances"]),
+        },
+        "before/after optimisation": difference(first["d2kit plain"], first["d2kit"]),
     }
 
 
+def why_not(device: str) -> str:
+    """Return why a device cannot be used here; "" if it can."""
+    if device == "cpu":
+        return ""
+    if not torch.cuda.is_available():
+        return "no GPU here"
+    index = torch.device(device).index or 0
+    return "" if index < torch.cuda.device_count() else f"only {torch.cuda.device_count()} GPUs"
+
+
 def inference(args: argparse.Namespace) -> list[dict]:
-    """Compare inference for Faster and Mask R-CNN R50-FPN, and print the table."""
-    rows, results = [], []
-    for task in MODELS:
-        r = compare(task, args)
-        results.append(r)
-        for key in r["seconds"]:
-            base = "d2kit" if key == "d2kit plain" else key
-            rows.append(
-                [
-                    task,
-                    key,
-                    f"{r['seconds'][key]:.3f}",
-                    f"{r['seconds']['torchvision'] / r['seconds'][key]:.2f}",
-                    f"{r['memory'][key]:.0f}",
-                    r["proposals"][base],
-                    r["detections"][base],
-                ]
+    """Compare inference for Faster and Mask R-CNN R50-FPN, and print one table of all devices."""
+    results = [
+        compare(task, args, device) for device in args.device if not why_not(device)
+        for task in MODELS
+    ]  # fmt: skip
+    table: dict[tuple[str, str], dict[str, object]] = {}
+    for device in args.device:
+        missing = {device: why_not(device)} if why_not(device) else {}
+        for task in MODELS:
+            r = next((r for r in results if (r["model"], r["device"]) == (task, device)), None)
+            for key in ("torchvision", "d2kit plain", "d2kit"):
+                row = table.setdefault((task, key), {"model": task, "library": key})
+                row.update(missing if r is None else columns(r, key))
+    print(tabulate(list(table.values()), "keys", tablefmt="github", disable_numparse=True))
+    for device in args.device:
+        found = [r for r in results if r["device"] == device]
+        for r in found:
+            print(
+                f"{r['model']}, {device}: largest relative difference between our outputs before "
+                f"and after optimisation: {r['before/after optimisation']:.1e}"
             )
-    headers = ["model", "library", "s / image", "times as fast", "peak MiB", "proposals", "found"]
-    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
-    for r in results:
-        print(
-            f"{r['model']}: largest relative difference between our outputs before and after "
-            f"optimisation: {r['before/after optimisation']:.1e}"
-        )
+        if found:
+            times, peaks = ([r[k]["d2kit"] for r in found] for k in ("seconds", "memory"))
+            print(
+                f"Mask R-CNN beside Faster R-CNN, d2kit, {device}: {times[1] / times[0]:.2f} times "
+                f"the time, {peaks[1] - peaks[0]:+.0f} MiB"
+            )
     return results
+
+
+def columns(result: dict, key: str) -> dict[str, object]:
+    """Return what the table shows of one library on one device."""
+    base = "d2kit" if key == "d2kit plain" else key
+    times, device = result["seconds"], result["device"]
+    return {
+        f"{device}: s / image": f"{times[key]:.3f}",
+        f"{device}: times as fast": f"{times['torchvision'] / times[key]:.2f}",
+        f"{device}: peak MiB": f"{result['memory'][key]:.0f}",
+        f"{device}: proposals": result["proposals"][base],
+        f"{device}: found": result["detections"][base],
+    }
 
 
 def machine(args: argparse.Namespace) -> str:
@@ -204,9 +237,11 @@ def machine(args: argparse.Namespace) -> str:
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
     cpu = models[0].split(":")[1].strip() if models else platform.processor()
-    device = cpu if args.device == "cpu" else torch.cuda.get_device_name()
+    used = [device for device in args.device if not why_not(device)]
+    names = [cpu if device == "cpu" else torch.cuda.get_device_name(device) for device in used]
     return (
-        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{', '.join(names) or 'nothing measured'}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}, image {args.size[0]} x {args.size[1]}, "
         f"median of {args.repeats}, commit {commit or 'unknown'}"
     )
@@ -219,7 +254,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", nargs="+", default=["cpu"], help="e.g. cpu cuda")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -23,6 +23,21 @@ def _grouped(names: Iterable[str]) -> list[str]:
     return sorted(rows)
 
 
+def _other_classes(misshapen: Iterable[Misshapen]) -> tuple[dict[str, str], list[Misshapen]]:
+    """Tell predictors that differ in their number of outputs alone from what does not fit at all.
+
+    Returns:
+        layer -> ``91 -> 2`` (outputs in the file and in the model), and the rest.
+    """
+    layers, rest = {}, []
+    for name, theirs, ours in misshapen:
+        if theirs and ours and tuple(theirs)[1:] == tuple(ours)[1:]:
+            layers[name.rpartition(".")[0] or name] = f"{theirs[0]} -> {ours[0]}"
+        else:
+            rest.append((name, theirs, ours))
+    return layers, rest
+
+
 def report(
     source: str,
     total: int,
@@ -41,21 +56,23 @@ def report(
         misshapen: (name, shape in the file, shape in the model).
 
     Returns:
-        Several lines; one line where everything fits.
+        Several lines; one line where everything fits but predictors of other classes.
     """
     unexpected, misshapen = list(unexpected), list(misshapen)
     other_shape = {name for name, _, _ in misshapen}  # fvcore counts them as missing, too
     missing = [name for name in missing if name not in other_shape]
     loaded = total - len(missing) - len(misshapen)
     lines = [f"Loaded {loaded} of the model's {total} weights from {source}"]
+    predictors, rest = _other_classes(misshapen)
     rows = [
         (name, "another shape", f"file {tuple(theirs)}, model {tuple(ours)}: kept the model's")
-        for name, theirs, ours in misshapen
+        for name, theirs, ours in rest
     ]
     rows += [(name, "not in the file", "kept the model's") for name in _grouped(missing)]
     rows += [(name, "not in the model", "ignored") for name in _grouped(unexpected)]
-    if misshapen:
-        lines[0] += "; where NUM_CLASSES changed, the predictors start from their initial weights"
+    if predictors:
+        changes = ", ".join(f"{layer} ({change})" for layer, change in predictors.items())
+        lines[0] += f". New predictors, since the file's are for other classes: {changes}"
     shown = rows[:LIMIT]
     if shown:
         width = max(len(name) for name, _, _ in shown)

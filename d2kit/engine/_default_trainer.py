@@ -20,6 +20,7 @@ from d2kit.engine._classes import build_named_cfg, default_check_datasets
 from d2kit.engine._default_evaluation import DefaultEvaluation
 from d2kit.engine._evaluation_pictures import build_evaluation_pictures
 from d2kit.engine._failure import guarded_step
+from d2kit.engine._hooks_epochs import report_epochs, writing_period
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._hooks_preemption import add_preemption
 from d2kit.engine._preflight import (
@@ -158,6 +159,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             super().train(self.start_iter, self.max_iter)
         finally:
             release_output_dir(self.cfg.OUTPUT_DIR)
+        report_epochs(self, self.cfg.OUTPUT_DIR)
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
             from d2kit.evaluation import verify_results
 
@@ -237,10 +239,12 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         To add one, extend this method; insert it before the last, which writes.
         """
         cfg = self.cfg
+        epochs = parts.build_epochs_hook(cfg, number_of_images(self.data_loader))
         result: list[HookBase | None] = [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
             parts.build_averaging_hook(cfg, self.model, self.checkpointer),
+            epochs,
             TimeForecast() if comm.is_main_process() else None,
         ]
         if cfg.TEST.PRECISE_BN.ENABLED:
@@ -251,7 +255,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             result.append(hooks.PeriodicCheckpointer(self.checkpointer, checkpoint_period))
         result += parts.build_evaluation_hooks(cfg, self._evaluate, self.checkpointer, result)
         if comm.is_main_process():
-            result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+            result.append(hooks.PeriodicWriter(self.build_writers(), writing_period(epochs)))
         return result
 
     def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:

@@ -88,6 +88,9 @@ def build_iterations_cfg(cfg: CfgNode, images: int | None) -> CfgNode:
 
     Epoch e ends at iteration round(e x images / IMS_PER_BATCH): batches run over the end of a pass.
 
+    Steps at or after the end are left out, as those of SOLVER.STEPS are: a recipe may say "every 3
+    epochs" and be stopped after 2.
+
     Args:
         cfg: a full config; not changed.
         images: in one pass over the training set; None: unknown.
@@ -97,8 +100,8 @@ def build_iterations_cfg(cfg: CfgNode, images: int | None) -> CfgNode:
         ``TEST.EVAL_EPOCHS``, EVAL_PERIOD set.
 
     Raises:
-        ValueError: if a number of epochs is negative, a step lies outside the training, or the
-            size of the training set is unknown.
+        ValueError: if a number of epochs is negative, a step is not above 0 or without MAX_EPOCHS,
+            or the size of the training set is unknown.
     """
     solver = cfg.SOLVER
     if solver.MAX_EPOCHS == 0 and not solver.STEPS_EPOCHS and cfg.TEST.EVAL_EPOCHS == 0:
@@ -109,18 +112,25 @@ def build_iterations_cfg(cfg: CfgNode, images: int | None) -> CfgNode:
             "a length; this one has none: use SOLVER.MAX_ITER, SOLVER.STEPS, TEST.EVAL_PERIOD"
         )
     steps = tuple(solver.STEPS_EPOCHS)
-    if solver.MAX_EPOCHS < 0 or any(not 0 < step <= solver.MAX_EPOCHS for step in steps):
+    if solver.MAX_EPOCHS < 0 or any(step <= 0 for step in steps):
         raise ValueError(
-            f"SOLVER.STEPS_EPOCHS {steps}: expected epochs in (0, SOLVER.MAX_EPOCHS], which is "
-            f"{solver.MAX_EPOCHS:g}"
+            f"SOLVER.STEPS_EPOCHS {steps}, SOLVER.MAX_EPOCHS {solver.MAX_EPOCHS:g}: expected "
+            "positive numbers of epochs"
         )
+    if steps and not solver.MAX_EPOCHS:
+        raise ValueError(f"SOLVER.STEPS_EPOCHS {steps} needs SOLVER.MAX_EPOCHS, which is 0")
+    kept = [step for step in steps if step < solver.MAX_EPOCHS]
+    if len(kept) < len(steps):
+        late = tuple(step for step in steps if step not in kept)
+        text = "SOLVER.STEPS_EPOCHS %s are not below SOLVER.MAX_EPOCHS %g: no decay happens there"
+        logger.info(text, late, solver.MAX_EPOCHS)
     per_epoch = images / solver.IMS_PER_BATCH
     frozen = cfg.is_frozen()
     cfg = cfg.clone()
     cfg.defrost()
     if cfg.SOLVER.MAX_EPOCHS:
         cfg.SOLVER.MAX_ITER = max(1, round(cfg.SOLVER.MAX_EPOCHS * per_epoch))
-        cfg.SOLVER.STEPS = tuple(round(step * per_epoch) for step in steps)
+        cfg.SOLVER.STEPS = tuple(round(step * per_epoch) for step in kept)
     if cfg.TEST.EVAL_EPOCHS:
         cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_EPOCHS * per_epoch))
     if frozen:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from d2kit.config import CfgNode
 from d2kit.engine._hooks_average import WeightAveraging
 from d2kit.engine._hooks_checkpoint import BestCheckpointer
+from d2kit.engine._hooks_epochs import EpochLoss
 from d2kit.engine._hooks_eval import EvalHook, PreciseBN
 from d2kit.engine._hooks_stopping import EarlyStopping
 from d2kit.engine._trainer_base import HookBase, TrainerBase
@@ -20,6 +21,7 @@ from d2kit.utils import comm
 
 __all__ = [
     "build_averaging_hook",
+    "build_epochs_hook",
     "build_evaluation_hooks",
     "build_full_results",
     "build_inner_trainer",
@@ -39,6 +41,19 @@ def build_averaging_hook(
     if not ema.ENABLED:
         return None
     return WeightAveraging(model, ema.DECAY, warmup=ema.WARMUP, checkpointer=checkpointer)
+
+
+def build_epochs_hook(cfg: CfgNode, images: int | None) -> EpochLoss | None:
+    """Return the hook that tells the loss of each epoch; None on other processes than rank 0.
+
+    Args:
+        cfg: a full config; without a key in epochs there is no such hook.
+        images: in one pass over the training set.
+    """
+    in_epochs = cfg.SOLVER.MAX_EPOCHS or cfg.TEST.EVAL_EPOCHS
+    if not (in_epochs and images and comm.is_main_process()):
+        return None
+    return EpochLoss(images / cfg.SOLVER.IMS_PER_BATCH)
 
 
 def build_inner_trainer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,12 +115,12 @@ class Predictor:
 
     CLASSES = class_names  # MMDetection's name
 
-    def __call__(self, images: Image | Sequence[Image]) -> Any:
+    def __call__(self, images: Image | Iterable[Image]) -> Any:
         """Detect in one image, or in each of a list or folder.
 
         Args:
-            images: an image (array or path), a list of images, or the path of a folder, whose
-                images are taken in sorted order.
+            images: an image (array or path), a list or generator of images, or the path of a
+                folder, whose images are taken in sorted order.
 
         Returns:
             `Instances` on the CPU with `pred_boxes` (pixels of the image), `scores`,
@@ -214,7 +214,9 @@ class Predictor:
         return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
 
 
-def _check(*, color: str, batch_size: int, tile: int | None, tile_overlap: float) -> None:
+def _check(
+    *, color: str, batch_size: int = 1, tile: int | None = None, tile_overlap: float = 0.0
+) -> None:
     if color not in ("RGB", "BGR"):
         raise ValueError(f"color: expected 'RGB' or 'BGR', got {color!r}")
     if batch_size < 1:
@@ -280,66 +282,86 @@ def init_detector(
     config: CfgNode | str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
     device: str | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Predictor:
-    """Build a detector and load its weights; MMDetection's first call.
+    """Build a detector and load its weights; MMDetection's first call, with its arguments.
 
     Args:
         config: a config, a YAML file, or a name of the model zoo.
         checkpoint: file, URL or zoo name; Detectron2's, torchvision's and MMDetection's are read.
-        device: "cpu", "cuda:0", ...
+        device: "cpu", "cuda:0", ...; None: ``MODEL.DEVICE`` of the config.
+        cfg_options: config keys that differ, e.g. ``{"INPUT.MIN_SIZE_TEST": 480}``.
         **options: of `Predictor`.
+
+    Raises:
+        KeyError: if there is no such config key.
     """
+    if cfg_options:
+        config = build_inference_cfg(config, checkpoint, device, None)
+        config.merge_from_list([x for pair in cfg_options.items() for x in pair])
     return Predictor(config, checkpoint, device=device, **options)
 
 
-def inference_detector(model: Predictor, imgs: Image | Sequence[Image]) -> Any:
+def inference_detector(model: Predictor, imgs: Image | Iterable[Image]) -> Any:
     """Detect in one image or a list of images; MMDetection's second call.
 
     Args:
         model: of `init_detector`.
-        imgs: arrays (H, W, 3), BGR unless the detector was made with ``color="RGB"``, or paths.
+        imgs: one or a list or generator of arrays (H, W, 3), BGR unless the detector was made with
+            ``color="RGB"``, or paths; or a folder.
 
     Returns:
-        `Instances` for one image, a list of them for a list; see `Predictor.__call__`.
+        `Instances` for one image, else a list of them; see `Predictor.__call__`.
     """
     return model(imgs)
 
 
 def show_result(
-    image: Image,
+    img: Image,
     result: Instances,
     class_names: Sequence[str] | None = None,
+    score_thr: float = 0.3,
     *,
-    score_threshold: float = 0.3,
     color: ColorOrder = "BGR",
     out_file: str | os.PathLike | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw detections over their image with matplotlib, one colour per instance.
 
+    The names of the first four arguments and of `out_file` are MMDetection's.
+
     Args:
-        image: array (H, W, 3) uint8 or path.
+        img: array (H, W, 3) uint8 or path.
         result: its detections.
         class_names: names in the order of class ids; `Predictor.class_names`.
-        score_threshold: detections with a lower score are left out.
-        color: order of the channels where `image` is an array.
+        score_thr: detections with a lower score are left out.
+        color: order of the channels where `img` is an array.
         out_file: picture to write, by suffix; None: none.
         ax: axes to draw into; None: a new figure of the image's shape.
 
     Returns:
         The axes; ``plt.show()`` shows them, a notebook does so by itself.
+
+    Raises:
+        ValueError: if `result` is not of one image, or `color` is neither of the two.
     """
     from d2kit.data.detection_utils import read_image
     from d2kit.visualization import Visualizer
     from d2kit.visualization.plots import show_image
 
-    if isinstance(image, (str, os.PathLike)):
-        rgb = read_image(os.fspath(image), "RGB")
+    _check(color=color)
+    if not isinstance(result, Instances):
+        raise ValueError(
+            f"show_result: expected the detections of one image, got {type(result).__name__}; "
+            "call it for each image of a list"
+        )
+    if isinstance(img, (str, os.PathLike)):
+        rgb = read_image(os.fspath(img), "RGB")
     else:
-        rgb = image if color == "RGB" else image[:, :, ::-1]
+        rgb = img if color == "RGB" else img[:, :, ::-1]
     metadata = {"thing_classes": list(class_names)} if class_names is not None else {}
-    kept = result[result.scores >= score_threshold]
+    kept = result[result.scores >= score_thr]
     drawn = Visualizer(rgb, metadata).draw_instance_predictions(kept)
     if out_file is not None:
         drawn.save(os.fspath(out_file))

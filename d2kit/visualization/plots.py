@@ -143,7 +143,10 @@ def _plot_ap(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         x, y = _series(rows, key)
         right.plot(x, y, marker + "--", color=color, markersize=6, linewidth=1)
         axes.plot([], [], marker + "--", color=color, label=f"{key} (right)")
-        above = 6 if key == order[0] else -2 - 12 * order.index(key)  # one below the other
+        rank = order.index(key)  # labels one below the other; from the bottom upwards at low AP
+        above = (
+            6 + 12 * (len(order) - 1 - rank) if y[-1] < 10 else 6 if rank == 0 else -2 - 12 * rank
+        )
         right.annotate(
             f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(-4, above), textcoords="offset points",
             ha="right", color=color, fontsize=9,

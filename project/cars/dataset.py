@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from project.cars.drawing import CLASS_NAMES
+from project.cars.drawing import CLASS_NAMES, SPLITS
 from project.masks import mask_annotation
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+PUBLISHED = (4957, 2887, 590)  # pictures in the splits of the published set
+PUBLISHED_SIZE = {(160, 240), (240, 160)}
 MARGIN = (0.03, 0.06)  # share of width and height at the edges that GrabCut takes for background
 PLAUSIBLE = (0.08, 0.9)  # share of the picture that a car covers; else the full frame is taken
 
@@ -21,6 +24,31 @@ PLAUSIBLE = (0.08, 0.9)  # share of the picture that a car covers; else the full
 def split_name(split: str) -> str:
     """Return the name under which a split is registered."""
     return f"cars_{split}"
+
+
+def describe_set(counts: Mapping[str, Mapping[str, int]], sizes: set[tuple[int, int]]) -> str:
+    """Say whether a set has the published shape: 4,957, 2,887 and 590 pictures of 160 x 240.
+
+    Args:
+        counts: of `prepare`.
+        sizes: (height, width) of the pictures.
+    """
+    images = sorted((found["images"] for found in counts.values()), reverse=True)
+    if tuple(images) == PUBLISHED and len(sizes) == 1 and sizes <= PUBLISHED_SIZE:
+        return "the shape of the published set: 4,957 / 2,887 / 590 pictures of 160 x 240"
+    shapes = ", ".join(f"{h} x {w}" for h, w in sorted(sizes)[:3])
+    more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+    found = " / ".join(f"{count:,}" for count in images)
+    return (
+        f"not the published set (4,957 / 2,887 / 590 pictures of 160 x 240): {found} pictures of "
+        f"{shapes}{more} (height x width)"
+    )
+
+
+def read_sizes(folder: Path) -> set[tuple[int, int]]:
+    """Return the (height, width) that occur in the JSON files of `prepare`."""
+    files = [json.loads(p.read_text()) for p in folder.glob("*.json") if p.stem in SPLITS]
+    return {(im["height"], im["width"]) for coco in files for im in coco["images"]}
 
 
 def cut_out(bgr: np.ndarray) -> np.ndarray | None:
@@ -63,7 +91,7 @@ def prepare(
     """Write one COCO JSON file per split of ``ROOT/SPLIT/CLASS/PICTURE``.
 
     Args:
-        root: folder of splits.
+        root: folder of splits, named as in `SPLITS` or `ALIASES`, in any case.
         output: folder for ``SPLIT.json``.
         grabcut: find box and mask of the car by GrabCut; else, and where GrabCut gives something
             implausible, the full frame is taken.
@@ -74,28 +102,43 @@ def prepare(
 
     Raises:
         FileNotFoundError: there is no picture where it is expected.
-        ValueError: a class folder has an unknown name, or a picture cannot be read.
+        ValueError: a folder of a split or class has an unknown name, two are the same split, or a
+            picture cannot be read.
     """
     from d2kit.utils.file_io import atomic_write
 
-    splits = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    splits = _find_splits(root)
     counts = {}
-    for split in splits:
+    for name, split in splits.items():
         found = _read_split(root, split, grabcut, progress)
         if not found["images"]:
             raise FileNotFoundError(f"{split}: no pictures in folders named {CLASS_NAMES}")
         output.mkdir(parents=True, exist_ok=True)
-        with atomic_write(output / f"{split.name}.json", "w") as f:
+        with atomic_write(output / f"{name}.json", "w") as f:
             json.dump(found, f)
         sources = [a["source"] for a in found["annotations"]]
-        counts[split.name] = {"images": len(sources)} | {
+        counts[name] = {"images": len(sources)} | {
             kind: sources.count(kind) for kind in ("grabcut", "frame")
         }
-    if not counts:
+    return counts
+
+
+def _find_splits(root: Path) -> dict[str, Path]:
+    """Return split -> folder, in the order of `SPLITS`."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    if not folders:
         raise FileNotFoundError(
             f"{root}: expected folders SPLIT/CLASS/PICTURE, e.g. train/suv/1.jpg, found none"
         )
-    return counts
+    found: dict[str, Path] = {}
+    for folder in folders:
+        name = ALIASES.get(folder.name.lower(), folder.name.lower())
+        if name not in SPLITS:
+            raise ValueError(f"{folder}: expected a split, one of {(*SPLITS, *ALIASES)}")
+        if name in found:
+            raise ValueError(f"{folder} and {found[name]} are both '{name}'")
+        found[name] = folder
+    return {name: found[name] for name in SPLITS if name in found}
 
 
 def _read_split(

@@ -100,6 +100,21 @@ def _street(rng: np.random.Generator) -> np.ndarray:
     return image
 
 
+def split_counts(count: int) -> dict[str, int]:
+    """Return split -> pictures of each class, in the shares of `SPLITS`.
+
+    Args:
+        count: pictures of each class, at least 5.
+
+    Raises:
+        ValueError: if it is less.
+    """
+    if count < 5:
+        raise ValueError(f"expected at least 5 drawn cars of each class, got {count}")
+    held_out = round(0.2 * count)
+    return {"train": count - 2 * held_out, "val": held_out, "test": held_out}
+
+
 def write_synthetic(root: Path, seed: int = 0, counts: dict[str, int] | None = None) -> None:
     """Write pictures as ``ROOT/SPLIT/CLASS/0000.jpg``, the layout that `prepare` reads.
 

@@ -69,7 +69,8 @@ def draw(cfg: CfgNode, count: int = 12) -> Path:
         style = {"scale": 2.0, "instance_mode": ColorMode.SEGMENTATION}
         truth = Visualizer(bgr[..., ::-1], metadata, **style).draw_dataset_dict(records[i])
         guess = Visualizer(bgr[..., ::-1], metadata, **style).draw_instance_predictions(found)
-        pairs.append(np.hstack([truth.get_image(), guess.get_image()]))
+        sides = (captioned(truth.get_image(), "truth"), captioned(guess.get_image(), "model"))
+        pairs.append(np.hstack(sides))
         name = Path(records[i]["file_name"])
         file = out / "overlays" / f"{name.parent.name}_{name.stem}.jpg"
         cv2.imwrite(str(file), pairs[-1][..., ::-1])
@@ -77,6 +78,22 @@ def draw(cfg: CfgNode, count: int = 12) -> Path:
     sheet = cv2.resize(np.vstack(rows), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     cv2.imwrite(str(out / "contact_sheet.jpg"), sheet[..., ::-1])
     return out / "contact_sheet.jpg"
+
+
+def captioned(rgb: np.ndarray, text: str) -> np.ndarray:
+    """Return a copy of an overlay with a caption in its lower left corner and a white edge.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        text: a word.
+    """
+    import cv2
+
+    picture = np.ascontiguousarray(rgb)
+    place, font = (14, picture.shape[0] - 16), cv2.FONT_HERSHEY_SIMPLEX
+    for color, width in (((0, 0, 0), 6), ((255, 255, 255), 2)):
+        cv2.putText(picture, text, place, font, 0.9, color, width, cv2.LINE_AA)
+    return cv2.copyMakeBorder(picture, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 
 
 def report(cfg: CfgNode, results: OrderedDict, seconds: dict[str, float]) -> str:

@@ -4,7 +4,9 @@ import pytest
 
 from d2kit.config import get_cfg
 from d2kit.engine._scaling import build_iterations_cfg
-from tests.engine.tiny import TinyTrainer, records, register, tiny_cfg
+from d2kit.visualization.epochs import EPOCH_LOSS, epoch_rows, plot_epochs, table_of_epochs
+from d2kit.visualization.plots import read_metrics
+from tests.engine.tiny import EvaluatedTrainer, TinyTrainer, records, register, tiny_cfg
 
 
 def schedule(**keys):
@@ -21,7 +23,8 @@ def schedule(**keys):
         (120, 10, (3, 6, 9), (600, (180, 360, 540))),
         (121, 2, (1,), (121, (60,))),
         (5, 0.5, (), (1, ())),
-        (1, 1, (1,), (1, (0,))),
+        (120, 2, (3, 6), (120, ())),
+        (120, 4, (3, 6), (240, (180,))),
     ],
 )
 def test_epochs_become_iterations(images, epochs, steps, expected):
@@ -42,9 +45,9 @@ def test_without_epochs_nothing_changes():
 @pytest.mark.parametrize(
     ("keys", "images", "message"),
     [
-        ({"SOLVER__MAX_EPOCHS": 2, "SOLVER__STEPS_EPOCHS": (3,)}, 10, "MAX_EPOCHS.*which is 2"),
+        ({"SOLVER__MAX_EPOCHS": 2, "SOLVER__STEPS_EPOCHS": (0,)}, 10, "expected positive"),
         ({"SOLVER__STEPS_EPOCHS": (3,)}, 10, "which is 0"),
-        ({"SOLVER__MAX_EPOCHS": -1}, 10, "which is -1"),
+        ({"SOLVER__MAX_EPOCHS": -1}, 10, "MAX_EPOCHS -1: expected positive"),
         ({"SOLVER__MAX_EPOCHS": 1}, None, "this one has none"),
     ],
 )
@@ -63,3 +66,69 @@ def test_trainer_counts_in_epochs_and_says_so(tmp_path, caplog):
     assert trainer.max_iter == 4 * count // 2
     assert f"{trainer.max_iter:,} iterations = 4.0 epochs over {count:,} images" in caplog.text
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+class Heard(EvaluatedTrainer):
+    """Notes the loss of each iteration; a killed run stops in the middle of the second epoch."""
+
+    killed = False
+    losses: list[float] = []
+
+    def after_step(self):
+        self.losses.append(self.storage.latest()["total_loss"][0])
+        super().after_step()
+        if self.killed and self.iter == 5:
+            raise KeyboardInterrupt
+
+
+def test_loss_and_metrics_of_each_epoch(tmp_path, caplog):
+    """Seven images, two in a batch: epochs end after 4 and 7 iterations."""
+    register(tmp_path)
+    options = ["SOLVER.MAX_EPOCHS", 2, "TEST.EVAL_EPOCHS", 1, "SOLVER.WARMUP_ITERS", 0]
+    Heard.losses = []
+    with caplog.at_level("INFO"):
+        trainer = Heard(tiny_cfg(tmp_path / "whole", *options, "SOLVER.CHECKPOINT_PERIOD", 3))
+        trainer.train()
+    rows = epoch_rows(read_metrics(tmp_path / "whole/metrics.json"), 3.5, trainer.max_iter)
+    assert [(row["epoch"], row["iterations"]) for row in rows] == [(1, 4), (2, 7)]
+    parts = (Heard.losses[:4], Heard.losses[4:])
+    means = [sum(part) / len(part) for part in parts]
+    assert [row[EPOCH_LOSS] for row in rows] == pytest.approx(means)
+    assert all(0 < row["bbox/AP"] < 100 for row in rows)
+    assert f"|       2 |            7 |           {means[1]:.3f}" in caplog.text
+    assert (tmp_path / "whole/epochs.png").read_bytes()[:4] == b"\x89PNG"
+
+    killed = Heard(tiny_cfg(tmp_path / "killed", *options, "SOLVER.CHECKPOINT_PERIOD", 3))
+    killed.killed = True
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = Heard(tiny_cfg(tmp_path / "killed", *options, "SOLVER.CHECKPOINT_PERIOD", 3))
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 6
+    resumed.train()
+    again = epoch_rows(read_metrics(tmp_path / "killed/metrics.json"), 3.5, 7)
+    assert again == rows, "the loss of an epoch goes on where the checkpoint was"
+
+
+def test_epochs_are_shown(tmp_path):
+    """Parts of epochs, datasets with a name before the metric, what was not finite."""
+    written = [
+        {"iteration": 29, EPOCH_LOSS: 2.0, "lr": 1.0},
+        {"iteration": 59, EPOCH_LOSS: 1.5, "val/bbox/AP": 40.0, "other/bbox/AP": 1.0},
+        {"iteration": 61, "val/segm/AP": 30.0},  # a period of whole iterations drifts from epochs
+        {"iteration": 74, EPOCH_LOSS: None},
+        {"iteration": 75, "val/bbox/AP": 50.0},
+    ]
+    rows = epoch_rows(written, 30.0, 75)
+    assert [row["epoch"] for row in rows] == [1, 2, 2.5]
+    lines = table_of_epochs(rows).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
+        *("epoch", "iterations", "training loss", "box AP", "mask AP")
+    ]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+    assert cells == [
+        ["1", "30", "2.000", "", ""],
+        ["2", "60", "1.500", "40.0", "30.0"],
+        ["2.5", "75", "nan", "50.0", ""],
+    ]
+    assert plot_epochs(rows, tmp_path / "e.png").stat().st_size > 5000

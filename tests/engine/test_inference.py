@@ -1,5 +1,7 @@
 """`Predictor` and the two-call API: equal to the model itself, whatever the way in."""
 
+import inspect
+
 import cv2
 import numpy as np
 import pytest
@@ -175,15 +177,38 @@ def test_show_result_draws_what_is_above_the_threshold(trained, pictures, tmp_pa
     found = Predictor(*trained, device="cpu")(pictures[0])
     names = ["suv", "sedan", "van"]
     ax = d2kit.show_result(
-        pictures[0], found, names, score_threshold=0.0, out_file=tmp_path / "drawn.png"
+        pictures[0], found, names, score_thr=0.0, out_file=tmp_path / "drawn.png"
     )
     shown = ax.images[0].get_array()
     assert shown.shape[:2] == pictures[0].shape[:2]
-    bare = d2kit.show_result(pictures[0], found, names, score_threshold=1.1).images[0].get_array()
+    bare = d2kit.show_result(pictures[0], found, names, score_thr=1.1).images[0].get_array()
     assert (shown != bare).any()
     np.testing.assert_array_equal(bare, pictures[0][:, :, ::-1])
     assert (tmp_path / "drawn.png").stat().st_size > 500
     plt.close("all")
+
+
+def test_calls_have_the_arguments_that_mmdetection_documents(trained, pictures, tmp_path):
+    """Of its versions 1 (show_result), 2 and 3."""
+    documented = {
+        d2kit.init_detector: ("config", "checkpoint", "device", "cfg_options"),
+        d2kit.inference_detector: ("model", "imgs"),
+        d2kit.show_result: ("img", "result", "class_names", "score_thr", "out_file"),
+    }
+    for function, names in documented.items():
+        assert set(names) <= set(inspect.signature(function).parameters), function
+    model = d2kit.init_detector(*trained, "cpu", cfg_options={"TEST.DETECTIONS_PER_IMAGE": 2})
+    result = d2kit.inference_detector(model, iter(pictures[:2]))
+    assert [len(found) for found in result] == [2, 2]
+    assert model.class_names == model.CLASSES
+    d2kit.show_result(pictures[0], result[0], model.CLASSES, 0.0, out_file=tmp_path / "a.jpg")
+    assert (tmp_path / "a.jpg").stat().st_size > 500
+    with pytest.raises(ValueError, match="detections of one image, got list"):
+        d2kit.show_result(pictures[0], result)
+    with pytest.raises(ValueError, match="expected 'RGB' or 'BGR', got 'rgb'"):
+        d2kit.show_result(pictures[0], result[0], color="rgb")
+    with pytest.raises(KeyError, match="DETECTIONS_PER_IMG"):
+        d2kit.init_detector(*trained, "cpu", cfg_options={"TEST.DETECTIONS_PER_IMG": 2})
 
 
 def test_shortcuts_are_lazy_and_listed():

@@ -11,6 +11,7 @@ import torch
 from d2kit import model_zoo
 from d2kit.modeling import build_model
 from project.cars import draw_car
+from tests.project.archives import pennfudan_archive
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -31,7 +32,8 @@ def executed(path: Path) -> str:
 
 
 def test_there_are_notebooks():
-    assert {path.stem for path in NOTEBOOKS} == {"inference", "patient_video", "pennfudan"}
+    expected = {"inference", "patient_video", "patients_training", "pennfudan"}
+    assert {path.stem for path in NOTEBOOKS} == expected
 
 
 def prepare_inference(folder, monkeypatch):
@@ -51,20 +53,26 @@ def prepare_inference(folder, monkeypatch):
     monkeypatch.setenv("D2KIT_WEIGHTS", str(folder))
     monkeypatch.setenv("D2KIT_IMAGE", str(folder / "car.jpg"))
     monkeypatch.setenv("D2KIT_THRESHOLD", "0.05")
-    monkeypatch.setenv("D2KIT_BENCHMARK_SIZE", "192 256")
+    monkeypatch.setenv("D2KIT_BENCHMARK", "--size 64 96 --repeats 1")
 
 
 def prepare_pennfudan(folder, monkeypatch):
-    """Use the archive beside the checkout; skip where it is absent."""
-    archive = Path(__file__).parents[3] / "shared/datasets/PennFudanPed.zip"
-    if not archive.is_file():
-        pytest.skip(f"{archive} is not on this machine")
-    monkeypatch.setenv("PENNFUDAN_ZIP", str(archive))
+    """Use the archive beside the checkout, or a small one."""
+    monkeypatch.setenv("PENNFUDAN_ZIP", str(pennfudan_archive(folder)))
     monkeypatch.setenv("D2KIT_DATASETS", str(folder))
     monkeypatch.setenv("D2KIT_SMALL", "1")
 
 
-PREPARE = {"inference": prepare_inference, "pennfudan": prepare_pennfudan}
+def prepare_patients_training(folder, monkeypatch):
+    """Ask for the try-out."""
+    monkeypatch.setenv("D2KIT_SMALL", "1")
+
+
+PREPARE = {
+    "inference": prepare_inference,
+    "patients_training": prepare_patients_training,
+    "pennfudan": prepare_pennfudan,
+}
 
 
 @pytest.mark.slow
@@ -79,7 +87,14 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
         assert "No rhythmic shaking found" not in text
     if path.stem == "inference":
         assert int(re.search(r"(\d+) detections", text)[1]) > 0
-        assert "Mask R-CNN" in text
+        assert "Mask R-CNN beside Faster R-CNN, d2kit, cpu: " in text
+        assert ("no GPU here" in text) == (not torch.cuda.is_available())
+    if path.stem == "patients_training":
+        assert "by video: 0 videos on both sides, 0 pairs of frames look the same" in text
+        shared, pairs = re.search(r"by frame: (\d+) videos on both sides, (\d+) pairs", text).groups()
+        assert int(shared) > 0
+        assert int(pairs) > 0
+        assert re.search(r"\| all, by group +\| +\d+ \|", text)
     if path.stem == "pennfudan":
         assert re.search(r"bbox: AP \d", text)
         assert re.search(r"segm: AP \d", text)

@@ -66,6 +66,43 @@ def test_folders_become_a_dataset(registered):
     assert (root / "val.json").read_bytes() == before, "the same pictures, the same file"
 
 
+def test_the_published_layout(tmp_path):
+    """Its folders, whose names differ in case and wording, and its numbers of pictures."""
+    cars.write_synthetic(tmp_path / "images", counts={"Train": 2, "Validation": 1, "TEST": 1})
+    (tmp_path / "images/Train/suv").rename(tmp_path / "images/Train/SUV")
+    counts = cars.prepare(tmp_path / "images", tmp_path, grabcut=False)
+    assert list(counts) == ["train", "val", "test"]
+    assert json.loads((tmp_path / "val.json").read_text())["images"][0]["file_name"].startswith(
+        "Validation/"
+    )
+    sizes = cars.read_sizes(tmp_path)
+    assert sizes == {(160, 240)}
+    text = cars.describe_set(counts, sizes)
+    assert text.startswith("not the published set")
+    assert "8 / 4 / 4 pictures of 160 x 240 (height x width)" in text
+    published = {name: {"images": n} for name, n in (("train", 4957), ("val", 2887), ("test", 590))}
+    assert cars.describe_set(published, sizes).startswith("the shape of the published set")
+    assert "not the published" in cars.describe_set(published, {(160, 240), (100, 100)})
+    (tmp_path / "images/train").mkdir()
+    with pytest.raises(ValueError, match="are both 'train'"):
+        cars.prepare(tmp_path / "images", tmp_path)
+    (tmp_path / "images/train").rename(tmp_path / "images/night")
+    with pytest.raises(ValueError, match="night: expected a split"):
+        cars.prepare(tmp_path / "images", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(100, (60, 20, 20)), (5, (3, 1, 1)), (12, (8, 2, 2))]
+)
+def test_drawn_cars_are_split_by_share(count, expected):
+    assert tuple(cars.split_counts(count).values()) == expected
+
+
+def test_too_few_cars_for_three_splits():
+    with pytest.raises(ValueError, match="at least 5 drawn cars of each class, got 4"):
+        cars.split_counts(4)
+
+
 def test_full_frames(registered):
     root = registered / "cars"
     assert cars.prepare(root / "images", root, grabcut=False)["val"] == {

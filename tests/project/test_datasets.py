@@ -5,13 +5,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.utils.archives import extract_zip
 from project import patient_video, pennfudan
 from project.patient_video.dataset import WardSpec
-from tests.reference import HERE
+from tests.project.archives import SHARED, small_archive
 
 
 def _forget(*names):
@@ -46,23 +45,8 @@ def test_ward_dataset(tmp_path):
     _forget(patient_video.TRAIN, patient_video.TEST)
 
 
-def _small_archive(path, images=60):
-    rng = np.random.default_rng(0)
-    with zipfile.ZipFile(path, "w") as bundle:
-        for i in range(images):
-            mask = np.zeros((20, 30), np.uint8)
-            mask[3:9, 4:8] = 1
-            mask[10:18, 15:29] = 2
-            for folder, suffix, array in (
-                ("PNGImages", "", rng.integers(0, 255, (20, 30, 3), np.uint8)),
-                ("PedMasks", "_mask", mask),
-            ):
-                with bundle.open(f"PennFudanPed/{folder}/Ped{i:05d}{suffix}.png", "w") as f:
-                    Image.fromarray(array).save(f, "PNG")
-
-
 def test_pennfudan_split_and_masks(tmp_path):
-    _small_archive(tmp_path / "small.zip")
+    small_archive(tmp_path / "small.zip")
     counts = pennfudan.prepare(tmp_path / "small.zip", tmp_path / "pennfudan")
     assert counts == {"train.json": 10, "test.json": 50}
     train, test = (
@@ -79,10 +63,9 @@ def test_pennfudan_split_and_masks(tmp_path):
 
 
 def test_pennfudan_real(tmp_path):
-    archive = HERE.parent.parent / "shared/datasets/PennFudanPed.zip"
-    if not archive.is_file():
-        pytest.skip(f"{archive} is not on this machine")
-    pennfudan.prepare(archive, tmp_path)
+    if not SHARED.is_file():
+        pytest.skip(f"{SHARED} is not on this machine")
+    pennfudan.prepare(SHARED, tmp_path)
     parts = [json.loads((tmp_path / f"{s}.json").read_text()) for s in ("train", "test")]
     assert [len(p["images"]) for p in parts] == [120, 50]
     assert sum(len(p["annotations"]) for p in parts) == 423
