@@ -22,6 +22,7 @@ KEYS: dict[str, Key] = {name: Key(*entry) for table in _TABLES for name, entry i
 OWN_KEYS = frozenset(
     {
         *BACKBONE_KEYS,
+        "DATALOADER.MAX_SKIPPED_IMAGES",
         "DETERMINISTIC",
         "INPUT.RESIZE",
         "MODEL.FPN.P6_FROM",

@@ -20,6 +20,7 @@ from d2kit.engine._evaluators import build_dataset_evaluator
 from d2kit.engine._failure import guarded_step
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._hooks_preemption import add_preemption
+from d2kit.engine._hooks_skipped import SkippedImages
 from d2kit.engine._preflight import (
     check_classes,
     check_dataset_names,
@@ -238,6 +239,7 @@ class DefaultTrainer(TrainerBase):
             hooks.LRScheduler(scheduler=self.scheduler),
             parts.build_averaging_hook(cfg, self.model, self.checkpointer),
             TimeForecast() if comm.is_main_process() else None,
+            SkippedImages() if cfg.DATALOADER.MAX_SKIPPED_IMAGES else None,
         ]
         if cfg.TEST.PRECISE_BN.ENABLED:
             result.append(parts.build_precise_bn(cfg, self.model, self.build_train_loader))
