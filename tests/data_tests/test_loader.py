@@ -19,6 +19,7 @@ from d2kit.data import (
 )
 from d2kit.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from d2kit.utils import comm
+from tests.faults.runs import patience
 
 SIZES = [(4, 3), (3, 4), (5, 5), (6, 2), (2, 6)]
 
@@ -317,11 +318,20 @@ def dying(record):
 
 
 @pytest.mark.faults(27)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_failing_mapper_is_quick(workers):
+    begin = time.perf_counter()
+    with pytest.raises(RuntimeError, match=r"file_name '3\.jpg': OSError: truncated"):
+        take(make(mapper=failing, num_workers=workers), 20)
+    assert time.perf_counter() - begin < patience(10)
+
+
+@pytest.mark.faults(27)
 def test_killed_worker_is_an_error_that_names_images():
     begin = time.perf_counter()
     with pytest.raises(RuntimeError, match=r"In work: record 3, file_name '3\.jpg'$"):
         take(make(mapper=dying, num_workers=1), 20)
-    assert time.perf_counter() - begin < 10
+    assert time.perf_counter() - begin < patience(10)
 
 
 def config(**changes):

@@ -32,6 +32,9 @@ ROOT = Path(__file__).parents[2]
 def test_twenty_kills_at_random_moments(folder, workers):
     options = ("SOLVER.MAX_ITER", 200, "SOLVER.CHECKPOINT_PERIOD", 7, "SOLVER.STEPS", (120,))
     options += ("INPUT.CROP.ENABLED", True)
+    cfg = tiny.tiny_cfg(folder / "straight", *options)
+    assert len(cfg.INPUT.MIN_SIZE_TRAIN) > 1
+    assert cfg.DATALOADER.ASPECT_RATIO_GROUPING
     runs.train(folder, "straight", options)
     rng = random.Random(workers)
     killed = 0
