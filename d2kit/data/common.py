@@ -171,9 +171,7 @@ class MapDataset(torchdata.Dataset[Any]):
         ValueError: `max_skipped` is negative, or given with an iterable dataset.
     """
 
-    def __new__(
-        cls, dataset: Any, map_func: Callable[[Any], Any], *, max_skipped: int = 0
-    ) -> Any:
+    def __new__(cls, dataset: Any, map_func: Callable[[Any], Any], *, max_skipped: int = 0) -> Any:
         """Return an iterable dataset where the source is one."""
         if isinstance(dataset, torchdata.IterableDataset):
             if max_skipped:

@@ -102,7 +102,9 @@ class TrainerBase:
                 from d2kit.data import SampleError  # not at the top: slow to import
 
                 trace = not isinstance(error, SampleError)  # its one line says it all
-                logger.error("Training stopped in iteration %d: %s", self.iter, error, exc_info=trace)
+                logger.error(
+                    "Training stopped in iteration %d: %s", self.iter, error, exc_info=trace
+                )
                 raise
             finally:
                 self.after_train()

@@ -168,18 +168,21 @@ def test_the_list_is_that_of_all_processes(tmp_path):
 
 
 def open_a_bomb(path, outcome):
-    """Report by how much memory grows, in bytes, when a bomb is opened."""
+    """Report by how much memory grows, in bytes, when a bomb is opened.
+
+    Pillow's own limit is off, as scripts with large images set it.
+    """
+    Image.MAX_IMAGE_PIXELS = None
     read_image(path.with_name("sound.jpg"), "BGR")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         read_image(path, "BGR")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         path.with_suffix(".txt").write_text(str(error))
     outcome.value = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.faults(30)
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(60_000, 60_000), (20_000, 8_948)])
 def test_a_bomb_is_refused_before_memory_is_taken(tmp_path, size):
     (tmp_path / "sound.jpg").write_bytes(WHOLE)

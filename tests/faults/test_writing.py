@@ -24,7 +24,6 @@ from tests.engine import tiny
 from tests.faults import runs
 
 
-
 def model(iteration):
     net = nn.Linear(300, 300)
     nn.init.constant_(net.weight, iteration)
