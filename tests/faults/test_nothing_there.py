@@ -15,7 +15,6 @@ from tests.engine import rcnn_data
 from tests.engine.rcnn_data import train, training_config
 from tests.engine.test_rcnn_end_to_end import KINDS
 
-
 KEEP = (
     *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False),
     *("MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", 0),
