@@ -35,7 +35,7 @@ IMAGES = "d2kit/data/_image_io.py"
 VALIDATE = "d2kit/data/datasets/_validate.py"
 
 KILLS = "tests/faults/test_kills.py"
-SWITCHES = "tests/faults/test_every_switch.py"
+RESTORED = "tests/faults/test_restored.py"
 WRITING = "tests/faults/test_writing.py"
 PICTURES = "tests/faults/test_images.py"
 HOSTILE = (
@@ -59,16 +59,16 @@ RESUME = (
                f"{KILLS}::test_two_processes_one_two"),
     Protection(4, "each step has its own seed", BASE, "if self.seed is not None:\n            seed_all",
                "if False:\n            seed_all",
-               f"{SWITCHES}::test_kills_inside_gradient_accumulation"),
+               f"{RESTORED}::test_kills_inside_gradient_accumulation"),
     Protection(5, "the scale of mixed precision is saved", "d2kit/engine/_trainers.py",
                'return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}',
-               "return super().state_dict()", f"{SWITCHES}::test_everything_is_restored"),
+               "return super().state_dict()", f"{RESTORED}::test_everything_is_restored"),
     Protection(5, "early stopping goes on counting", "d2kit/engine/_hooks_stopping.py",
                'self.without_gain = state_dict["without_gain"]', "pass",
-               f"{SWITCHES}::test_everything_is_restored"),
+               f"{RESTORED}::test_everything_is_restored"),
     Protection(5, "a missed evaluation is repeated", TRAINER,
                "        parts.repeat_missed_evaluation(self)\n", "",
-               f"{SWITCHES}::test_everything_is_restored"),
+               f"{RESTORED}::test_everything_is_restored"),
     Protection(7, "no image is decoded to find the place", TRAINER, AT_PLACE,
                "            [self._trainer._next_batch() for _ in range(300)]\n",
                "tests/faults/test_far_resume.py::test_first_step_at_90000"),
