@@ -44,12 +44,15 @@ HOSTILE = (
 
 AT_PLACE = "            start_loader_at(self._trainer.data_loader, self.start_iter)\n"
 NOTHING = "            pass\n"
+SEEDED = "if self.seed is not None:\n            seed_all"
+UNSEEDED = "if False:\n            seed_all"
+TRIED = "        check_output_dir(cfg.OUTPUT_DIR)\n"
+HELD = "        hold_output_dir(cfg.OUTPUT_DIR)\n"
 
 RESUME = (
     Protection(1, "the loader starts at the step", TRAINER, AT_PLACE, NOTHING,
                f"{KILLS}::test_twenty_kills_at_random_moments"),
-    Protection(1, "each step has its own seed", BASE, "if self.seed is not None:\n            seed_all",
-               "if False:\n            seed_all", f"{KILLS}::test_twenty_kills_at_random_moments"),
+    Protection(1, "each step has its own seed", BASE, SEEDED, UNSEEDED, f"{KILLS}::test_twenty_kills_at_random_moments"),
     Protection(2, "chance depends on the position, not on the worker", "d2kit/data/_loader.py",
                "with rng_scope(self.seed, position):",
                "with rng_scope(self.seed, position, worker.id if worker else 9):",
@@ -57,8 +60,7 @@ RESUME = (
     Protection(3, "a process takes its slice of the global batch", "d2kit/data/_batches.py",
                "mine = slice(self.rank * share, (self.rank + 1) * share)", "mine = slice(0, share)",
                f"{KILLS}::test_two_processes_one_two"),
-    Protection(4, "each step has its own seed", BASE, "if self.seed is not None:\n            seed_all",
-               "if False:\n            seed_all",
+    Protection(4, "each step has its own seed", BASE, SEEDED, UNSEEDED,
                f"{RESTORED}::test_kills_inside_gradient_accumulation"),
     Protection(5, "the scale of mixed precision is saved", "d2kit/engine/_trainers.py",
                'return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}',
@@ -102,10 +104,9 @@ WRITES = (
                "        temporary.unlink(missing_ok=True)\n        system", "        system",
                f"{WRITING}::test_a_write_that_the_system_refuses"),
     Protection(15, "the folder is tried before data are read", TRAINER,
-               "        check_output_dir(cfg.OUTPUT_DIR)\n        hold_output_dir(cfg.OUTPUT_DIR)\n",
-               "", f"{WRITING}::test_a_folder_that_cannot_be_written"),
+               TRIED + HELD, "", f"{WRITING}::test_a_folder_that_cannot_be_written"),
     Protection(16, "a run holds its folder", TRAINER,
-               "        hold_output_dir(cfg.OUTPUT_DIR)\n        check_dataset", "        check_dataset",
+               TRIED + HELD, TRIED,
                "tests/faults/test_run_lock.py::"
                "test_the_second_process_names_the_first_and_changes_nothing"),
 )  # fmt: skip
@@ -121,7 +122,7 @@ PROCESSES = (
                "started.join(grace_period=GRACE)", "started.join(grace_period=60)",
                "tests/faults/test_stuck.py::test_a_child_that_raises_ends_the_parent"),
     Protection(21, "BatchNorm is put back", "d2kit/engine/_failure.py",
-               "                keeper.restore()\n", "                pass\n",
+               "            keeper.restore()\n", "            pass\n",
                "tests/faults/test_not_finite.py::test_one_process"),
     Protection(21, "the losses of all processes are looked at", "d2kit/engine/_metrics.py",
                "            dist.all_reduce(values)\n", "            pass\n",
@@ -134,7 +135,8 @@ DATA = (
                '        and data[-64:].rstrip(b"\\0").endswith(b"\\xff\\xd9")\n', "",
                "tests/data_tests/test_image_io.py::test_truncated_files_are_refused"),
     Protection(23, "images are set upright", IMAGES,
-               "    return _apply_exif_orientation(image)\n\n\ndef _is_plain", "    return image\n\n\ndef _is_plain",
+               "        ) from error\n    return _apply_exif_orientation(image)\n",
+               "        ) from error\n    return image\n",
                "tests/data_tests/test_image_io.py::test_exif_orientation_is_always_upright"),
     Protection(23, "the size is compared", "d2kit/data/dataset_mapper.py",
                "        utils.check_image_size(result, image)\n", "",
@@ -142,8 +144,8 @@ DATA = (
     Protection(23, "the line of a worker's traceback is found", "d2kit/data/_loader.py",
                "raise SampleError(_own_line(str(error))) from error", "raise",
                f"{PICTURES}::test_strict_is_one_line_from_a_worker_too"),
-    Protection(23, "skipped images are bounded", "d2kit/data/_skipped.py", "if number > self.limit:",
-               "if False:", f"{PICTURES}::test_one_damaged_image_more_than_allowed"),
+    Protection(23, "skipped images are bounded", "d2kit/data/_skipped.py",
+               "if number > self.limit:", "if False:", f"{PICTURES}::test_one_damaged_image_more_than_allowed"),
     Protection(23, "skipped images are listed", TRAINER,
                "            SkippedImages() if cfg.DATALOADER.MAX_SKIPPED_IMAGES else None,\n", "",
                f"{PICTURES}::test_skipped_are_counted_and_listed_at_the_end"),
