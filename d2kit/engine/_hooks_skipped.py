@@ -19,7 +19,7 @@ class SkippedImages(HookBase):
 
     def after_train(self) -> None:
         """Write the list."""
-        skipped = getattr(self.trainer.data_loader, "skipped", list)()
+        skipped: list[str] = getattr(self.trainer.data_loader, "skipped", list)()
         if self.trainer.iter >= self.trainer.max_iter:
             everywhere = comm.gather(skipped)
             skipped = sorted({name for names in everywhere for name in names})

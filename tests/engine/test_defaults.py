@@ -165,7 +165,6 @@ def test_other_errors_and_debugging_pass(monkeypatch):
 # ---- trainer
 
 
-@pytest.mark.faults(25, fast=True)
 def test_preflight_comes_before_the_model(tmp_path, images, monkeypatch):
     monkeypatch.setattr(tiny.TinyTrainer, "build_model", lambda cfg: pytest.fail("model was built"))
     wrong_name = tiny.tiny_cfg(tmp_path, "DATASETS.TEST", (tiny.NAME + "y",))
