@@ -33,6 +33,6 @@ def test_one_message_before_the_model(folder, monkeypatch, case):
     found = change(tiny.records(folder / "images"))
     DatasetCatalog.remove(tiny.NAME)
     DatasetCatalog.register(tiny.NAME, lambda: found)
-    monkeypatch.setattr(tiny.TinyTrainer, "build_model", lambda cfg: pytest.fail("model was built"))
+    monkeypatch.setattr(tiny.TinyTrainer, "build_model", lambda *_: pytest.fail("model was built"))
     with pytest.raises(ValueError, match=message):
         tiny.TinyTrainer(tiny.tiny_cfg(folder / "run", *options))
