@@ -7,13 +7,14 @@ digest beside it and stays a plain checkpoint.
 
 import logging
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["damage", "newest_checkpoint", "read_torch", "read_torch_of_mmengine"]
+__all__ = ["damage", "newest_checkpoint", "oldest_first", "read_torch", "read_torch_of_mmengine"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +22,19 @@ _NUMPY_MAKERS = ("_reconstruct", "scalar")
 
 
 @dataclass(frozen=True, order=True)
-class _Candidate:
+class _Age:
+    """When a checkpoint was made; the larger is the newer one.
+
+    Args:
+        run_started: when its training first began, seconds of `time.time`; 0: unknown, older than
+            any. A later training in the same folder is newer, however short it is.
+        iteration: index of the iteration done last; -1: unknown.
+        modified: time of the file, nanoseconds.
+    """
+
+    run_started: float
     iteration: int
-    modified: int  # nanoseconds
-    path: Path
+    modified: int
 
 
 def read_torch(path: Path, *, mmap: bool = False) -> Any:
@@ -78,8 +88,12 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:200]
 
 
-def _iteration(path: Path) -> int:
-    """Return the iteration a checkpoint was made at, -1 if it does not say; reads no tensor."""
+def _age(path: Path) -> _Age:
+    """Return when a checkpoint was made; reads no tensor.
+
+    Raises:
+        Exception: of nearly any kind, if it is damaged.
+    """
     if not zipfile.is_zipfile(path):
         raise ValueError("not a complete archive of torch.save")
     data = read_torch(path, mmap=True)
@@ -87,13 +101,31 @@ def _iteration(path: Path) -> int:
         raise ValueError("no dict with a key 'model'")
     trainer = data.get("trainer")
     found = data.get("iteration", trainer.get("iteration") if isinstance(trainer, dict) else None)
-    return found if isinstance(found, int) else -1
+    started = data.get("run_started")
+    return _Age(
+        started if isinstance(started, float) else 0.0,
+        found if isinstance(found, int) else -1,
+        path.stat().st_mtime_ns,
+    )
+
+
+def oldest_first(paths: Iterable[Path]) -> list[Path]:
+    """Sort checkpoints as `newest_checkpoint` does; what cannot be read comes before all others."""
+
+    def age(path: Path) -> _Age:
+        try:
+            return _age(path)
+        except Exception:  # see `damage`
+            return _Age(-1.0, -1, 0)
+
+    return sorted(paths, key=age)
 
 
 def newest_checkpoint(folder: Path, trusted: dict[Path, tuple[int, int]]) -> Path | None:
-    """Return the checkpoint with the highest iteration in `folder` that is intact, or None.
+    """Return the newest checkpoint in `folder` that is intact, or None.
 
-    Each damaged file that is met is named in a warning.
+    That is the one with the highest iteration, of the training that began last. Each damaged file
+    that is met is named in a warning.
 
     Args:
         folder: holds ``*.pth`` files; need not exist.
@@ -103,18 +135,18 @@ def newest_checkpoint(folder: Path, trusted: dict[Path, tuple[int, int]]) -> Pat
     candidates = []
     for path in folder.glob("*.pth") if folder.is_dir() else ():
         try:
-            candidates.append(_Candidate(_iteration(path), path.stat().st_mtime_ns, path))
+            candidates.append((_age(path), path))
         except Exception as error:  # see `damage`
             reason = f"{type(error).__name__}: {_first_line(error)}"
             logger.warning("Checkpoint %s cannot be used (%s)", path, reason)
-    for candidate in sorted(candidates, reverse=True):
-        status = candidate.path.stat()
+    for _, path in sorted(candidates, reverse=True):
+        status = path.stat()
         mark = (status.st_size, status.st_mtime_ns)
-        if trusted.get(candidate.path) == mark:
-            return candidate.path
-        problem = damage(candidate.path)
+        if trusted.get(path) == mark:
+            return path
+        problem = damage(path)
         if not problem:
-            trusted[candidate.path] = mark
-            return candidate.path
-        logger.warning("Checkpoint %s is damaged (%s): using one before", candidate.path, problem)
+            trusted[path] = mark
+            return path
+        logger.warning("Checkpoint %s is damaged (%s): using one before", path, problem)
     return None

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ class DetectionCheckpointer(Checkpointer):
     """Saves and loads a model and the state of its training.
 
     A checkpoint is a file of `torch.save`: ``{"model": ..., name of a checkpointable: its state,
-    ..., "iteration": ...}``, which Detectron2 can read. It takes its name only when complete.
-    Resuming looks at the files in `save_dir` and takes the newest one that is intact; the file
+    ..., "iteration": ..., "run_started": ...}``, which Detectron2 can read. It takes its name only
+    when complete. Resuming looks at the files in `save_dir` and takes the newest one that is
+    intact: of the training that began last, whatever older trainings have left there. The file
     ``last_checkpoint`` is written for other tools and never read.
 
     Args:
@@ -63,6 +65,8 @@ class DetectionCheckpointer(Checkpointer):
         self.path_manager = PathManager
         self.logger = logging.getLogger(__name__)
         self.resumed_from = ""
+        self.run_started = time.time()
+        self._loaded_run = 0.0
         self._source = ""
         self._heuristics = False
         self._trusted: dict[Path, tuple[int, int]] = {}
@@ -96,6 +100,7 @@ class DetectionCheckpointer(Checkpointer):
             states.update(kwargs)
             content = {key: plain_state(value, key) for key, value in states.items()}
             content = {"model": self.model.state_dict(), **content}
+            content["run_started"] = self.run_started
         path.parent.mkdir(parents=True, exist_ok=True)
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_write(path) as file:
@@ -116,7 +121,7 @@ class DetectionCheckpointer(Checkpointer):
     # ---- finding
 
     def get_checkpoint_file(self) -> str:
-        """Return the intact checkpoint of `save_dir` with the highest iteration, or ""."""
+        """Return the newest intact checkpoint of `save_dir`, or ""."""
         if not self.save_dir:
             return ""
         found = newest_checkpoint(Path(self.save_dir), self._trusted)
@@ -129,6 +134,11 @@ class DetectionCheckpointer(Checkpointer):
     def get_all_checkpoint_files(self) -> list[str]:
         """Return the paths of all checkpoints in `save_dir`, intact or not."""
         return sorted(str(path) for path in Path(self.save_dir).glob("*.pth"))
+
+    def wrote(self, name: str) -> bool:
+        """Tell whether this object has saved a checkpoint of that name, without suffix."""
+        path = Path(self.save_dir) / f"{name}.pth"
+        return path in self._trusted and path.exists()
 
     # ---- loading
 
@@ -151,7 +161,9 @@ class DetectionCheckpointer(Checkpointer):
             found = comm.all_gather(found)[0]
             if found:
                 self.resumed_from = found
-                return self.load(found)
+                rest = self.load(found)
+                self.run_started = self._loaded_run
+                return rest
             self.logger.info("Nothing to resume in '%s'", self.save_dir)
         return self.load(path, checkpointables=[])
 
@@ -184,7 +196,9 @@ class DetectionCheckpointer(Checkpointer):
             name, query = str(path), ""
         self._source = name
         self._heuristics = parse_qs(query).get("matching_heuristics") == ["True"]
-        return super().load(str(find_weights(name)), checkpointables, *args, **kwargs)
+        rest = super().load(str(find_weights(name)), checkpointables, *args, **kwargs)
+        self._loaded_run = rest.pop("run_started", 0.0)
+        return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(Path(filename))

@@ -11,6 +11,7 @@ from typing import Any
 from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as FvcorePeriodicCheckpointer
 
+from d2kit.checkpoint._verify import oldest_first
 from d2kit.engine._hooks_average import WeightAveraging
 from d2kit.engine._trainer_base import HookBase
 
@@ -84,14 +85,12 @@ class PeriodicCheckpointer(FvcorePeriodicCheckpointer, HookBase):
 
     def _delete_oldest(self, keep: int) -> None:
         """Delete numbered files of this prefix except the newest; found by looking."""
-        name = re.compile(re.escape(self.file_prefix) + r"_(\d{7,})\.pth")
+        name = re.compile(re.escape(self.file_prefix) + r"_\d{7,}\.pth")
         files = [Path(path) for path in self.checkpointer.get_all_checkpoint_files()]
-        numbered = sorted(
-            (int(found.group(1)), path) for path in files if (found := name.fullmatch(path.name))
-        )
-        for _, path in numbered[:-keep]:
+        numbered = oldest_first(path for path in files if name.fullmatch(path.name))
+        for path in numbered[:-keep]:
             path.unlink(missing_ok=True)
-        self.recent_checkpoints = [str(path) for _, path in numbered[-keep:]]
+        self.recent_checkpoints = [str(path) for path in numbered[-keep:]]
 
 
 class BestCheckpointer(HookBase):

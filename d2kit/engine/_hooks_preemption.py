@@ -80,8 +80,7 @@ class Preemption(HookBase):
     def _leave(self, number: signal.Signals) -> None:
         iteration = self.trainer.iter
         name = f"model_{iteration:07d}"
-        files = self._checkpointer.get_all_checkpoint_files()
-        if not any(os.path.basename(path) == f"{name}.pth" for path in files):
+        if not self._checkpointer.wrote(name):
             self._checkpointer.save(name, iteration=iteration)
         if comm.is_main_process():
             logger.warning(

@@ -73,7 +73,8 @@ def resized_boxes(
                 list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS
             )
             rows.append([x0 * across, y0 * down, x1 * across, y1 * down, width, height])
-    table = torch.tensor([rows[i] for i in pick_evenly(len(rows), MAX_BOXES)]).reshape(-1, 6)
+    chosen = [rows[i] for i in pick_evenly(len(rows), MAX_BOXES)]
+    table = torch.tensor(chosen, dtype=torch.float32).reshape(-1, 6)  # boxes may be numpy's float64
     return ResizedBoxes(table[:, :4], table[:, 4:])
 
 

@@ -1,5 +1,6 @@
 """What is about to be trained, as text, before the first iteration."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from d2kit.engine._preflight_model import (
 )
 
 __all__ = ["build_preflight_report", "describe_length", "number_of_images"]
+
+logger = logging.getLogger(__name__)
 
 SPARK_POINTS = 60
 
@@ -67,15 +70,25 @@ def build_preflight_report(
     joined = None if records is None else count_records(records, limit)
     counts = _build_train_counts(cfg, joined)
     counts |= {("test", name): found for name, found in test_counts.items()}
-    parts = [("Length", length), ("Datasets", table_of_datasets(counts))]
-    if joined is not None and records is not None:
-        parts.append((f"Classes of {_of(joined)}", _build_classes(cfg, joined)))
-        parts.append(("Anchors", _build_anchor_text(cfg, trainer.model, records, limit)))
     model = _unwrapped(trainer.model)
-    parts.append(("Parameters", _parameter_text(model)))
-    parts.append(("Learning rate (largest of all groups)", _build_rate_text(cfg, trainer)))
-    parts.append(("Memory of each process", _memory_text(model, trainer.optimizer)))
-    return "\n".join(["Preflight", *(f"{title}\n{_indented(text)}" for title, text in parts)])
+    parts: dict[str, Callable[[], str]] = {"Datasets": lambda: table_of_datasets(counts)}
+    if joined is not None and records is not None:
+        parts[f"Classes of {_of(joined)}"] = lambda: _build_classes(cfg, joined)
+        parts["Anchors"] = lambda: _build_anchor_text(cfg, model, records, limit)
+    parts["Parameters"] = lambda: _parameter_text(model)
+    parts["Learning rate (largest of all groups)"] = lambda: _build_rate_text(cfg, trainer)
+    parts["Memory of each process"] = lambda: _memory_text(model, trainer.optimizer)
+    texts = {"Length": length, **{title: _told(part) for title, part in parts.items()}}
+    return "\n".join(["Preflight", *(f"{k}\n{_indented(text)}" for k, text in texts.items())])
+
+
+def _told(part: Callable[[], str]) -> str:
+    """Return a part of the report; one that fails says so, and lets the training begin."""
+    try:
+        return part()
+    except Exception as error:
+        logger.debug("A part of the preflight failed", exc_info=True)
+        return f"not known ({type(error).__name__}: {error})"
 
 
 def _indented(text: str) -> str:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from d2kit.engine._cluster import Place, find_place
 from d2kit.engine._hooks_preemption import SIGNALS
+from d2kit.engine._rendezvous import torchrun_store
 from d2kit.engine._watchdog import watchdog
 from d2kit.utils import comm
 
@@ -218,9 +219,11 @@ def _run(
     if place.world_size == 1 and not spawned:
         main_func(*args)
         return
+    store = torchrun_store(timeout) if place.source == "torchrun" else None
     dist.init_process_group(
         backend="nccl" if gpus else "gloo",
-        init_method="env://" if place.source == "torchrun" else dist_url,
+        init_method=dist_url if store is None else None,
+        store=store,
         world_size=place.world_size,
         rank=place.rank,
         timeout=timeout,

@@ -54,7 +54,7 @@ def test_round_trip_is_exact_and_readable_by_torch(tmp_path):
     checkpointer = make(tmp_path, trainer=Counter(optimizer_state))
     checkpointer.save("model_x", iteration=5, note="hello")
     raw = torch.load(tmp_path / "model_x.pth", weights_only=True)
-    assert set(raw) == {"model", "trainer", "iteration", "note"}
+    assert set(raw) == {"model", "trainer", "iteration", "note", "run_started"}
     other = make(tmp_path, trainer=Counter())
     nn.init.zeros_(other.model.weight)
     extra = other.load(str(tmp_path / "model_x.pth"))
@@ -206,3 +206,31 @@ def test_periodic_hook_counts_files_of_earlier_runs(tmp_path):
             periodic.step(iteration)
     names = sorted(path.stem for path in tmp_path.glob("*.pth"))
     assert names == ["model_0000005", "model_0000006", "model_0000007"]
+
+
+def test_a_later_training_in_the_same_folder_is_newer_though_shorter(tmp_path):
+    for last in (30, 6, 9):  # the third goes on with the second
+        checkpointer = make(tmp_path)
+        if last == 9:
+            assert checkpointer.resume_or_load("", resume=True) == {"iteration": 5}
+        periodic = hooks.PeriodicCheckpointer(checkpointer, 1, max_to_keep=2)
+        for iteration in range(0 if last != 9 else 6, last):
+            with torch.no_grad():
+                checkpointer.model.weight.fill_(iteration)
+            periodic.step(iteration)
+        assert resumed_iteration(tmp_path) == last - 1
+    names = sorted(path.stem for path in tmp_path.glob("*.pth"))
+    assert names == ["model_0000007", "model_0000008"]
+
+
+def test_of_a_training_that_does_not_say_when_it_began_the_longest_counts(tmp_path):
+    for iteration in (9, 4):  # as files of Detectron2
+        torch.save(
+            {"model": make(tmp_path).model.state_dict(), "iteration": iteration},
+            tmp_path / f"model_{iteration:07d}.pth",
+        )
+    checkpointer = make(tmp_path)
+    assert checkpointer.resume_or_load("", resume=True) == {"iteration": 9}
+    checkpointer.save("model_0000011", iteration=11)
+    again = make(tmp_path)
+    assert again.resume_or_load("", resume=True) == {"iteration": 11}

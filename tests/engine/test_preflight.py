@@ -3,12 +3,14 @@
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog
+from d2kit.engine import _preflight_report
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._preflight import check_classes
 from d2kit.engine._preflight_anchors import (
@@ -101,6 +103,17 @@ def test_boxes_are_resized_like_their_images():
     assert found.boxes.tolist() == [[30.0, 40.0, 120.0, 120.0]]
     assert found.sizes.tolist() == [[600.0, 200.0]]
     assert resized_boxes([], lambda h, w: (h, w)).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("kind", [np.array, np.float64, np.float32])
+def test_boxes_of_numpy_are_compared_like_others(kind):
+    """As in datasets whose boxes come from ``np.min`` of a polygon."""
+    corners = box(0, (10, 20, 30, 40))
+    corners["bbox"] = kind([10, 20, 30, 40]) if kind is np.array else [*map(kind, corners["bbox"])]
+    found = resized_boxes([record(corners)] * 3, lambda h, w: (h * 2, w * 3))
+    assert found.boxes.tolist() == [[30.0, 40.0, 120.0, 120.0]] * 3
+    anchors = generator([[32], [64]], [8, 16])
+    measure_anchor_fit(found, list(anchors.cell_anchors), anchors.strides, 0.0)
 
 
 def generator(sizes, strides, offset=0.0):
@@ -270,6 +283,18 @@ def test_report_comes_before_the_first_step(tmp_path, images, caplog):
     assert ["8:", "0.01"] in rows  # the step
     assert "12 iterations = 3.4 epochs over 7 images" in text
     assert "this model has no upright anchors" in text
+
+
+def test_a_part_that_fails_lets_the_training_begin(tmp_path, images, caplog, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("unheard of")
+
+    monkeypatch.setattr(_preflight_report, "estimate_memory", fail)
+    with caplog.at_level(logging.INFO):
+        tiny.TinyTrainer(tiny.tiny_cfg(tmp_path)).preflight()
+    text = caplog.records[-1].getMessage()
+    assert "Memory of each process\n  not known (RuntimeError: unheard of)" in text
+    assert ["all", "130", "0"] in [line.split() for line in text.splitlines()]
 
 
 def test_report_can_be_turned_off(tmp_path, images, caplog):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from d2kit.engine import launch
+from d2kit.engine import CallbackHook, launch
 from d2kit.utils import comm
 from tests.engine import tiny
 from tests.faults import runs
@@ -58,6 +58,27 @@ def stopped(folder, variables, number):
     # twice: SLURM sends SIGTERM after SIGUSR1, and a user is impatient
     first, second = runs.KillAt(7, number), runs.KillAt(7, signal.SIGTERM)
     runs.train(folder, "run", act=lambda trainer: (first(trainer), second(trainer)))
+
+
+@pytest.mark.faults(17)
+def test_a_file_of_an_earlier_training_is_no_checkpoint_of_this_one(folder):
+    runs.train(folder, "run", ("SOLVER.CHECKPOINT_PERIOD", 1, "SEED", 5))
+    stale = (folder / "run/model_0000007.pth").read_bytes()
+    assert runs.finish(runs.start(fresh, folder)) == 143
+    assert (folder / "run/model_0000007.pth").read_bytes() != stale
+    trainer = tiny.TinyTrainer(tiny.tiny_cfg(folder / "run"))
+    trainer.resume_or_load()
+    assert trainer.start_iter == 8
+
+
+def fresh(folder):
+    """Train without resuming in a folder that holds another training; stop after iteration 7."""
+    tiny.register(folder / "images")
+    trainer = tiny.TinyTrainer(tiny.tiny_cfg(folder / "run", "SOLVER.CHECKPOINT_PERIOD", 100))
+    stop = runs.KillAt(7, signal.SIGTERM)
+    trainer.register_hooks([CallbackHook(before_step=stop)])
+    trainer.resume_or_load(resume=False)
+    trainer.train()
 
 
 def stop_a_worker(trainer):
