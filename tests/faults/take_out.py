@@ -95,7 +95,7 @@ WRITES = (
                '            reason = f"{type(error).__name__}: {_first_line(error)}"\n',
                "            raise\n", f"{WRITING}::test_the_newest_checkpoint_is_cut"),
     Protection(12, "checksums are checked", "d2kit/checkpoint/_verify.py",
-               "problem = damage(candidate.path)", 'problem = ""',
+               "problem = damage(path)", 'problem = ""',
                "tests/checkpoint/test_saving.py::test_a_flipped_bit_is_noticed"),
     Protection(13, "the pointer file is never read", SAVING,
                "found = newest_checkpoint(Path(self.save_dir), self._trusted)",

@@ -51,5 +51,5 @@ def step(boxes, side, outcome):
 @pytest.mark.faults(22)
 def test_five_thousand_boxes():
     used = runs.CONTEXT.Value("q", -1)
-    assert runs.finish(runs.start(step, 5000, 3000, used)) == 0
+    assert runs.finish(runs.start(step, 5000, 3000, used), 1800) == 0
     assert 0 < used.value < LIMIT, f"{used.value:,} bytes"

@@ -93,7 +93,7 @@ def test_no_orphans_of_a_killed_parent(folder):
     assert len(family) >= 4
     process.kill()
     process.wait()
-    runs.wait_for(lambda: not any(map(alive, family)), runs.patience(40))
+    runs.wait_for(lambda: not any(map(alive, family)))
 
 
 if __name__ == "__main__":
