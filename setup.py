@@ -71,7 +71,7 @@ setup(
             "mypy>=1.11",
             "nbclient>=0.10",
             "omegaconf>=2.3",
-            "pytest>=8.2",
+            "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
             "submitit>=1.5.2",

@@ -23,6 +23,7 @@ OWN_KEYS = frozenset(
     {
         *BACKBONE_KEYS,
         "DATASETS.REGISTER_COCO",
+        "DATALOADER.MAX_SKIPPED_IMAGES",
         "DETERMINISTIC",
         "INPUT.RESIZE",
         "MODEL.CLASS_NAMES",

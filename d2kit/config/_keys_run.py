@@ -62,6 +62,10 @@ _DATA: dict[str, tuple[Any, str]] = {
     ),
     "DATALOADER.REPEAT_SQRT": (True, "Repeat factors are square roots of threshold / share."),
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": (True, "Leave out training images without objects."),
+    "DATALOADER.MAX_SKIPPED_IMAGES": (
+        0,
+        "How many damaged training images each process replaces by others; listed at the end.",
+    ),
 }
 
 _SOLVER: dict[str, tuple[Any, str]] = {

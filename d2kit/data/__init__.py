@@ -1,6 +1,7 @@
 """Data: catalogs of datasets, mappers, augmentations, samplers and loaders."""
 
 from d2kit.data import datasets, samplers, transforms
+from d2kit.data._skipped import SampleError
 from d2kit.data.build import (
     build_batch_data_loader,
     build_detection_test_loader,
@@ -31,6 +32,7 @@ __all__ = [
     "MapDataset",
     "Metadata",
     "MetadataCatalog",
+    "SampleError",
     "ToIterableDataset",
     "build_batch_data_loader",
     "build_detection_test_loader",

@@ -11,6 +11,7 @@ import torch
 from torch.utils import data as torchdata
 
 from d2kit.data._batches import GlobalBatches
+from d2kit.data._skipped import SampleError
 from d2kit.data.common import AspectRatioGroupedDataset, MapDataset, describe_record
 from d2kit.utils.env import derive_seed, rng_scope, seed_all_rng
 
@@ -141,10 +142,16 @@ class TrainLoader(torchdata.DataLoader[Any]):
             raise ValueError(f"start_batch must be >= 0, got {number}")
         self.batches.start = number
 
+    def skipped(self) -> list[str]:
+        """Name the damaged images that were skipped so far."""
+        dataset = self.samples.dataset
+        return dataset.skipped() if isinstance(dataset, MapDataset) else []
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield batches, `start_batch` first.
 
         Raises:
+            SampleError: an image is damaged; one line that names it.
             RuntimeError: a worker died or raised; the message names the image.
         """
         with _without_child_signals():
@@ -154,6 +161,8 @@ class TrainLoader(torchdata.DataLoader[Any]):
                 batch = next(batches)
             except StopIteration:
                 return
+            except SampleError as error:
+                raise SampleError(_own_line(str(error))) from error
             except (RuntimeError, OSError, EOFError) as error:
                 if "exited unexpectedly" not in str(error) and not _lost(error, batches):
                     raise
@@ -163,6 +172,13 @@ class TrainLoader(torchdata.DataLoader[Any]):
                     f"memory is full. In work: {names}"
                 ) from error
             yield batch
+
+
+def _own_line(text: str) -> str:
+    """Return the message of a `SampleError`, out of the worker's traceback if it is in one."""
+    start = f"{SampleError.__module__}.{SampleError.__name__}: "
+    lines = [line for line in text.splitlines() if line.startswith(start)]
+    return lines[-1].removeprefix(start) if lines else text
 
 
 def _lost(error: Exception, batches: Any) -> bool:
@@ -239,6 +255,10 @@ class GroupedSamples:
         self.dataset = loader.dataset
         self.batch_size = batch_size
         self.collate_fn = collate_fn
+
+    def skipped(self) -> list[str]:
+        """Name the damaged images that were skipped so far."""
+        return self.loader.skipped() if isinstance(self.loader, TrainLoader) else []
 
     def __iter__(self) -> Iterator[Any]:
         for batch in AspectRatioGroupedDataset(self.loader, self.batch_size):

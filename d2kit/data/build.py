@@ -110,6 +110,7 @@ def _train_loader_from_config(
         "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "max_skipped": cfg.DATALOADER.MAX_SKIPPED_IMAGES,
         "seed": seed,
     }
 
@@ -124,6 +125,7 @@ def build_detection_train_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
+    max_skipped: int = 0,
     seed: int | None = None,
     start_batch: int = 0,
     **kwargs: Any,
@@ -138,6 +140,7 @@ def build_detection_train_loader(
         aspect_ratio_grouping: batches of images that are all wider than high, or all not.
         num_workers: worker processes per training process.
         collate_fn: list of samples -> batch; default: the list.
+        max_skipped: how many damaged images are replaced by others before one is an error.
         seed: of order and augmentation, equal on all processes; default with a config: SEED where
             it is >= 0; otherwise one is drawn that the processes share.
         start_batch: number of the first global batch, for resuming.
@@ -151,7 +154,9 @@ def build_detection_train_loader(
         ValueError: see `build_batch_data_loader`; the dataset is empty.
     """
     seed = comm.shared_random_seed() if seed is None else int(seed)
-    dataset, sampler = _mapped(dataset, mapper, sampler, partial(TrainingSampler, seed=seed))
+    dataset, sampler = _mapped(
+        dataset, mapper, sampler, partial(TrainingSampler, seed=seed), max_skipped
+    )
     return build_batch_data_loader(
         dataset,
         sampler,
@@ -170,6 +175,7 @@ def _mapped(
     mapper: Callable[[Any], Any] | None,
     sampler: Any,
     default_sampler: Callable[[int], Any],
+    max_skipped: int = 0,
 ) -> tuple[Any, Any]:
     """Return a dataset of samples and what samples its indices (None for an iterable one).
 
@@ -178,6 +184,7 @@ def _mapped(
         mapper: record -> sample, or None.
         sampler: of the user, or None.
         default_sampler: number of records -> sampler.
+        max_skipped: damaged images that are replaced.
     """
     if isinstance(dataset, (list, tuple)):
         dataset = DatasetFromList(dataset, copy=False)
@@ -186,7 +193,9 @@ def _mapped(
         raise ValueError("an iterable dataset has its own order: expected sampler=None")
     if not iterable and sampler is None:
         sampler = default_sampler(len(dataset))
-    return dataset if mapper is None else MapDataset(dataset, mapper), sampler
+    if mapper is not None:
+        dataset = MapDataset(dataset, mapper, max_skipped=max_skipped)
+    return dataset, sampler
 
 
 def _test_loader_from_config(

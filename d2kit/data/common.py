@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils import data as torchdata
 
 from d2kit.data._batches import batches_by_group
+from d2kit.data._skipped import SampleError, SkippedRecords
 from d2kit.utils.env import derive_seed
 
 __all__ = [
@@ -137,12 +138,18 @@ def describe_record(record: Any) -> str:
 
 
 def _map_record(map_func: Callable[[Any], Any], record: Any, where: str) -> Any:
-    """Apply `map_func`; an exception gets a RuntimeError around it that names the image."""
+    """Apply `map_func`; an exception gets another one around it that names the image.
+
+    Raises:
+        SampleError: what the mapper raised says that the image or its annotations are damaged.
+        RuntimeError: it is another exception, a mistake in the mapper for example.
+    """
     name = describe_record(record)  # before the mapper, which may change the record
     try:
         return map_func(record)
     except Exception as error:
-        raise RuntimeError(
+        kind = SampleError if isinstance(error, (OSError, ValueError)) else RuntimeError
+        raise kind(
             f"cannot make a sample of {where}, {name}: {type(error).__name__}: {error}"
         ) from error
 
@@ -151,25 +158,36 @@ class MapDataset(torchdata.Dataset[Any]):
     """Applies a function to the elements of a dataset.
 
     Where the function returns None, the element is left out (iterable datasets), or replaced by
-    another one, which depends on the index alone (map-style datasets).
+    another one, which depends on the index alone (map-style datasets). So is, up to `max_skipped`,
+    an element that the function finds damaged (`OSError`, `ValueError`).
 
     Args:
         dataset: map-style or iterable; the result is of the same kind.
         map_func: element -> mapped element or None.
+        max_skipped: how many damaged elements are replaced before one is an error; for map-style
+            datasets.
+
+    Raises:
+        ValueError: `max_skipped` is negative, or given with an iterable dataset.
     """
 
-    def __new__(cls, dataset: Any, map_func: Callable[[Any], Any]) -> Any:
+    def __new__(cls, dataset: Any, map_func: Callable[[Any], Any], *, max_skipped: int = 0) -> Any:
         """Return an iterable dataset where the source is one."""
         if isinstance(dataset, torchdata.IterableDataset):
+            if max_skipped:
+                raise ValueError("damaged images of an iterable dataset cannot be skipped")
             return _MapIterableDataset(dataset, map_func)
         return super().__new__(cls)
 
     def __reduce__(self) -> tuple[type, tuple[Any, Callable[[Any], Any]]]:
         return type(self), (self._dataset, self._map_func)
 
-    def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, dataset: Any, map_func: Callable[[Any], Any], *, max_skipped: int = 0
+    ) -> None:
         self._dataset = dataset
         self._map_func = map_func
+        self._skipped = SkippedRecords(len(dataset), max_skipped) if max_skipped else None
 
     @property
     def aspect_groups(self) -> np.ndarray | None:
@@ -180,6 +198,11 @@ class MapDataset(torchdata.Dataset[Any]):
         """Return element `idx` of the dataset underneath, not mapped."""
         return self._dataset[idx]
 
+    def skipped(self) -> list[str]:
+        """Name the damaged elements that were replaced so far, those of loader workers included."""
+        indices = self._skipped.indices() if self._skipped else []
+        return [describe_record(self.record(i)) for i in indices]
+
     def __len__(self) -> int:
         return len(self._dataset)
 
@@ -187,7 +210,13 @@ class MapDataset(torchdata.Dataset[Any]):
         chooser: random.Random | None = None
         current = idx
         for _ in range(MAX_RETRIES):
-            mapped = _map_record(self._map_func, self._dataset[current], f"record {current}")
+            try:
+                mapped = _map_record(self._map_func, self._dataset[current], f"record {current}")
+            except SampleError as error:
+                if self._skipped is None:
+                    raise
+                self._skipped.add(current, error)
+                mapped = None
             if mapped is not None:
                 return mapped
             chooser = chooser or random.Random(derive_seed(idx, len(self)))

@@ -23,6 +23,7 @@ from d2kit.engine._failure import guarded_step
 from d2kit.engine._hooks_epochs import report_epochs, writing_period
 from d2kit.engine._hooks_forecast import TimeForecast
 from d2kit.engine._hooks_preemption import add_preemption
+from d2kit.engine._hooks_skipped import SkippedImages
 from d2kit.engine._preflight import (
     check_classes,
     check_output_dir,
@@ -246,6 +247,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             parts.build_averaging_hook(cfg, self.model, self.checkpointer),
             epochs,
             TimeForecast() if comm.is_main_process() else None,
+            SkippedImages() if cfg.DATALOADER.MAX_SKIPPED_IMAGES else None,
         ]
         if cfg.TEST.PRECISE_BN.ENABLED:
             result.append(parts.build_precise_bn(cfg, self.model, self.build_train_loader))

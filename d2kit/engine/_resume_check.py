@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 # other one until it comes to the old end; the seed is taken from the checkpoint.
 HARMLESS = (
     *("OUTPUT_DIR", "VERSION", "VIS_PERIOD", "TEST.", "DATASETS.TEST", "SEED", "RESUME_CHANGED"),
-    *("DATALOADER.NUM_WORKERS", "SOLVER.MAX_ITER", "SOLVER.MAX_EPOCHS", "MODEL.WEIGHTS"),
+    *("DATALOADER.NUM_WORKERS", "DATALOADER.MAX_SKIPPED_IMAGES", "SOLVER.MAX_ITER"),
+    *("SOLVER.MAX_EPOCHS", "MODEL.WEIGHTS"),
     *(
         "SOLVER.CHECKPOINT_PERIOD",
         "MODEL.DEVICE",

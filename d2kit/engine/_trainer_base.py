@@ -98,8 +98,13 @@ class TrainerBase:
                         break
                     self._iterate(iteration)
                 self.iter = max(self.max_iter, start_iter)
-            except Exception:
-                logger.exception("Training stopped in iteration %d:", self.iter)
+            except Exception as error:
+                from d2kit.data import SampleError  # not at the top: slow to import
+
+                trace = not isinstance(error, SampleError)  # its one line says it all
+                logger.error(
+                    "Training stopped in iteration %d: %s", self.iter, error, exc_info=trace
+                )
                 raise
             finally:
                 self.after_train()

@@ -313,9 +313,9 @@ YAML = {
         "a.yaml", lambda: _bomb("{x: 1}", "k{k}: *a{before}", "{}"), "aliases"
     ),
     "alias bomb of lists": Case("a.yaml", lambda: _bomb("[1]", "*a{before}", "[]"), "aliases"),
-    "lists nested 100,000 deep": Case("a.yaml", _bytes(b"SEED: " + b"[" * 100_000), "deep"),
+    "lists nested 100,000 deep": Case("a.yaml", _bytes(b"SEED: " + b"[" * 100_000), "deep|depth"),
     "sections nested 5,000 deep": Case(
-        "a.yaml", _bytes(b"{a: " * 5000 + b"1" + b"}" * 5000), "deep"
+        "a.yaml", _bytes(b"{a: " * 5000 + b"1" + b"}" * 5000), "deep|depth"
     ),
     "section that holds itself": Case("a.yaml", _yaml("SEED: &a\n  b: *a\n"), "aliases|itself"),
     "binary": Case("a.yaml", _bytes(b"\xff\xfe\x00\x01"), "UTF-8"),

@@ -56,6 +56,7 @@ def test_download_once_then_from_the_cache(server):
     assert Handler.asked == ["/a/b.pkl"]
 
 
+@pytest.mark.faults(30, fast=True)
 def test_wrong_hash_keeps_nothing(server, tmp_path):
     with pytest.raises(ValueError, match=f"got {DIGEST}"):
         find_weights(f"{server}/b.pkl#sha256={'0' * 64}")

@@ -119,6 +119,7 @@ def test_the_highest_iteration_is_resumed(tmp_path):
     assert resumed_iteration(tmp_path) == 29
 
 
+@pytest.mark.faults(12, fast=True)
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_checkpoint_is_named_and_passed_over(tmp_path, share, caplog):
     save_three(tmp_path)
@@ -129,6 +130,7 @@ def test_a_truncated_checkpoint_is_named_and_passed_over(tmp_path, share, caplog
     assert "model_0000029.pth" in caplog.text
 
 
+@pytest.mark.faults(12, fast=True)
 def test_a_flipped_bit_is_noticed(tmp_path, caplog):
     save_three(tmp_path)
     path = tmp_path / "model_0000029.pth"
@@ -142,6 +144,7 @@ def test_a_flipped_bit_is_noticed(tmp_path, caplog):
     assert "checksum" in caplog.text
 
 
+@pytest.mark.faults(13, fast=True)
 @pytest.mark.parametrize("content", [None, b"", b"\x00\xff\x80", b"../evil.pth", b"model_x.pth"])
 def test_the_pointer_file_is_never_believed(tmp_path, content):
     folder = tmp_path / "run"

@@ -141,6 +141,7 @@ def test_missing_file_names_the_nearest(write):
         merged("https://localhost/a.yaml")
 
 
+@pytest.mark.faults(29, fast=True)
 def test_symbolic_link_out_of_the_tree_is_refused(write, tmp_path):
     outside = write("outside.yaml", "SEED: 1\n")
     file = write("configs/a.yaml", "_BASE_: link.yaml\n")
@@ -149,6 +150,7 @@ def test_symbolic_link_out_of_the_tree_is_refused(write, tmp_path):
         merged(file)
 
 
+@pytest.mark.faults(29, fast=True)
 @pytest.mark.parametrize(
     "value",
     [
@@ -171,6 +173,7 @@ def test_tags_are_refused_and_nothing_runs(write, tmp_path, value, allow_unsafe)
     assert cfg == get_cfg()
 
 
+@pytest.mark.faults(29, fast=True)
 def test_no_socket_is_opened_for_a_base(write, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a socket was opened")

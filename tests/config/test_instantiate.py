@@ -172,6 +172,7 @@ print(json.dumps([out, seen, "antigravity" in sys.modules]))
 """
 
 
+@pytest.mark.faults(29, fast=True)
 def test_hostile_targets_are_refused_and_nothing_runs(tmp_path):
     """FAULTS 29, with an audit hook; in a process of its own, because hooks cannot be removed."""
     mark = tmp_path / "mark"

@@ -237,6 +237,7 @@ def test_sound_file(tmp_path, folder):
     assert ground_truth_ap(file, use_fast_impl=False) == pytest.approx({"bbox": 100, "segm": 100})
 
 
+@pytest.mark.faults(24, fast=True)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_mutation_is_named_and_repaired(name, tmp_path, folder):
     mutate, where, field, kept = MUTATIONS[name]

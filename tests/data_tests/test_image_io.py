@@ -37,6 +37,7 @@ def test_jpeg_pixels_are_pillows(tmp_path, rgb, subsampling, progressive, mode):
     np.testing.assert_array_equal(utils.read_image(path, "BGR"), expected[:, :, ::-1])
 
 
+@pytest.mark.faults(23, fast=True)
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 def test_exif_orientation_is_always_upright(tmp_path, orientation, suffix):
@@ -85,6 +86,7 @@ def test_convert_image_to_rgb(tmp_path, rgb, format):
     assert np.abs(back.astype(int) - rgb).max() <= tolerance
 
 
+@pytest.mark.faults(23, fast=True)
 @pytest.mark.parametrize(
     "make",
     [
@@ -105,12 +107,14 @@ def test_unusual_files_become_rgb(tmp_path, rgb, make):
     assert np.abs(result.astype(int) - rgb).mean() < 12  # 200 colours of a palette
 
 
+@pytest.mark.faults(23, fast=True)
 def test_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
     path = _save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(utils.read_image(path, "RGB"), np.asarray(frames[0]))
 
 
+@pytest.mark.faults(23, fast=True)
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     values = np.linspace(0, 65535, 48).reshape(6, 8).astype(np.uint16)
     path = _save(tmp_path / "a.png", values)
@@ -135,6 +139,7 @@ def test_label_maps_keep_their_numbers(tmp_path):
         utils.read_label_map(_save(tmp_path / "e.png", np.zeros((4, 4, 3), np.uint8)))
 
 
+@pytest.mark.faults(23, fast=True)
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 def test_truncated_files_are_refused(tmp_path, suffix, share):
@@ -148,6 +153,7 @@ def test_truncated_files_are_refused(tmp_path, suffix, share):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.faults(23, fast=True)
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
@@ -182,6 +188,7 @@ def _png_of_size(width, height):
     )
 
 
+@pytest.mark.faults(30, fast=True)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(60000, 60000), (20000, 8948)])
 def test_image_bombs_are_refused(tmp_path, size):

@@ -19,6 +19,7 @@ from d2kit.data import (
 )
 from d2kit.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from d2kit.utils import comm
+from tests.faults.runs import patience
 
 SIZES = [(4, 3), (3, 4), (5, 5), (6, 2), (2, 6)]
 
@@ -69,6 +70,7 @@ def processes(monkeypatch):
     return pretend
 
 
+@pytest.mark.faults(2, fast=True)
 @pytest.mark.parametrize("grouping", [True, False])
 def test_number_of_workers_changes_nothing(grouping):
     want = take(make(num_workers=0, aspect_ratio_grouping=grouping), 14)
@@ -80,6 +82,7 @@ def test_number_of_workers_changes_nothing(grouping):
     assert take(make(seed=12, aspect_ratio_grouping=grouping), 14) != want
 
 
+@pytest.mark.faults(7, fast=True)
 @pytest.mark.parametrize("grouping", [True, False])
 @pytest.mark.parametrize("start", [1, 5, 6, 7, 40])
 def test_start_batch_equals_skipping(grouping, start):
@@ -94,6 +97,7 @@ def test_start_batch_equals_skipping(grouping, start):
         loader.start_batch = -1
 
 
+@pytest.mark.faults(7, fast=True)
 def test_start_batch_opens_no_image():
     opened = []
 
@@ -105,6 +109,7 @@ def test_start_batch_opens_no_image():
     assert len(opened) == 4
 
 
+@pytest.mark.faults(3, fast=True)
 @pytest.mark.parametrize("grouping", [True, False])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_number_of_processes_changes_nothing(grouping, world_size, processes):
@@ -161,6 +166,7 @@ def test_global_generators_are_left_alone():
     assert (random.random(), np.random.rand(), torch.rand(()).item()) == want
 
 
+@pytest.mark.faults(7, fast=True)
 def test_start_far_away_is_fast():
     shape = np.random.default_rng(0).integers(1, 3, (118_000, 2)).tolist()
     dataset = DatasetFromList([{"width": w, "height": h, "image_id": 0} for w, h in shape])
@@ -297,6 +303,7 @@ def failing(record):
     return noisy(record)
 
 
+@pytest.mark.faults(27, fast=True)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_failing_mapper_names_the_image(workers):
     loader = make(mapper=failing, num_workers=workers)
@@ -310,12 +317,21 @@ def dying(record):
     return noisy(record)
 
 
-@pytest.mark.faults
+@pytest.mark.faults(27)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_failing_mapper_is_quick(workers):
+    begin = time.perf_counter()
+    with pytest.raises(RuntimeError, match=r"file_name '3\.jpg': OSError: truncated"):
+        take(make(mapper=failing, num_workers=workers), 20)
+    assert time.perf_counter() - begin < patience(10)
+
+
+@pytest.mark.faults(27)
 def test_killed_worker_is_an_error_that_names_images():
     begin = time.perf_counter()
     with pytest.raises(RuntimeError, match=r"In work: record 3, file_name '3\.jpg'$"):
         take(make(mapper=dying, num_workers=1), 20)
-    assert time.perf_counter() - begin < 10
+    assert time.perf_counter() - begin < patience(10)
 
 
 def config(**changes):

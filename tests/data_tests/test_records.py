@@ -61,6 +61,7 @@ def test_classes_must_agree(dataset, write_coco, names, tmp_path):
         get_detection_dataset_dicts([dataset, second])
 
 
+@pytest.mark.faults(25, fast=True)
 def test_missing_images_are_named(dataset, tmp_path):
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(DatasetError, match=r"1 of 2 image files are missing") as caught:
@@ -69,6 +70,7 @@ def test_missing_images_are_named(dataset, tmp_path):
     assert len(get_detection_dataset_dicts(dataset, check_consistency=False)) == 1
 
 
+@pytest.mark.faults(25, fast=True)
 def test_missing_images_of_large_folders(write_coco, names, tmp_path):
     images = [
         {"id": i, "file_name": f"{i % 2}/{i}.jpg", "height": 2, "width": 2} for i in range(300)
@@ -93,6 +95,7 @@ def test_keys_that_are_no_paths_are_left_to_the_mapper(names):
     assert len(get_detection_dataset_dicts(name)) == 2
 
 
+@pytest.mark.faults(25, fast=True)
 def test_only_crowds(write_coco, names, tmp_path):
     content = coco()
     (tmp_path / "a.jpg").touch()
@@ -103,6 +106,7 @@ def test_only_crowds(write_coco, names, tmp_path):
         get_detection_dataset_dicts(name)
 
 
+@pytest.mark.faults(25, fast=True)
 def test_empty_dataset_and_no_name(names):
     name = names()
     DatasetCatalog.register(name, list)
@@ -145,6 +149,7 @@ def test_class_outside_the_names(category):
         print_instances_class_histogram([{"annotations": [{"category_id": category}]}], ["a", "b"])
 
 
+@pytest.mark.faults(25, fast=True)
 def test_class_count(dataset, names):
     check_dataset_matches(2, [dataset])
     with pytest.raises(

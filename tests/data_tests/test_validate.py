@@ -79,6 +79,7 @@ DEFECTS = {
 }
 
 
+@pytest.mark.faults(24, fast=True)
 @pytest.mark.parametrize("case", DEFECTS)
 def test_annotation_defect_is_one_line(case, write_coco):
     change, field, what = DEFECTS[case]
@@ -94,6 +95,7 @@ def test_annotation_defect_is_one_line(case, write_coco):
     assert what in line.split(field, 1)[1]
 
 
+@pytest.mark.faults(24, fast=True)
 @pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox"])
 def test_missing_keys(key, write_coco):
     content = coco()
@@ -122,6 +124,7 @@ IMAGE_DEFECTS = {
 }
 
 
+@pytest.mark.faults(24, 28, fast=True)
 @pytest.mark.parametrize("case", IMAGE_DEFECTS)
 def test_image_defect(case, write_coco):
     change, field = IMAGE_DEFECTS[case]
@@ -159,6 +162,7 @@ FILES = {
 }
 
 
+@pytest.mark.faults(24, fast=True)
 @pytest.mark.parametrize("case", FILES)
 def test_file_defect(case, tmp_path):
     raw, message = FILES[case]

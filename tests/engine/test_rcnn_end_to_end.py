@@ -110,6 +110,7 @@ def test_fast_rcnn_on_the_proposals_of_an_rpn(proposal_file, tmp_path):
     assert proposals.objectness_logits[0] == pytest.approx(table["objectness_logits"][row].max())
 
 
+@pytest.mark.faults(26, fast=True)
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_proposals(count, tmp_path):
     box = [[5.0, 5, 30, 30]] * count

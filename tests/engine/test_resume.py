@@ -58,6 +58,7 @@ SWITCHES = {
 """What may be switched on without a resumed run ending elsewhere."""
 
 
+@pytest.mark.faults(1, 5, fast=True)
 @pytest.mark.parametrize(
     ("workers", "switch"), [(2, "plain"), *((0, name) for name in SWITCHES)], ids=str
 )
@@ -74,6 +75,7 @@ def test_a_resumed_run_ends_bitwise_equal(tmp_path, images, workers, switch):
     assert last == {k: v for k, v in losses(tmp_path / "killed").items() if k in last}
 
 
+@pytest.mark.faults(4, fast=True)
 def test_a_kill_between_the_parts_of_a_batch(tmp_path, images):
     """The gradients of the first part are lost, and computed again."""
     options = SWITCHES["accumulation"]

@@ -159,6 +159,7 @@ def test_files_and_length_of_a_run_that_ends_early(tmp_path, images):
     assert FallingTrainer.evaluations == [10]
 
 
+@pytest.mark.faults(5, fast=True)
 @pytest.mark.parametrize("checkpoint_period", [2, 3])
 @pytest.mark.parametrize("kill_at", [4, 6, 7, 9])
 def test_a_killed_run_decides_the_same(tmp_path, images, kill_at, checkpoint_period):
@@ -173,6 +174,7 @@ def test_a_killed_run_decides_the_same(tmp_path, images, kill_at, checkpoint_per
             assert tiny.digest(one[part]) == tiny.digest(other[part])
 
 
+@pytest.mark.faults(8, fast=True)
 def test_resume_takes_the_newest_and_not_the_best(tmp_path, images):
     """The best is of iteration 5, the newest of 7: `model_best.pth` was written before."""
     with pytest.raises(KilledError):

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 from tests.engine import tiny
@@ -10,3 +12,12 @@ def folder(tmp_path):
     tiny.register(tmp_path / "images")
     tiny.records(tmp_path / "images")
     return tmp_path
+
+
+@pytest.fixture
+def log(caplog):
+    """What is logged from here on; d2kit's loggers do not hand on to the root's."""
+    logger = logging.getLogger("d2kit")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)

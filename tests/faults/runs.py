@@ -31,8 +31,16 @@ def _quietly(function, args):
     function(*args)
 
 
-def finish(process, seconds=60):
-    """Wait; return the exit code, negative for a signal."""
+def patience(seconds):
+    """Return how long to wait for what takes `seconds` where nobody else uses the cores."""
+    work, wall, cpu = 0.2, time.perf_counter(), time.process_time()
+    while time.process_time() - cpu < work:
+        pass
+    return seconds * max(1.0, (time.perf_counter() - wall) / work)
+
+
+def finish(process, seconds=600):
+    """Wait, as long as nothing hangs; return the exit code, negative for a signal."""
     process.join(seconds)
     alive = process.is_alive()
     if alive:
@@ -48,10 +56,10 @@ class QuietTrainer(tiny.TinyTrainer):
     noise = False
 
 
-def train(folder, output, options=(), progress=None, act=None, noise=True):
+def train(folder, output, options=(), progress=None, act=None, noise=True, kind=None):
     """Train or go on; each iteration sets `progress` and calls `act(trainer)` as it begins."""
     tiny.register(Path(folder) / "images")
-    kind = tiny.TinyTrainer if noise else QuietTrainer
+    kind = kind or (tiny.TinyTrainer if noise else QuietTrainer)
     trainer = kind(tiny.tiny_cfg(Path(folder) / output, *options))
 
     def begin(trainer):
@@ -92,18 +100,18 @@ def metrics(output):
     ]
 
 
-def wait_for(condition, seconds=30.0):
-    """Wait until something is true."""
+def wait_for(condition, seconds=600.0):
+    """Wait until something is true, as long as nothing hangs."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.001)
 
 
-def kill_at_random(folder, output, options, step, rng: random.Random):
+def kill_at_random(folder, output, options, step, rng: random.Random, kind=None):
     """Train until `step` has begun, and kill somewhat later."""
     progress = CONTEXT.Value("q", -1)
-    process = start(train, folder, output, options, progress)
+    process = start(train, folder, output, options, progress, None, True, kind)
     wait_for(lambda: progress.value >= step or not process.is_alive())
     time.sleep(rng.random() * 0.005)
     process.kill()

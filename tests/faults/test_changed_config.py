@@ -10,6 +10,8 @@ import pytest
 from d2kit.engine._resume_check import config_differences
 from tests.engine import tiny
 
+pytestmark = pytest.mark.faults(10, fast=True)
+
 
 @pytest.fixture
 def run(folder):

@@ -24,14 +24,17 @@ from d2kit.utils import comm
 from tests.engine import tiny
 from tests.faults import runs
 
-pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.faults(1, 6)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_twenty_kills_at_random_moments(folder, workers):
     options = ("SOLVER.MAX_ITER", 200, "SOLVER.CHECKPOINT_PERIOD", 7, "SOLVER.STEPS", (120,))
     options += ("INPUT.CROP.ENABLED", True)
+    cfg = tiny.tiny_cfg(folder / "straight", *options)
+    assert len(cfg.INPUT.MIN_SIZE_TRAIN) > 1
+    assert cfg.DATALOADER.ASPECT_RATIO_GROUPING
     runs.train(folder, "straight", options)
     rng = random.Random(workers)
     killed = 0
@@ -51,6 +54,7 @@ def test_twenty_kills_at_random_moments(folder, workers):
     assert len(lines) >= 10
 
 
+@pytest.mark.faults(2)
 def test_other_numbers_of_workers(folder):
     runs.train(folder, "straight")
     for workers, step in ((4, 7), (0, 8), (2, None)):
@@ -62,6 +66,7 @@ def test_other_numbers_of_workers(folder):
     assert runs.images(folder / "run") == runs.images(folder / "straight")
 
 
+@pytest.mark.faults(9)
 def test_ten_crashes_with_three_checkpoints_kept(folder):
     class Keeping(tiny.TinyTrainer):
         def build_hooks(self):
@@ -105,6 +110,7 @@ def part(folder, steps, period):
     runs.train(folder, "run", options, act=act, noise=False)
 
 
+@pytest.mark.faults(3)
 def test_two_processes_one_two(folder):
     runs.train(folder, "straight", noise=False)
     with pytest.raises(torch.multiprocessing.ProcessExitedException):
@@ -146,6 +152,7 @@ def undisturbed(folder):
     runs.train(folder, "straight", noise=False)
 
 
+@pytest.mark.faults(19)
 def test_torchrun_restarts(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--max-restarts", "3", "--master-port", str(_find_free_port())]

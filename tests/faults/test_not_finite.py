@@ -65,11 +65,11 @@ def replay(folder, dump):
     command += ["--trainer", "tests.faults.test_not_finite:PoisonedTrainer"]
     env = {**os.environ, IMAGES: str(folder / "images"), "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=200, env=env, check=False
+        command, capture_output=True, text=True, timeout=600, env=env, check=False
     )
 
 
-@pytest.mark.faults
+@pytest.mark.faults(21)
 def test_all_ranks_stop_at_the_same_step_which_can_be_replayed(folder):
     launch(fail, 0, args=(str(folder),), num_processes=2)
     facts = [json.loads((folder / f"facts{rank}.json").read_text()) for rank in (0, 1)]
@@ -91,6 +91,7 @@ def test_all_ranks_stop_at_the_same_step_which_can_be_replayed(folder):
     assert "the step fails again" in done.stdout
 
 
+@pytest.mark.faults(21, fast=True)
 def test_one_process(folder):
     fail(folder)
     facts = json.loads((folder / "facts0.json").read_text())

@@ -29,7 +29,7 @@ def hang(trainer):
         time.sleep(60)
 
 
-@pytest.mark.faults
+@pytest.mark.faults(16)
 def test_the_second_process_names_the_first_and_changes_nothing(folder):
     progress = runs.CONTEXT.Value("q", -1)
     first = runs.start(runs.train, folder, "run", (), progress, hang)
@@ -39,7 +39,7 @@ def test_the_second_process_names_the_first_and_changes_nothing(folder):
         begin = time.monotonic()
         with pytest.raises(BlockingIOError) as error:
             tiny.TinyTrainer(tiny.tiny_cfg(folder / "run"))
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < runs.patience(2)
         assert f"process {first.pid} on {socket.gethostname()}" in str(error.value)
         assert contents(folder / "run") == before
     finally:
@@ -63,6 +63,7 @@ def other(path, **changes):
     path.write_text(json.dumps(owner))
 
 
+@pytest.mark.faults(16, fast=True)
 def test_a_process_on_another_machine_lives_by_its_signs_of_life(tmp_path):
     path = tmp_path / NAME
     other(path)
@@ -77,11 +78,13 @@ def test_a_process_on_another_machine_lives_by_its_signs_of_life(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.faults(16, fast=True)
 def test_a_number_used_again_is_another_process(tmp_path):
     other(tmp_path / NAME, host=socket.gethostname())  # our number, started at another time
     RunLock(tmp_path).release()
 
 
+@pytest.mark.faults(16, fast=True)
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]", b'{"pid": "x"}'])
 def test_an_unreadable_lock_holds_for_a_minute(tmp_path, content):
     path = tmp_path / NAME
@@ -93,6 +96,7 @@ def test_an_unreadable_lock_holds_for_a_minute(tmp_path, content):
     RunLock(tmp_path).release()
 
 
+@pytest.mark.faults(16, fast=True)
 def test_signs_of_life_are_given(tmp_path, monkeypatch):
     monkeypatch.setattr(_run_lock, "HEARTBEAT", 0.01)
     lock = RunLock(tmp_path)
@@ -101,6 +105,7 @@ def test_signs_of_life_are_given(tmp_path, monkeypatch):
     lock.release()
 
 
+@pytest.mark.faults(16, fast=True)
 def test_holding_twice_is_holding_once(tmp_path):
     hold_output_dir(tmp_path)
     before = (tmp_path / NAME).stat().st_mtime_ns
@@ -111,7 +116,7 @@ def test_holding_twice_is_holding_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.faults
+@pytest.mark.faults(16)
 def test_of_many_processes_one_gets_the_folder(tmp_path):
     code = (
         "import sys; from pathlib import Path; from d2kit.engine._run_lock import RunLock\n"
@@ -135,10 +140,11 @@ def test_of_many_processes_one_gets_the_folder(tmp_path):
         process.stdin.flush()
     said = sorted(process.stdout.readline().strip() for process in crowd)
     for process in crowd:
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     assert said == ["held", "refused", "refused", "refused"]
 
 
+@pytest.mark.faults(16, fast=True)
 def test_killed_is_dead(tmp_path):
     process = subprocess.Popen(["sleep", "60"])
     owner = {"pid": process.pid, "host": socket.gethostname()}

@@ -18,7 +18,6 @@ from d2kit.engine import launch
 from d2kit.utils import comm
 from tests.faults import runs
 
-pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,34 +63,37 @@ def children(pid):
     return found
 
 
+@pytest.mark.faults(20)
 def test_a_stopped_process_is_named(folder):
     process = start(folder, "stop")
-    assert process.wait(180) == 1
+    assert process.wait(600) == 1
     took = time.time() - float((folder / "begin").read_text())
     text = (folder / "stderr").read_text()
     assert "rank 1 (process" in text, text[-3000:]
     assert "gives no sign of life" in text
     assert (folder / "pid1").read_text() in text
     assert "run_step" in text  # what rank 0 was doing
-    assert took < 6 + 3 + 2 * 3 + 10  # the time given, a look, twice GRACE, a slow machine
+    assert took < runs.patience(6 + 3 + 2 * 3 + 3)  # the time given, a look, twice GRACE, the rest
     assert not alive(int((folder / "pid1").read_text()))
 
 
+@pytest.mark.faults(20)
 def test_a_child_that_raises_ends_the_parent(folder):
     process = start(folder, "raise")
-    assert process.wait(180) not in (0, None)
-    assert time.time() - float((folder / "begin").read_text()) < 10
+    assert process.wait(600) not in (0, None)
+    assert time.time() - float((folder / "begin").read_text()) < runs.patience(10)
     assert "bad on purpose" in (folder / "stderr").read_text()
 
 
+@pytest.mark.faults(20)
 def test_no_orphans_of_a_killed_parent(folder):
     process = start(folder, "nothing", workers=1)
-    runs.wait_for(lambda: len(list((folder / "run").glob("images*.txt"))) == 2, 150)
+    runs.wait_for(lambda: len(list((folder / "run").glob("images*.txt"))) == 2)
     family = children(process.pid)
     assert len(family) >= 4
     process.kill()
     process.wait()
-    runs.wait_for(lambda: not any(map(alive, family)), 40)
+    runs.wait_for(lambda: not any(map(alive, family)))
 
 
 if __name__ == "__main__":

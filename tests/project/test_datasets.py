@@ -89,6 +89,7 @@ def _zip_with(path, name, content=b"x", link=False):
         bundle.writestr(info, content, zipfile.ZIP_DEFLATED)
 
 
+@pytest.mark.faults(30, fast=True)
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
@@ -106,6 +107,7 @@ def test_hostile_archives_are_refused(tmp_path, name, options, reason):
     assert not (tmp_path / "out").exists(), "nothing is written, not even the good member"
 
 
+@pytest.mark.faults(30, fast=True)
 def test_archive_size_limit(tmp_path):
     _zip_with(tmp_path / "a.zip", "large", np.random.default_rng(0).bytes(5000))
     with pytest.raises(ValueError, match="at most 1,000"):

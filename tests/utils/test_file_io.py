@@ -48,6 +48,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, error):
     assert os.listdir(tmp_path) == ["model.pth"]
 
 
+@pytest.mark.faults(14, fast=True)
 def test_full_disk_is_reported_with_path_and_sizes(tmp_path):
     target = tmp_path / "model.pth"
     with pytest.raises(OSError, match="disk full: wrote 4 bytes") as caught:

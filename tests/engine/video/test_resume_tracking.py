@@ -90,7 +90,7 @@ def test_a_run_goes_on_where_its_detections_end(undisturbed, short_clip, weights
     assert sorted(p.name for p in tmp_path.iterdir()) == FILES
 
 
-@pytest.mark.faults
+@pytest.mark.faults(32)
 @pytest.mark.parametrize("kill_at", [1, 6, 12])
 def test_kill_and_resume(undisturbed, short_clip, weights, tmp_path, kill_at):
     command = [sys.executable, "-m", "tests.engine.video.tiny_detector", str(short_clip)]
