@@ -6,6 +6,7 @@ from torch.distributed import HashStore
 
 from d2kit.engine._rendezvous import fresh_store
 
+pytestmark = pytest.mark.faults(19, fast=True)
 SECOND = timedelta(seconds=1)
 
 
