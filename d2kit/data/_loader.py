@@ -156,6 +156,13 @@ class TrainLoader(torchdata.DataLoader[Any]):
         """
         with _without_child_signals():
             batches = super().__iter__()
+        try:
+            yield from self._named(batches)
+        finally:
+            self._stop(batches)
+
+    def _named(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Pass batches on; an error says which image it is about."""
         while True:
             try:
                 batch = next(batches)
@@ -164,7 +171,7 @@ class TrainLoader(torchdata.DataLoader[Any]):
             except SampleError as error:
                 raise SampleError(_own_line(str(error))) from error
             except (RuntimeError, OSError, EOFError) as error:
-                if "exited unexpectedly" not in str(error) and not _lost(error, batches):
+                if "DataLoader worker" not in str(error) and not _lost(error, batches):
                     raise
                 names = "; ".join(self.samples.names_in_work()) or "nothing"
                 raise RuntimeError(
@@ -172,6 +179,15 @@ class TrainLoader(torchdata.DataLoader[Any]):
                     f"memory is full. In work: {names}"
                 ) from error
             yield batch
+
+    def _stop(self, batches: Iterator[Any]) -> None:
+        """End the workers now.
+
+        The garbage collector may close the queues by which they are told to end before it deletes
+        the iterator, which then waits: 20 s for two workers, after an error.
+        """
+        if self.num_workers and not self.persistent_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _own_line(text: str) -> str:

@@ -1,4 +1,5 @@
 import itertools
+import multiprocessing
 import os
 import random
 import signal
@@ -326,8 +327,19 @@ def test_failing_mapper_is_quick(workers):
     assert time.perf_counter() - begin < patience(10)
 
 
+@pytest.mark.faults(27, fast=True)
+def test_workers_end_with_the_error():
+    with pytest.raises(RuntimeError, match="truncated") as error:
+        take(make(mapper=failing, num_workers=2), 20)
+    assert error.value.__traceback__  # which holds the iterator
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.faults(27)
-def test_killed_worker_is_an_error_that_names_images():
+@pytest.mark.parametrize("other_loader", [False, True], ids=["alone", "after another loader"])
+def test_killed_worker_is_an_error_that_names_images(other_loader):
+    if other_loader:  # torch's handler of SIGCHLD then raises in place of the queue
+        assert len(list(torchdata.DataLoader([1, 2], num_workers=1))) == 2
     begin = time.perf_counter()
     with pytest.raises(RuntimeError, match=r"In work: record 3, file_name '3\.jpg'$"):
         take(make(mapper=dying, num_workers=1), 20)

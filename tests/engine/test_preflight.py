@@ -332,7 +332,7 @@ def test_report_comes_before_the_first_step(tmp_path, images, caplog):
 
 
 def test_a_part_that_fails_lets_the_training_begin(tmp_path, images, caplog, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("unheard of")
 
     monkeypatch.setattr(_preflight_report, "estimate_memory", fail)
