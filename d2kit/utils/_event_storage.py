@@ -150,7 +150,7 @@ class EventStorage:
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned, so that all is written as if nothing had happened."""
+        """Put back what `state_dict` returned, so that writers go on as if nothing had happened."""
         for name, values in state_dict.get("smoothed", {}).items():
             self._hints[name] = True
             for value, iteration in values:
