@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """What protection costs: a training step with it and without, a checkpoint beside `torch.save`.
 
-benchmark_protection.py step [--pairs 200]: in turn, on the same batch, an iteration of
+benchmark_protection.py step [--repeats 200]: in turn, on the same batch, an iteration of
     `DefaultTrainer` with all its hooks (every step seeded, statistics of BatchNorm kept, losses
     checked on the host, signals, watchdog, timer, writers) and a bare loop: forward, backward,
     update, schedule. The demo's model on the synthetic ward, and a model of 24 weights. With two
     processes: torchrun --nproc-per-node 2 benchmark_protection.py step
-benchmark_protection.py save [--repeats 9]: in turn `DetectionCheckpointer.save` (checksums, a
+benchmark_protection.py save --repeats 9: in turn `DetectionCheckpointer.save` (checksums, a
     temporary name, fsync of file and folder) and `torch.save` of the same content, with fsync
     and without, for the demo and for Mask R-CNN R50-FPN, weights and optimizer.
 """
@@ -148,12 +148,12 @@ def step(args: argparse.Namespace) -> None:
                 output = comm.all_gather(f"{folder}/{name}")[0]
                 options = ("SOLVER.LR_FACTORS", []) if name == "tiny" else ()
                 trainer = kind(config(DEMO, output, *options))
-                found = Pair(trainer).measure(args.pairs)
+                found = Pair(trainer).measure(args.repeats)
                 rows += [row_of_pairs(name, clock, times) for clock, times in found.items()]
     if comm.is_main_process():
         headers = ["model", "clock", "bare step, ms", "protection, ms (95 %)", "of the step"]
         print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
-        print(f"{args.pairs} pairs, {comm.get_world_size()} processes. {machine(args)}")
+        print(f"{comm.get_world_size()} processes, {machine(args)}")
 
 
 class State:
@@ -241,9 +241,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", choices=("step", "save"))
-    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=200, help="pairs of steps, or saves")
     parser.add_argument("--models", nargs="+", default=["tiny", "demo"])
-    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=Path("datasets/data"))
     parser.set_defaults(device="cpu", size=(160, 240))

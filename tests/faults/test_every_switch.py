@@ -203,4 +203,4 @@ def test_three_kills_with_every_switch_on(ward, tmp_path, ends):
     assert {key for key in straight if straight[key] != run[key]} == set()
     assert straight["iteration"] == (evaluation if ends == "early" else STEPS - 1)
     assert len(straight["images"]) == straight["iteration"] + 1
-    assert len([row for row in straight["metrics"] if "bbox/AP" in row]) >= 3
+    assert len([row for row in straight["metrics"] if "bbox/AP" in row]) >= 2
