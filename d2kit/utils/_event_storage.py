@@ -131,7 +131,7 @@ class EventStorage:
         """Return what a resumed run must know of the scalars, but for measured times.
 
         Args:
-            window: number of values of each that is smoothed.
+            window: iterations whose values are kept, of each that is smoothed.
 
         Returns:
             ``"smoothed"``: name -> the last [value, iteration] pairs; ``"last"``: name -> the last
@@ -142,11 +142,13 @@ class EventStorage:
         for name in sorted(self._history):
             if _MEASURED.search(name):
                 continue
-            values = [[float(x), int(i)] for x, i in self._history[name].values()[-window:]]
-            if self._hints.get(name):
+            smoothed = bool(self._hints.get(name))
+            count = self.count_samples(name, window) if smoothed else 1
+            values = [[float(x), int(i)] for x, i in self._history[name].values()[-count:]]
+            if smoothed:
                 state["smoothed"][name] = values
             else:
-                state["last"][name] = values[-1]
+                state["last"][name] = values[0]
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

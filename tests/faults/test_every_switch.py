@@ -7,8 +7,8 @@ inside an evaluation.
 
 Fails without: `repeat_missed_evaluation` in `DefaultTrainer.before_train` (another best
 checkpoint, another end), ``"last"`` in `EventStorage.state_dict` (an evaluation is missing in
-``metrics.json``), `WeightAveraging.state_dict` (other averages), `EarlyStopping.state_dict`
-(another end).
+``metrics.json``), its `count_samples` (other medians), `WeightAveraging.state_dict` (other
+averages), `EarlyStopping.state_dict` (another end).
 
 40 iterations; ``D2KIT_FAULTS_STEPS=2000 pytest -m faults -s tests/faults/test_every_switch.py``
 does 2,000 of the demo's data, and prints the digests.
@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.engine import CallbackHook, DefaultTrainer
+from d2kit.utils.env import seed_all_rng
 from project import patient_video
 from tests.engine import tiny
 from tests.faults import runs
@@ -132,6 +133,7 @@ def train(root, output, options, kill=None):
     cfg.merge_from_list(["SOLVER.MAX_ITER", STEPS, "SOLVER.WARMUP_ITERS", STEPS // 10])
     cfg.merge_from_list(["SOLVER.CHECKPOINT_PERIOD", SAVE, "TEST.EVAL_PERIOD", EVALUATE])
     cfg.merge_from_list(["OUTPUT_DIR", str(output), *SMALL, *options])
+    seed_all_rng(cfg.SEED)  # of the first weights
     trainer = DefaultTrainer(cfg)
 
     def end(trainer):
@@ -180,7 +182,12 @@ def ward(tmp_path_factory):
     if not LONG:
         spec = patient_video.WardSpec(0, 12, 1, 4.0, width=160, stride=12, train_stride=6)
     patient_video.generate(root / "patient_video", spec, workers=2)
-    return root
+    register(root)
+    DatasetCatalog.get(MIXED)  # writes the turned images
+    yield root
+    for name in (MIXED, patient_video.TRAIN, patient_video.TEST):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.mark.parametrize("ends", ["at the last iteration", "early"])

@@ -191,6 +191,18 @@ def test_a_resumed_run_writes_each_value_once(tmp_path, written):
     assert [row | {"time": 0} for row in lines(file)] == [row | {"time": 0} for row in expected]
 
 
+def test_the_state_covers_iterations_not_values():
+    storage = EventStorage()
+    for iteration in range(8):
+        storage.iter = iteration
+        for value in (1.0, 9.0, 5.0):  # parts of an accumulated batch
+            storage.put_scalar("accuracy", iteration + value)
+    other = EventStorage()
+    other.load_state_dict(storage.state_dict(window=4))
+    assert len(other.history("accuracy").values()) == 12
+    assert other.history("accuracy").values() == storage.history("accuracy").values()[-12:]
+
+
 def test_printer(caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
