@@ -70,19 +70,25 @@ class StatisticsKeeper:
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
             for buffer in module.buffers(recurse=False)
         ]
+        # Averages apart from counters: of one type they are copied in one call.
+        self._live.sort(key=lambda buffer: not buffer.is_floating_point())
+        self._floats = sum(buffer.is_floating_point() for buffer in self._live)
         self._kept: list[Tensor] = []
 
     def before_step(self) -> None:
         """Keep the statistics."""
         if not self._kept:
             self._kept = [buffer.clone() for buffer in self._live]
-        for kept, live in zip(self._kept, self._live, strict=True):
-            kept.copy_(live, non_blocking=True)
+        self._copy(self._kept, self._live)
 
     def restore(self) -> None:
         """Put the statistics back."""
-        for kept, live in zip(self._kept, self._live, strict=True):
-            live.copy_(kept)
+        self._copy(self._live, self._kept)
+
+    def _copy(self, targets: list[Tensor], sources: list[Tensor]) -> None:
+        for part in (slice(self._floats), slice(self._floats, None)):
+            if targets[part]:
+                torch._foreach_copy_(targets[part], sources[part])
 
 
 def write_dump(

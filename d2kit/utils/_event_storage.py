@@ -128,24 +128,37 @@ class EventStorage:
         self._pending_tensors = 0
 
     def state_dict(self, window: int = 20) -> dict[str, Any]:
-        """Return the last values of the scalars that are smoothed, but for measured times.
+        """Return what a resumed run must know of the scalars, but for measured times.
 
         Args:
-            window: number of values of each.
+            window: iterations whose values are kept, of each that is smoothed.
+
+        Returns:
+            ``"smoothed"``: name -> the last [value, iteration] pairs; ``"last"``: name -> the last
+            pair of each other scalar, which may not have been written yet.
         """
         self._fetch()
-        return {
-            name: [[float(value), int(i)] for value, i in self._history[name].values()[-window:]]
-            for name in sorted(self._history)
-            if self._hints.get(name) and not _MEASURED.search(name)
-        }
+        state: dict[str, Any] = {"smoothed": {}, "last": {}}
+        for name in sorted(self._history):
+            if _MEASURED.search(name):
+                continue
+            smoothed = bool(self._hints.get(name))
+            count = self.count_samples(name, window) if smoothed else 1
+            values = [[float(x), int(i)] for x, i in self._history[name].values()[-count:]]
+            if smoothed:
+                state["smoothed"][name] = values
+            else:
+                state["last"][name] = values[0]
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned, so that medians go on as if nothing had happened."""
-        for name, values in state_dict.items():
+        """Put back what `state_dict` returned, so that writers go on as if nothing had happened."""
+        for name, values in state_dict.get("smoothed", {}).items():
             self._hints[name] = True
             for value, iteration in values:
                 self._history[name].update(value, iteration)
+        for name, (value, iteration) in state_dict.get("last", {}).items():
+            self.put_scalar(name, value, smoothing_hint=False, cur_iter=iteration)
 
     def put_scalars(
         self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: float | Tensor

@@ -76,6 +76,7 @@ class JSONWriter(EventWriter):
         with open(self._path, encoding="utf-8") as file:
             lines = file.readlines()
         kept = [line for line in lines if _iteration_of(line) < iteration]
+        self._last_write = max(int(_iteration_of(line)) for line in ["", *kept])
         if len(kept) < len(lines):
             self._file.close()
             with atomic_write(self._path, "w") as file:

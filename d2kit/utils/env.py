@@ -40,7 +40,10 @@ def seed_all_rng(seed: int | None = None) -> None:
         logging.getLogger(__name__).info("Using a generated random seed %d", seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # torch would keep the call, with its stack as text, for a device: 1 ms
+        torch.default_generator.manual_seed(seed)
 
 
 def derive_seed(*numbers: int) -> int:

@@ -4,8 +4,10 @@ import errno
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +16,7 @@ from iopath.common.file_io import PathManager as PathManagerBase
 
 __all__ = ["PathHandler", "PathManager", "atomic_write", "remove_leftovers"]
 
+FIRST_SYNC = 0.03  # seconds; shorter writes end before
 _TEMPORARY = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp")
 
 
@@ -55,11 +58,34 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def _reaching_the_disk(handle: int) -> Iterator[None]:
+    """Let the disk write while the block does: the fsync behind it waits for the rest only.
+
+    Raises:
+        OSError: at the end, if the disk refused; the kernel says so only once.
+    """
+    done = threading.Event()
+
+    def sync() -> None:
+        while not done.wait(FIRST_SYNC):
+            os.fsync(handle)
+
+    with ThreadPoolExecutor(1, "fsync") as pool:
+        job = pool.submit(sync)
+        try:
+            yield
+        finally:
+            done.set()
+        job.result()
+
+
+@contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that takes its name only when it is complete.
 
     The block writes to ``.<name>.<pid>-<random>.tmp`` in the target's folder. At its end the file
     is fsynced and renamed onto `path`; if the block raises, it is removed and `path` is as before.
+    The disk begins to write while the block still does, where that takes long.
 
     Args:
         path: the target, on a local file system; its folder must exist.
@@ -79,8 +105,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     text = {"encoding": "utf-8", "newline": ""} if mode == "w" else {}
     try:
         with open(temporary, mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
-            yield file
-            file.flush()
+            with _reaching_the_disk(file.fileno()) if mode == "wb" else nullcontext():
+                yield file
+                file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _sync_folder(target.parent)

@@ -162,6 +162,47 @@ def test_json_is_continued_and_a_torn_line_is_cut_off(tmp_path):
     assert lines(file) == [{"iteration": 0, "loss": 1.0}, {"iteration": 1, "loss": 2.0}]
 
 
+@pytest.mark.parametrize("written", [True, False])  # before the checkpoint
+def test_a_resumed_run_writes_each_value_once(tmp_path, written):
+    file = tmp_path / "metrics.json"
+    with EventStorage(0) as storage:
+        writer = JSONWriter(str(file))
+        storage.put_scalars(loss=1.0, AP=50.0, smoothing_hint=False)
+        storage.put_scalar("time", 0.1)
+        if written:
+            writer.write()
+        state = storage.state_dict()
+        storage.step()
+        storage.put_scalar("loss", 3.0, smoothing_hint=False)
+        writer.write()  # of an iteration after the checkpoint, which comes again
+        writer.close()
+    expected = lines(file)
+    assert [(row["iteration"], row.get("AP")) for row in expected] == [(0, 50.0), (1, None)]
+    if not written:
+        file.write_text("")
+    with EventStorage(1) as storage:
+        storage.load_state_dict(state)
+        writer = JSONWriter(str(file))
+        writer.continue_from(1)
+        storage.put_scalar("loss", 3.0, smoothing_hint=False)
+        writer.write()
+        writer.close()
+        assert "time" not in storage.histories()
+    assert [row | {"time": 0} for row in lines(file)] == [row | {"time": 0} for row in expected]
+
+
+def test_the_state_covers_iterations_not_values():
+    storage = EventStorage()
+    for iteration in range(8):
+        storage.iter = iteration
+        for value in (1.0, 9.0, 5.0):  # parts of an accumulated batch
+            storage.put_scalar("accuracy", iteration + value)
+    other = EventStorage()
+    other.load_state_dict(storage.state_dict(window=4))
+    assert len(other.history("accuracy").values()) == 12
+    assert other.history("accuracy").values() == storage.history("accuracy").values()[-12:]
+
+
 def test_printer(caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+import threading
 
 import pytest
 
@@ -44,6 +45,44 @@ def test_failed_write_leaves_the_old_file(tmp_path, error):
     target.write_bytes(b"old")
     with pytest.raises(error):
         write_and_raise(target, error())
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model.pth"]
+
+
+def test_the_disk_begins_while_the_block_writes(tmp_path, monkeypatch):
+    began = threading.Event()
+    real = os.fsync
+
+    def fsync(handle):
+        real(handle)
+        began.set()
+
+    monkeypatch.setattr(file_io.os, "fsync", fsync)
+    with atomic_write(tmp_path / "model.pth") as file:
+        file.write(b"half")
+        assert began.wait(10)
+        file.write(b"whole")
+    assert (tmp_path / "model.pth").read_bytes() == b"halfwhole"
+
+
+def test_a_refusal_that_the_kernel_tells_only_once(tmp_path, monkeypatch):
+    target = tmp_path / "model.pth"
+    target.write_bytes(b"old")
+    told = threading.Event()
+
+    def fsync(handle):
+        if not told.is_set():
+            told.set()
+            raise OSError(errno.EIO, "Input/output error")
+
+    def write():
+        with atomic_write(target) as file:
+            file.write(b"new")
+            assert told.wait(10)
+
+    monkeypatch.setattr(file_io.os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"Input/output error.*model\.pth"):
+        write()
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["model.pth"]
 
