@@ -47,7 +47,7 @@ class _Watchdog:
         # a connection of its own: that of the main thread may be busy waiting
         self._store = store.clone() if hasattr(store, "clone") else store
         self._seconds = seconds
-        self._pause = min(seconds / 5, LONGEST_PAUSE)
+        self._pause = min(seconds / 20, LONGEST_PAUSE)
         self._rank, self._world = comm.get_rank(), comm.get_world_size()
         self._end = threading.Event()
         self._answered = time.monotonic()
@@ -101,7 +101,9 @@ class _Watchdog:
             if now - since > self._seconds:
                 return self._of(rank, "gives no sign of life (stopped, or its machine is gone)")
         step = _step
-        if step is not None and now - step[1] > self._seconds:
+        # Later than the others' silence: who waits in a step for a silent process is not the stuck
+        # one, and that one's last sign came up to two pauses after the step began.
+        if step is not None and now - step[1] > self._seconds + 3 * self._pause:
             return f"rank {self._rank} (this one) has been in iteration {step[0]} without an end"
         return ""
 
