@@ -16,7 +16,7 @@ from iopath.common.file_io import PathManager as PathManagerBase
 
 __all__ = ["PathHandler", "PathManager", "atomic_write", "remove_leftovers"]
 
-FIRST_SYNC = 0.03  # seconds; shorter writes end before
+SYNC_PAUSE = 0.003  # seconds between two; shorter writes end before the first
 _TEMPORARY = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp")
 
 
@@ -67,7 +67,7 @@ def _reaching_the_disk(handle: int) -> Iterator[None]:
     done = threading.Event()
 
     def sync() -> None:
-        while not done.wait(FIRST_SYNC):
+        while not done.wait(SYNC_PAUSE):
             os.fsync(handle)
 
     with ThreadPoolExecutor(1, "fsync") as pool:
