@@ -182,6 +182,7 @@ def trained(name: str, folder: str) -> tuple[nn.Module, State]:
 def save(args: argparse.Namespace) -> None:
     """Measure the checkpoint and print the table."""
     rows: list[list] = []
+    args.data.mkdir(parents=True, exist_ok=True)
     for title, name in (("demo", DEMO), ("Mask R-CNN R50-FPN", LARGE)):
         with tempfile.TemporaryDirectory(dir=args.data) as folder:
             rows += save_rows(title, *trained(name, folder), Path(folder), args.repeats)
@@ -245,7 +246,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["tiny", "demo"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=Path("datasets/data"))
-    parser.set_defaults(device="cpu", size=(160, 240))
+    parser.set_defaults(device=["cpu"], size=(160, 240))
     args = parser.parse_args()
     launch(run, 0, num_processes=1, args=(args,))
 
