@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from d2kit.utils.file_io import atomic_write
 from d2kit.visualization import Visualizer
 
 
+KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")
+
+
 def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(
@@ -38,7 +42,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--tile", type=int, help="side in pixels of tiles, for large images")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
-    return parser.parse_args()
+    args = parser.parse_args()
+    # argparse takes all words behind --input for images, also the KEY VALUE pairs
+    is_key = [bool(KEY.fullmatch(str(path))) and not path.exists() for path in args.input]
+    first = is_key.index(True) if True in is_key else len(is_key)
+    args.opts = [*map(str, args.input[first:]), *args.opts]
+    args.input = args.input[:first]
+    return args
 
 
 def annotation(found: dict[str, Any], annotation_id: int) -> dict[str, Any]:

@@ -144,8 +144,8 @@ def test_predict_and_visualize(workplace, monkeypatch, capsys):
     torch.save({"model": build_model(cfg).state_dict()}, weights)
     out = workplace / "predictions"
     frames = workplace / "data/patient_video/frames/video01"
-    arguments = ["--config-file", workplace / "tiny.yaml", "--input", frames, "--output", out]
-    arguments += ["--confidence-threshold", "0.0", "MODEL.WEIGHTS", weights]
+    arguments = ["--config-file", workplace / "tiny.yaml", "--output", out]
+    arguments += ["--confidence-threshold", "0.0", "--input", frames, "MODEL.WEIGHTS", weights]
     monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
     predict = _script("predict")
     predict.main(predict.parse())
