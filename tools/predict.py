@@ -26,7 +26,6 @@ from d2kit.evaluation.coco_evaluation import instances_to_coco_json
 from d2kit.utils.file_io import atomic_write
 from d2kit.visualization import Visualizer
 
-
 KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")
 
 
