@@ -147,7 +147,8 @@ def test_losses_and_gradients(name):
     norms = {k: p.grad.norm().item() for k, p in model.named_parameters() if p.grad is not None}
     assert set(norms) == set(expected["grad.names"].tolist())
     for key, norm in zip(expected["grad.names"].tolist(), expected["grad.norms"], strict=True):
-        assert norms[key] == pytest.approx(norm, rel=1e-3, abs=1e-9), key
+        # A bias of all keypoint logits has no gradient (softmax over the map): 2e-8 is rounding.
+        assert norms[key] == pytest.approx(norm, rel=1e-3, abs=1e-7), key
 
 
 STATE_DICTS = [
