@@ -15,8 +15,9 @@ from d2kit.config._versions import upgrade_values
 from d2kit.config._yaml import load_yaml, parse_yaml
 from d2kit.config._zoo_folder import find_zoo_file, nearest_zoo_names, zoo_names
 from d2kit.config.defaults import _C
+from d2kit.utils.nested import flatten
 
-__all__ = ["COMMAND_LINE", "Source", "flat", "read_source"]
+__all__ = ["COMMAND_LINE", "Source", "read_source"]
 
 COMMAND_LINE = "the command line"
 WEIGHTS = (".pth", ".pt", ".pkl", ".safetensors")
@@ -38,17 +39,6 @@ class Source:
     values: dict[str, Any]
     origins: dict[str, str]
     cfg: CfgNode | None
-
-
-def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return full key -> value of nested sections."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _find(name: str) -> Path:
@@ -95,7 +85,7 @@ def _shown(place: str) -> str:
 def _is_lazy(values: Mapping[str, Any]) -> bool:
     """Tell whether a YAML file is a lazy config: described calls, or none of our sections."""
     sections = {key.partition(".")[0] for key in KEYS}
-    described = any(key.rpartition(".")[2] == "_target_" for key in flat(values))
+    described = any(key.rpartition(".")[2] == "_target_" for key in flatten(values))
     return described or (bool(values) and not sections & set(values))
 
 
@@ -136,7 +126,7 @@ def read_source(
     if _is_lazy(values):
         if overrides:
             raise ValueError(f"'{path}' is a lazy config: KEY VALUE pairs are for the other kind")
-        found = flat(values)
+        found = flatten(values)
         return Source(name, found, {k: v for k, v in origins.items() if k in found}, None)
     values = upgrade_values(values, str(path), origins)
     node = _C.clone()
@@ -145,5 +135,5 @@ def read_source(
     node.set_new_allowed(False)
     node.merge_from_list(overrides)
     origins |= dict.fromkeys(overrides[::2], COMMAND_LINE)
-    found = flat(node)
+    found = flatten(node)
     return Source(name, found, {k: v for k, v in origins.items() if k in found}, node)

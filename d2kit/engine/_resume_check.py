@@ -6,9 +6,13 @@ from typing import Any
 
 import yaml
 
+from d2kit.utils.nested import flatten
+
 __all__ = ["ConfigRecord", "config_differences"]
 
 logger = logging.getLogger(__name__)
+
+_ABSENT = "(no such key)"
 
 # Keys, or the beginnings of keys, that do not change what is trained. A longer training is no
 # other one until it comes to the old end; the seed is taken from the checkpoint.
@@ -72,23 +76,9 @@ def config_differences(before: str, now: str) -> tuple[list[str], list[str]]:
     Returns:
         A line for each key that differs, and the keys of those that change what is trained.
     """
-    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    old, new = flatten(yaml.safe_load(before)), flatten(yaml.safe_load(now))
     keys = [key for key in sorted({*old, *new}) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     lines = [f"{key}: {old.get(key, _ABSENT)!r} -> {new.get(key, _ABSENT)!r}" for key in keys]
     # a key that one of them lacks came or went with another version of d2kit
     harmful = [k for k in keys if k in old and k in new and not k.startswith(HARMLESS)]
     return lines, harmful
-
-
-_ABSENT = "(no such key)"
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted key -> value."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

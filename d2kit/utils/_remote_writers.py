@@ -23,6 +23,7 @@ from torch import Tensor
 from d2kit.utils._event_storage import get_event_storage
 from d2kit.utils._event_writers import EventWriter
 from d2kit.utils.file_io import atomic_write
+from d2kit.utils.nested import flatten
 
 __all__ = ["MLflowWriter", "RemoteWriter", "WandbWriter", "require_package"]
 
@@ -326,7 +327,7 @@ class MLflowWriter(RemoteWriter):
     def _log_config(self, run_id: str) -> None:
         from mlflow.entities import Param
 
-        flat = [Param(key, value[:500]) for key, value in _flat(self._config)]
+        flat = [Param(key, str(value)[:500]) for key, value in flatten(self._config).items()]
         for start in range(0, len(flat), 100):  # the service takes no more at once
             self._client.log_batch(run_id, params=flat[start : start + 100])
 
@@ -348,14 +349,3 @@ class MLflowWriter(RemoteWriter):
 def _plain(name: str) -> str:
     """Return a name without the characters that MLflow refuses."""
     return re.sub(r"[^\w./ -]", "_", name)
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return (dotted key, value as text) of a nested config."""
-    rows: list[tuple[str, str]] = []
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", str(value)))
-    return rows
