@@ -87,6 +87,7 @@ def test_nothing_of_the_code_is_run(tmp_path):
     assert [use.kind for use in uses if not use.supported] == ["file", "file"]
 
 
+@pytest.mark.slow
 def test_command_line_exits_with_what_it_found(code, tmp_path):
     command = [sys.executable, "-m", "d2kit.as_detectron2", "--scan"]
     done = subprocess.run([*command, str(code)], capture_output=True, text=True, check=False)

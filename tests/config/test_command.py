@@ -161,6 +161,7 @@ def test_what_print_changed_writes_reads_back(file, capsys, tmp_path):
     assert cfg == expected
 
 
+@pytest.mark.slow
 def test_script_reads_checkpoints(place):
     cfg = get_cfg()
     cfg.merge_from_file("mine.yaml")

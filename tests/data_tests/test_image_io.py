@@ -221,6 +221,7 @@ def test_apply_exif_orientation():
     assert utils._apply_exif_orientation(image).size == (6, 4)
 
 
+@pytest.mark.slow
 def test_plugins_loaded_by_others_do_not_hide_formats(tmp_path):
     """Matplotlib imports Pillow's PNG plugin alone; a JPEG must be read after that, too."""
     path = tmp_path / "a.jpg"

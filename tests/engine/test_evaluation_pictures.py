@@ -46,6 +46,7 @@ def files(output):
     return sorted(path.name for path in (output / "vis" / rcnn_data.NAME).iterdir())
 
 
+@pytest.mark.slow
 def test_the_same_images_at_each_evaluation_and_an_equal_end(tmp_path):
     """Drawing changes nothing of the training, nor does a kill in between."""
     without = run(tmp_path / "without", "TEST.VIS_IMAGES", 0)

@@ -65,6 +65,7 @@ def _train(config, *extra):
     return _script("train_net").main(default_argument_parser().parse_args(arguments))
 
 
+@pytest.mark.slow
 def test_from_a_json_file_to_an_ap_and_to_another_machine(place, monkeypatch, capsys):
     first = _train("own.yaml")
     assert {"bbox", "segm"} <= set(first)
