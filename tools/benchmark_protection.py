@@ -185,13 +185,15 @@ def save(args: argparse.Namespace) -> None:
     args.data.mkdir(parents=True, exist_ok=True)
     for title, name in (("demo", DEMO), ("Mask R-CNN R50-FPN", LARGE)):
         with tempfile.TemporaryDirectory(dir=args.data) as folder:
-            rows += save_rows(title, *trained(name, folder), Path(folder), args.repeats)
+            rows += save_rows(title, *trained(name, folder), Path(folder), args)
     headers = ["content", "MB", "written by", "s", "fastest", "processor s", "of torch.save"]
     print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
     print(machine(args))
 
 
-def save_rows(title: str, model: nn.Module, state: State, folder: Path, repeats: int) -> list[list]:
+def save_rows(
+    title: str, model: nn.Module, state: State, folder: Path, args: argparse.Namespace
+) -> list[list]:
     """Return the lines of one model."""
     checkpointer = DetectionCheckpointer(model, folder, trainer=state)
     path = folder / "model_0000001.pth"
@@ -210,10 +212,11 @@ def save_rows(title: str, model: nn.Module, state: State, folder: Path, repeats:
         "d2kit": lambda: checkpointer.save("model_0000001", iteration=1),
     }
     times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for number in range(repeats * len(ways)):
+    for number in range(args.repeats * len(ways)):
         way = list(ways)[(number + number // len(ways)) % len(ways)]
         path.unlink(missing_ok=True)
         os.sync()
+        time.sleep(args.pause)
         before = time.perf_counter(), time.process_time()
         ways[way]()
         times[way].append((time.perf_counter() - before[0], time.process_time() - before[1]))
@@ -243,6 +246,9 @@ def main() -> None:
     )
     parser.add_argument("task", choices=("step", "save"))
     parser.add_argument("--repeats", type=int, default=200, help="pairs of steps, or saves")
+    parser.add_argument(
+        "--pause", type=float, default=0.0, help="seconds before a save: disks allow bursts"
+    )
     parser.add_argument("--models", nargs="+", default=["tiny", "demo"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=Path("datasets/data"))
