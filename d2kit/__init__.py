@@ -11,11 +11,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 SHORTCUTS = {
-    "Predictor": "d2kit.engine.inference",
-    "inference_detector": "d2kit.engine.inference",
-    "init_detector": "d2kit.engine.inference",
+    "Predictor": "d2kit.predict.predictor",
+    "inference_detector": "d2kit.predict.predictor",
+    "init_detector": "d2kit.predict.predictor",
     "register_dataset": "d2kit.data.datasets",
-    "show_result": "d2kit.engine.inference",
+    "show_result": "d2kit.predict.predictor",
 }
 """Name in this package -> the module that has it."""
 

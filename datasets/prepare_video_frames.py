@@ -16,7 +16,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from d2kit.engine import user_errors
-from d2kit.engine.video.extract import extract_frames
+from d2kit.video.extract import extract_frames
 
 SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".3gp"}
 

@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from tests.reference import reference_path
-from tests.scope import out_of_scope
+from tests.support.reference_files import reference_path
+from tests.support.scope import out_of_scope
 
 API = json.loads(reference_path("api.json").read_text())
 

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from tests.code import cycle, functions, imports, sources
-from tests.reference import reference_path
-from tests.scope import NEVER, out_of_scope
+from tests.support.code import cycle, functions, imports, sources
+from tests.support.reference_files import reference_path
+from tests.support.scope import NEVER, out_of_scope
 
 RANKS = {
     "utils": 0,
@@ -210,7 +210,7 @@ FORBIDDEN_CALLS = {
 
 RUNS_FILES = {"exec_module", "run_path", "run_module"}
 MAY_RUN_FILES = {
-    "d2kit/config/_lazy_files.py",  # Python configs that the caller trusts
+    "d2kit/config/lazy.py",  # Python configs that the caller trusts
     "d2kit/as_detectron2/__main__.py",  # the user's own script, named on the command line
 }
 

@@ -30,7 +30,7 @@ from torch import nn
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import DefaultTrainer, launch
-from d2kit.engine._hooks_preemption import add_preemption
+from d2kit.engine.safety.preemption import add_preemption
 from d2kit.solver import build_optimizer
 from d2kit.utils import comm
 from d2kit.utils.events import EventStorage

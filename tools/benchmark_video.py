@@ -26,7 +26,7 @@ def prepare(folder: Path, frames: int) -> None:
     import av
     from pycocotools import mask as mask_util
 
-    from d2kit.engine.video import DETECTIONS, DetectionWriter, FrameDetections
+    from d2kit.video import DETECTIONS, DetectionWriter, FrameDetections
     from project.patient_video.ward import CLASS_NAMES, WardVideo
 
     ward = WardVideo(0, 2, seconds=SECONDS, fps=FPS, size=SIZE)
@@ -76,7 +76,7 @@ def measure(folder: Path, tracker: str, preset: str) -> None:
     import cv2
 
     from d2kit.config import get_cfg
-    from d2kit.engine.video import TRACKERS, VideoOptions, track_video
+    from d2kit.video import TRACKERS, VideoOptions, track_video
 
     cv2.setNumThreads(1)
     cfg = get_cfg()

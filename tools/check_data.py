@@ -18,10 +18,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from d2kit.data.checking import Finding, ImageFile, check_dataset, repair_coco, survey_images
-from d2kit.data.datasets._validate import read_json
+from d2kit.curate.checking import Finding, ImageFile, check_dataset, repair_coco, survey_images
+from d2kit.data.datasets.validate import read_json
 from d2kit.engine import user_errors
-from d2kit.evaluation.ground_truth import ground_truth_ap
+from d2kit.evaluation.groups import ground_truth_ap
 from d2kit.utils.file_io import atomic_write
 
 ENOUGH = 99.995

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from d2kit.config._command import main
+from d2kit.config.command import main
 
 
 def recorded(checkpoint: Path) -> str:

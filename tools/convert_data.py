@@ -13,7 +13,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from d2kit.data.conversion import READERS, WRITERS
+from d2kit.curate.conversion import READERS, WRITERS
 from d2kit.engine import user_errors
 
 

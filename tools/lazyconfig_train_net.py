@@ -36,8 +36,8 @@ from d2kit.engine import (
     launch,
     user_errors,
 )
-from d2kit.engine._scaling import start_loader_at
-from d2kit.engine._trainers import amp_precision
+from d2kit.engine.resolve import start_loader_at
+from d2kit.engine.trainers import amp_precision
 from d2kit.evaluation import inference_on_dataset, print_csv_format
 from d2kit.solver import LRMultiplier
 from d2kit.utils import comm

@@ -27,7 +27,7 @@ from d2kit.engine import (
     launch,
     user_errors,
 )
-from d2kit.engine._classes import build_named_cfg
+from d2kit.engine.resolve import build_named_cfg
 from d2kit.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from d2kit.modeling import build_model
 from d2kit.solver import build_lr_scheduler, build_optimizer

@@ -21,8 +21,8 @@ import project
 from d2kit.config import get_cfg
 from d2kit.data.detection_utils import read_image
 from d2kit.engine import user_errors
-from d2kit.engine.inference import Predictor, find_images
 from d2kit.evaluation.coco_evaluation import instances_to_coco_json
+from d2kit.predict.predictor import Predictor, find_images
 from d2kit.utils.file_io import atomic_write
 from d2kit.visualization import Visualizer
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import project
 from d2kit.engine import DefaultTrainer, user_errors
-from d2kit.engine._replay import default_replay
+from d2kit.engine.safety.replay import default_replay
 from d2kit.utils.logger import setup_logger
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from d2kit.engine import user_errors
-from d2kit.engine._cluster_job import TrainingProcess
+from d2kit.engine.launch import TrainingProcess
 
 TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
 

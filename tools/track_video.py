@@ -29,7 +29,7 @@ from tabulate import tabulate
 import project
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import user_errors
-from d2kit.engine.video import (
+from d2kit.video import (
     BLUR_MODES,
     COMPLETE,
     DAMAGED,

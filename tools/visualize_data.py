@@ -33,7 +33,7 @@ from d2kit.data import (
 from d2kit.engine import user_errors
 from d2kit.utils.file_io import atomic_write
 from d2kit.visualization import ColorMode, Visualizer
-from d2kit.visualization._colors import palette
+from d2kit.visualization.labels import palette
 from d2kit.visualization.page import make_page
 
 

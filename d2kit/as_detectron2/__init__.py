@@ -9,6 +9,6 @@ Where the original is installed, or already imported, this stops and says so; se
 ``D2KIT_AS_DETECTRON2=d2kit`` to use d2kit nevertheless, ``original`` to leave it alone.
 """
 
-from d2kit.as_detectron2._redirect import install
+from d2kit.as_detectron2.redirect import install
 
 install()

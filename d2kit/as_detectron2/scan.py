@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from d2kit.as_detectron2._redirect import ABSENT, MOVED, ORIGINAL
+from d2kit.as_detectron2.redirect import ABSENT, MOVED, ORIGINAL
 from d2kit.utils.registry import nearest_names
 
 REGISTRIES = {
@@ -238,7 +238,7 @@ def _judge_key(where: str, key: str, own: set[str]) -> Use:
         if not isinstance(node, dict):
             break
         if part not in node:
-            from d2kit.config._keys import KEYS
+            from d2kit.config.keys import KEYS
 
             near = ", ".join(nearest_names(key, KEYS))
             fix = f"add it to the config before it is read; nearest: {near or 'none'}"

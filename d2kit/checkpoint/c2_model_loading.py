@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from d2kit.checkpoint._naming import as_tensor
+from d2kit.checkpoint.naming import as_tensor
 
 __all__ = [
     "align_and_update_state_dicts",

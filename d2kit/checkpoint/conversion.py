@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2kit.checkpoint._formats import read_checkpoint, write_safetensors
-from d2kit.checkpoint._naming import Naming, as_tensor
-from d2kit.checkpoint._naming_tables import NAMINGS
+from d2kit.checkpoint.files import read_checkpoint, write_safetensors
+from d2kit.checkpoint.naming import NAMINGS, Naming, as_tensor
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.registry import nearest_names
 

@@ -1,11 +1,10 @@
 """Rank 1: configs from YAML files, with strict keys and a meaning for each of them."""
 
-from d2kit.config._lazy_files import trust_configs
-from d2kit.config._targets import allow_targets
 from d2kit.config.compat import downgrade_config, upgrade_config
 from d2kit.config.config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
 from d2kit.config.instantiate import instantiate
-from d2kit.config.lazy import LazyCall, LazyConfig
+from d2kit.config.lazy import LazyCall, LazyConfig, trust_configs
+from d2kit.config.targets import allow_targets
 
 __all__ = [
     "CfgNode",

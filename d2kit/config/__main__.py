@@ -2,7 +2,7 @@
 
 import sys
 
-from d2kit.config._command import main
+from d2kit.config.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Conversion of configs between VERSION 1 (2019) and 2 (today)."""
 
-from d2kit.config._cfg_node import CfgNode
-from d2kit.config._versions import LATEST, downgrade_names, upgrade_names
+from d2kit.config.cfg_node import CfgNode
+from d2kit.config.versions import LATEST, downgrade_names, upgrade_names
 
 __all__ = ["downgrade_config", "upgrade_config"]
 

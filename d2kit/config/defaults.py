@@ -1,9 +1,9 @@
-"""`_C`: the default config, built from the table of keys in `d2kit.config._keys`."""
+"""`_C`: the default config, built from the table of keys in `d2kit.config.keys`."""
 
 import copy
 
-from d2kit.config._cfg_node import CfgNode
-from d2kit.config._keys import KEYS
+from d2kit.config.cfg_node import CfgNode
+from d2kit.config.keys import KEYS
 
 __all__ = ["_C"]
 

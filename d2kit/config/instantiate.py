@@ -5,8 +5,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from d2kit.config._omegaconf import require_omegaconf, sequence_type
-from d2kit.config._targets import remember_target, resolve_target, target_name
+from d2kit.config.targets import (
+    remember_target,
+    require_omegaconf,
+    resolve_target,
+    sequence_type,
+    target_name,
+)
 
 __all__ = ["dump_dataclass", "instantiate"]
 

@@ -3,19 +3,35 @@
 They need the package omegaconf: ``pip install 'd2kit[lazy]'``.
 """
 
+from __future__ import annotations
+
+import builtins
+import copy
 import dataclasses
+import importlib.abc
+import importlib.util
 import inspect
+import itertools
 import logging
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from d2kit.config._lazy_files import check_trusted, run_config_file
-from d2kit.config._lazy_text import override, to_python, to_yaml
-from d2kit.config._omegaconf import as_config, require_omegaconf, sequence_type
-from d2kit.config._targets import remember_target
-from d2kit.config._yaml import load_yaml
+import yaml
+
+from d2kit.config.cfg_node import decode, plain_scalar
+from d2kit.config.instantiate import dump_dataclass
+from d2kit.config.targets import (
+    as_config,
+    remember_target,
+    require_omegaconf,
+    sequence_type,
+    target_name,
+)
+from d2kit.config.yaml import load_yaml, zoo_folder
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.registry import nearest_names
 
@@ -26,7 +42,307 @@ if TYPE_CHECKING:
 
 __all__ = ["LazyCall", "LazyConfig"]
 
+
 TARGET = "_target_"
+WIDTH = 100
+_PLAIN = (str, int, float, bool, type(None))
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+def _container(cfg: Any) -> Any:
+    """Return a config of omegaconf as Python containers, interpolations as they are written."""
+    omegaconf = require_omegaconf()
+    if not omegaconf.OmegaConf.is_config(cfg):
+        return cfg
+    keep = omegaconf.SCMode.INSTANTIATE  # dataclasses stay what they are
+    return omegaconf.OmegaConf.to_container(cfg, structured_config_mode=keep)
+
+
+def _is_named(value: Any) -> bool:
+    """Tell whether a callable can be found again under its name: no lambda, no inner function."""
+    return callable(value) and "<" not in getattr(value, "__qualname__", "<")
+
+
+def plain(value: Any, lost: list[str], path: str = "") -> Any:
+    """Return a lazy config as dicts, lists and values that YAML can hold.
+
+    Args:
+        value: the config, or a part of it; targets become their names, dataclasses become calls.
+        lost: gets the path of each value that cannot be written: of a function or class the name
+            is written, of anything else its ``repr``.
+        path: where `value` stands, for `lost`.
+    """
+    value = plain_scalar(_container(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dump_dataclass(value)
+    if isinstance(value, dict):
+        return {str(k): plain(v, lost, f"{path}.{k}".strip(".")) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, lost, f"{path}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, _PLAIN):
+        return value
+    is_target = path.rpartition(".")[2] == TARGET
+    if not is_target or not _is_named(value):
+        lost.append(path)
+    return target_name(value) if _is_named(value) else repr(value)
+
+
+def to_yaml(cfg: Any) -> tuple[str, list[str]]:
+    """Return a lazy config as YAML, and the paths of the values that YAML cannot hold."""
+    lost: list[str] = []
+    text = yaml.safe_dump(plain(cfg, lost), sort_keys=False, width=WIDTH, allow_unicode=True)
+    return text, lost
+
+
+def _enclose(opening: str, parts: list[str], closing: str, indent: int) -> str:
+    """Join the parts of an expression on one line, or one per line where it is too short."""
+    line = opening + ", ".join(parts) + closing
+    if len(line) + indent <= WIDTH and "\n" not in line:
+        return line
+    inner = "".join(f"{' ' * (indent + 4)}{part},\n" for part in parts)
+    return f"{opening}\n{inner}{' ' * indent}{closing.lstrip(',')}"
+
+
+def _expression(value: Any, indent: int) -> str:
+    """Return a value as a Python expression that starts `indent` columns from the left."""
+    if isinstance(value, dict):
+        items = {key: _expression(item, indent + 4) for key, item in value.items() if key != TARGET}
+        if TARGET in value:
+            target = value[TARGET]
+            name = target_name(target) if _is_named(target) else str(target)
+            return _enclose(f"{name}(", [f"{k}={v}" for k, v in items.items()], ")", indent)
+        return _enclose("{", [f"{k!r}: {v}" for k, v in items.items()], "}", indent)
+    if isinstance(value, (list, tuple)):
+        opening, closing = "()" if isinstance(value, tuple) else "[]"
+        closing = f",{closing}" if isinstance(value, tuple) and len(value) == 1 else closing
+        return _enclose(opening, [_expression(item, indent + 4) for item in value], closing, indent)
+    return target_name(value) if _is_named(value) else repr(value)
+
+
+def to_python(cfg: Any, prefix: str) -> str:
+    """Return a lazy config as one assignment per value or call, for people to read.
+
+    Args:
+        cfg: the config.
+        prefix: what each line starts with, for example ``"cfg."``.
+    """
+    lines: list[str] = []
+
+    def walk(node: dict[Any, Any], path: str) -> None:
+        for key, value in node.items():
+            name = f"{path}{key}"
+            if isinstance(value, dict) and value and TARGET not in value:
+                walk(value, f"{name}.")
+            else:
+                lines.append(f"{name} = {_expression(value, 0)}")
+
+    whole = _container(as_config(cfg))
+    if TARGET in whole:
+        return f"{prefix.rstrip('.')} = {_expression(whole, 0)}\n"
+    walk(whole, prefix)
+    return "\n".join(lines) + "\n"
+
+
+def _value(text: str) -> Any:
+    """Return what the right side of an override says: a Python literal, a YAML list, or text."""
+    if text in _WORDS:
+        return _WORDS[text]
+    value = decode(text)
+    if isinstance(value, str) and text[:1] in ("[", "{"):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"override value '{text}' is neither Python nor YAML") from error
+    return value
+
+
+def _has(node: Any, part: str) -> bool:
+    if sequence_type(node) is not None:
+        return part.lstrip("-").isdigit() and -len(node) <= int(part) < len(node)
+    return isinstance(node, MutableMapping) and part in node
+
+
+def _set(cfg: Any, override: str) -> None:
+    """Do one override in place."""
+    name, equals, text = override.partition("=")
+    add, name = name.startswith("+"), name.lstrip("+").strip()
+    if not equals or not name:
+        raise ValueError(
+            f"override '{override}': expected KEY=VALUE, such as train.max_iter=1000, or "
+            "+KEY=VALUE for a key that is not there yet"
+        )
+    *sections, last = name.replace("[", ".").replace("]", "").split(".")
+    node, path = cfg, ""
+    for part in sections:
+        if not _has(node, part) and add and isinstance(node, MutableMapping):
+            node[part] = as_config({})
+        if not _has(node, part):
+            raise KeyError(_unknown(override, part, path, node))
+        node = node[int(part)] if sequence_type(node) is not None else node[part]
+        path = f"{path}.{part}".lstrip(".")
+    if sequence_type(node) is not None and _has(node, last):
+        node[int(last)] = _value(text)
+    elif isinstance(node, MutableMapping) and (last in node or add or TARGET in node):
+        node[last] = _value(text)  # a call takes any argument; a wrong one is a TypeError there
+    else:
+        raise KeyError(_unknown(override, last, path, node))
+
+
+def _unknown(override: str, part: str, path: str, node: Any) -> str:
+    where = f"in '{path}'" if path else "at the top"
+    if not isinstance(node, MutableMapping):
+        length = f" of {len(node)}" if sequence_type(node) is not None else ""
+        return (
+            f"override '{override}': {where} is a {type(node).__name__}{length}, without '{part}'"
+        )
+    near = nearest_names(part, [str(key) for key in node])
+    listed = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(map(str, node))}"
+    return f"override '{override}': no key '{part}' {where} ({listed}); +KEY=VALUE adds one"
+
+
+def override(cfg: Any, overrides: list[str]) -> None:
+    """Change a lazy config in place, see `LazyConfig.apply_overrides`; all of it or nothing."""
+    for target in (copy.deepcopy(cfg), cfg):
+        for text in overrides:
+            _set(target, text)
+
+
+VARIABLE = "D2KIT_TRUSTED_CONFIGS"
+
+_trusted: set[Path] = set()
+_numbers = itertools.count()
+
+
+def trust_configs(*folders: str | os.PathLike[str]) -> None:
+    """Let Python configs in some folders be executed by whoever loads them, in this process.
+
+    Args:
+        folders: existing folders, or single files.
+
+    Raises:
+        FileNotFoundError: if one does not exist.
+    """
+    for folder in folders:
+        if not Path(folder).exists():
+            raise FileNotFoundError(f"trust_configs: there is no '{folder}'")
+    _trusted.update(Path(folder).resolve() for folder in folders)
+
+
+def check_trusted(file: Path) -> None:
+    """Raise an error unless a file lies in a folder that is trusted.
+
+    These are d2kit's own configs, what `trust_configs` was told, and the folders that the
+    environment variable ``D2KIT_TRUSTED_CONFIGS`` names. Links are followed first.
+
+    Raises:
+        PermissionError: if it does not.
+    """
+    named = [Path(n).resolve() for n in os.environ.get(VARIABLE, "").split(os.pathsep) if n]
+    real = file.resolve()
+    if any(real.is_relative_to(root) for root in (zoo_folder().resolve(), *_trusted, *named)):
+        return
+    raise PermissionError(
+        f"config file '{file}' is a Python program, and loading it would execute it. If it is "
+        f"yours, or you have read it and trust it: LazyConfig.load('{file}', trust=True), or "
+        f"d2kit.config.trust_configs('{real.parent}') once in a script, or {VARIABLE}="
+        f"{real.parent} in the environment (scripts: --trust-config)"
+    )
+
+
+class _Source(importlib.abc.SourceLoader):
+    """Python's own loader of source text, without compiled copies on the disk."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self.file)
+
+    def get_data(self, path: str | bytes) -> bytes:
+        return Path(os.fsdecode(path)).read_bytes()
+
+
+def _find(name: str, folder: Path, importer: Path) -> Path:
+    """Return the file of a relative import.
+
+    Raises:
+        ImportError: if there is none; the nearest names are listed.
+    """
+    *above, last = name.split(".")
+    where = folder.joinpath(*above)
+    file = where / f"{last}.py"
+    if file.is_file():
+        return file
+    if (where / last).is_dir():
+        raise ImportError(
+            f"{importer}: relative import of the folder '{where / last}'; name a file in it"
+        )
+    near = nearest_names(last, [f.stem for f in where.glob("*.py")])
+    listed = f"nearest there: {', '.join(near)}" if near else "nothing there is like it"
+    raise ImportError(f"{importer}: no config file '{file}' to import ({listed})")
+
+
+def _importer(file: Path, chain: tuple[Path, ...]) -> Any:
+    """Return an ``__import__`` for a config file: relative names are files beside it.
+
+    Each import runs the file anew, so that whoever changes what was imported changes a copy of
+    its own, and dicts become DictConfigs.
+    """
+
+    def load(name: str, folder: Path) -> SimpleNamespace:
+        values = run_config_file(_find(name, folder, file), chain)
+        return SimpleNamespace(**{key: as_config(value) for key, value in values.items()})
+
+    def config_import(
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> Any:
+        if level == 0:
+            return builtins.__import__(name, globals, locals, fromlist or (), 0)
+        folder = file.parents[level - 1]
+        if name:
+            return load(name, folder)
+        return SimpleNamespace(**{part: load(part, folder) for part in fromlist or ()})
+
+    return config_import
+
+
+def run_config_file(file: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Execute a Python config file and return its variables.
+
+    The caller has checked that it is trusted; what it imports is trusted with it.
+
+    Args:
+        file: the file.
+        chain: the files that are being executed and led here by imports.
+
+    Raises:
+        ImportError: if config files import each other in a circle, or one is missing.
+    """
+    file = file.resolve()
+    if file in chain:
+        circle = " -> ".join(map(str, (*chain[chain.index(file) :], file)))
+        raise ImportError(f"config files import each other in a circle: {circle}")
+    name = f"_d2kit_config_{next(_numbers)}_{file.stem}"
+    spec = importlib.util.spec_from_loader(name, _Source(file), origin=str(file))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"'{file}' cannot be loaded as Python source")
+    module = ModuleType(name)
+    module.__file__ = str(file)
+    scope = {**vars(builtins), "__import__": _importer(file, (*chain, file))}
+    vars(module)["__builtins__"] = scope
+    sys.modules[name] = module  # dataclasses look their module up while they are defined
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[name]
+    hidden = {"__builtins__", "__file__", *vars(ModuleType(name))}
+    return {key: value for key, value in vars(module).items() if key not in hidden}
+
+
 YAML = (".yaml", ".yml")
 CONTAINERS = (dict, list, tuple, set)
 
@@ -41,12 +357,12 @@ class LazyCall:
         TypeError: if it is neither callable nor text.
     """
 
-    def __init__(self, target: "Callable[..., Any] | str") -> None:
+    def __init__(self, target: Callable[..., Any] | str) -> None:
         if not callable(target) and not isinstance(target, str):
             raise TypeError(f"LazyCall expects a callable or the name of one, got {target!r}")
         self._target = target
 
-    def __call__(self, **kwargs: Any) -> "DictConfig":
+    def __call__(self, **kwargs: Any) -> DictConfig:
         """Return the described call, to be changed like any config and made by `instantiate`.
 
         Args:
@@ -170,7 +486,7 @@ class LazyConfig:
             stream.write(text)
 
     @staticmethod
-    def apply_overrides(cfg: "DictConfig", overrides: list[str]) -> "DictConfig":
+    def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         """Change values of a config in place.
 
         Args:

@@ -1,7 +1,7 @@
 """Data: catalogs of datasets, mappers, augmentations, samplers and loaders."""
 
 from d2kit.data import datasets, samplers, transforms
-from d2kit.data._skipped import SampleError
+from d2kit.data.batches import SampleError
 from d2kit.data.build import (
     build_batch_data_loader,
     build_detection_test_loader,
@@ -19,9 +19,9 @@ from d2kit.data.common import (
     ToIterableDataset,
 )
 from d2kit.data.dataset_mapper import DatasetMapper
-from d2kit.data.datasets._listed import register_datasets
-from d2kit.data.datasets._validate import DatasetError
+from d2kit.data.datasets.builtin import register_datasets
 from d2kit.data.datasets.coco import register_dataset
+from d2kit.data.datasets.validate import DatasetError
 
 __all__ = [
     "AspectRatioGroupedDataset",

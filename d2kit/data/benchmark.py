@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from d2kit.data._batch_loader import build_batch_data_loader
+from d2kit.data.build import build_batch_data_loader
 from d2kit.data.common import DatasetFromList, MapDataset
 from d2kit.data.samplers import TrainingSampler
 from d2kit.utils import comm

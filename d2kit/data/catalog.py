@@ -1,5 +1,8 @@
 """Names of datasets: how to load them (`DatasetCatalog`), what is known (`MetadataCatalog`)."""
 
+from __future__ import annotations
+
+import os
 from collections import UserDict
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
@@ -10,6 +13,17 @@ import numpy as np
 from d2kit.utils.registry import nearest_names
 
 __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
+
+
+def dataset_root() -> str:
+    """Return the folder of the public datasets.
+
+    That is the environment variable D2KIT_DATASETS, or DETECTRON2_DATASETS, or `datasets` in the
+    working folder.
+    """
+    names = ("D2KIT_DATASETS", "DETECTRON2_DATASETS")
+    return os.path.expanduser(next(filter(None, map(os.environ.get, names)), "datasets"))
+
 
 T = TypeVar("T")
 
@@ -151,7 +165,7 @@ class Metadata(SimpleNamespace):
         """Return a copy of all attributes; changing it does not change the metadata."""
         return dict(self.__dict__)
 
-    def set(self, **kwargs: Any) -> "Metadata":
+    def set(self, **kwargs: Any) -> Metadata:
         """Set several attributes; returns the metadata itself."""
         for key, value in kwargs.items():
             setattr(self, key, value)

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from torch.utils import data as torchdata
 
-from d2kit.data._batches import batches_by_group
-from d2kit.data._skipped import SampleError, SkippedRecords
+from d2kit.data.batches import SampleError, SkippedRecords, batches_by_group
 from d2kit.utils.env import derive_seed
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from d2kit.config import configurable
 from d2kit.data import detection_utils as utils
 from d2kit.data import transforms as T  # noqa: N812
-from d2kit.data._annotations import transform_annotations, transform_rotated_annotations
+from d2kit.data.annotations import transform_annotations, transform_rotated_annotations
 from d2kit.structures import Boxes, BoxMode, Instances
 
 __all__ = ["DatasetMapper"]

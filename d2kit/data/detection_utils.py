@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from d2kit.data import transforms as T  # noqa: N812
-from d2kit.data._annotations import (
+from d2kit.data.annotations import (
     annotations_to_instances,
     annotations_to_instances_rotated,
     filter_empty_instances,
@@ -17,7 +17,7 @@ from d2kit.data._annotations import (
     transform_instance_annotations,
     transform_keypoint_annotations,
 )
-from d2kit.data._image_io import (
+from d2kit.data.image_io import (
     _M_RGB2YUV,
     _M_YUV2RGB,
     MAX_IMAGE_PIXELS,

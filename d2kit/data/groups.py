@@ -7,7 +7,7 @@ from os import PathLike, fspath
 from pathlib import PurePosixPath
 from typing import Any
 
-from d2kit.data.datasets._validate import DatasetError, read_json
+from d2kit.data.datasets.validate import DatasetError, read_json
 
 __all__ = ["group_images", "read_coco"]
 

@@ -1,6 +1,6 @@
 """Training: the loop, its hooks, processes, and defaults that put them together."""
 
-from d2kit.engine._gc import paused_gc
+from d2kit.utils.env import paused_gc
 
 with paused_gc():
     from d2kit.engine.defaults import (

@@ -1,18 +1,18 @@
 """What most trainings need: arguments, set-up, the default trainer and predictor."""
 
 from d2kit.engine import hooks
-from d2kit.engine._default_trainer import DefaultTrainer
-from d2kit.engine._predictor import DefaultPredictor
-from d2kit.engine._setup import (
+from d2kit.engine.default_trainer import DefaultTrainer
+from d2kit.engine.setup import (
     _highlight,  # noqa: F401 - imported from here by user code
     _try_get_key,  # noqa: F401
     create_ddp_model,
     default_argument_parser,
     default_setup,
     default_writers,
+    user_errors,
 )
-from d2kit.engine._user_errors import user_errors
 from d2kit.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
+from d2kit.predict.default_predictor import DefaultPredictor
 
 __all__ = [
     "AMPTrainer",

@@ -1,26 +1,230 @@
 """Starts the processes of a training: on this machine, or as told by torchrun or SLURM."""
 
+from __future__ import annotations
+
 import logging
 import os
+import re
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store
 
-from d2kit.engine._cluster import Place, find_place
-from d2kit.engine._hooks_preemption import SIGNALS
-from d2kit.engine._rendezvous import torchrun_store
-from d2kit.engine._watchdog import watchdog
+from d2kit.engine.safety.preemption import SIGNALS
+from d2kit.engine.safety.watchdog import watchdog
 from d2kit.utils import comm
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
+
+
+PAUSE = 0.02  # seconds between two looks of rank 0
+
+
+def torchrun_store(timeout: timedelta) -> Store:
+    """Return the store through which the processes that torchrun started find each other.
+
+    torchrun keeps one store while it restarts failed processes, and torch 2.15 puts no difference
+    between their lives: a restarted process reads where a dead one listened, and waits for it.
+
+    Args:
+        timeout: after which a process that waits for the others gives up.
+    """
+    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    return fresh_store(store, rank, world_size, timeout)
+
+
+def fresh_store(store: Store, rank: int, world_size: int, timeout: timedelta) -> Store:
+    """Return the part of a shared store that only the processes alive now know of.
+
+    Each process leaves a word that nobody used before, and rank 0 answers every word with the name
+    of the part, until all have confirmed that name. Words of dead processes, which may still lie
+    there, are answered too, which nobody reads.
+
+    Args:
+        store: may hold anything that earlier processes of this job wrote.
+        rank: of this process.
+        world_size: number of processes that call this.
+        timeout: for the whole.
+
+    Raises:
+        torch.distributed.DistStoreError: if rank 0 does not answer in time.
+        TimeoutError: on rank 0, if a process does not confirm in time.
+    """
+    word = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"d2kit/word/{rank}", word)
+        store.wait([f"d2kit/answer/{word}"], timeout)
+        name = store.get(f"d2kit/answer/{word}").decode()
+        store.set(f"d2kit/confirmed/{name}/{rank}", "")
+        return PrefixStore(name, store)
+    waiting = set(range(1, world_size))
+    end = time.monotonic() + timeout.total_seconds()
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"d2kit/word/{other}"]):
+                store.set(f"d2kit/answer/{store.get(f'd2kit/word/{other}').decode()}", word)
+            if store.check([f"d2kit/confirmed/{word}/{other}"]):
+                waiting.remove(other)
+        if waiting and time.monotonic() > end:
+            raise TimeoutError(f"ranks {sorted(waiting)} of {world_size} have not come in time")
+        time.sleep(PAUSE)
+    return PrefixStore(word, store)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process among those of its job.
+
+    Args:
+        rank: index among all, in [0, world_size).
+        world_size: number of processes.
+        local_rank: index among those of its machine.
+        local_size: number of processes on its machine.
+        address: host name of rank 0.
+        port: where rank 0 listens.
+        source: who said so, for messages.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    address: str
+    port: int
+    source: str
+
+
+def find_place(env: Mapping[str, str] = os.environ) -> Place | None:
+    """Read this process's place from the environment of torchrun or of a SLURM job step.
+
+    Args:
+        env: environment variables.
+
+    Returns:
+        None where neither started this process.
+
+    Raises:
+        ValueError: if a variable that belongs to it is missing.
+    """
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return _from_torchrun(env)
+    if "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return _from_slurm(env)
+    return None
+
+
+def _need(env: Mapping[str, str], name: str, source: str) -> str:
+    if name not in env:
+        raise ValueError(f"the environment of {source} lacks {name}; start with torchrun or srun")
+    return env[name]
+
+
+def _from_torchrun(env: Mapping[str, str]) -> Place:
+    world = int(env["WORLD_SIZE"])
+    return Place(
+        rank=int(env["RANK"]),
+        world_size=world,
+        local_rank=int(_need(env, "LOCAL_RANK", "torchrun") if world > 1 else "0"),
+        local_size=int(env.get("LOCAL_WORLD_SIZE", str(world))),
+        address=_need(env, "MASTER_ADDR", "torchrun"),
+        port=int(_need(env, "MASTER_PORT", "torchrun")),
+        source="torchrun",
+    )
+
+
+def _from_slurm(env: Mapping[str, str]) -> Place:
+    # "4(x2),3" means 4, 4, 3 tasks; machines of a job step must have as many tasks each.
+    tasks = env.get("SLURM_STEP_TASKS_PER_NODE") or _need(env, "SLURM_TASKS_PER_NODE", "SLURM")
+    counts = re.findall(r"(\d+)(?:\(x\d+\))?", tasks)
+    if len(set(counts)) > 1:
+        raise ValueError(f"SLURM runs {tasks} tasks per node; all nodes need the same number")
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST")
+    nodes = nodes or _need(env, "SLURM_JOB_NODELIST", "SLURM")
+    job = int(env.get("SLURM_JOB_ID", "0"))
+    return Place(
+        rank=int(env["SLURM_PROCID"]),
+        world_size=int(env["SLURM_STEP_NUM_TASKS"]),
+        local_rank=int(_need(env, "SLURM_LOCALID", "SLURM")),
+        local_size=int(counts[0]),
+        address=env.get("MASTER_ADDR") or first_host(nodes),
+        port=int(env.get("MASTER_PORT") or 20000 + job % 20000),
+        source="SLURM",
+    )
+
+
+def first_host(nodelist: str) -> str:
+    """Return the first host of a SLURM node list, e.g. ``gpu007`` of ``gpu[007-009,12],login``.
+
+    Args:
+        nodelist: hosts with ranges in one or more pairs of brackets, separated by commas.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    # the first of each range: "r[1-2]n[03,07]" -> "r1n03"
+    plain = re.sub(r"\[(\w+)(?:[-,][\w,-]*)?\]", r"\1", nodelist)
+    host = plain.partition(",")[0]
+    if not re.fullmatch(r"[\w.-]+", host):
+        raise ValueError(f"cannot read the SLURM node list '{nodelist}'")
+    return host
+
+
+def local_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """Return torchrun's variables for a process of submitit's executor for one machine.
+
+    Args:
+        env: environment variables.
+
+    Returns:
+        Empty elsewhere: SLURM tells its processes itself who they are.
+    """
+    if env.get("SUBMITIT_EXECUTOR") != "local":
+        return {}
+    count = env["SUBMITIT_LOCAL_NTASKS"]
+    # all processes of the job must choose the same port without talking to each other
+    port = 20000 + int(env["SUBMITIT_LOCAL_JOB_ID"]) % 20000
+    return {
+        "RANK": env["SUBMITIT_LOCAL_GLOBALID"],
+        "LOCAL_RANK": env["SUBMITIT_LOCAL_LOCALID"],
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+class TrainingProcess:
+    """Replaces the process by a command, which then gets the signals and sets the exit code.
+
+    A child would share both with submitit, which would queue the job again by itself, beside the
+    training that does so once its checkpoint is written.
+
+    Args:
+        command: program and arguments.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = list(command)
+
+    def __call__(self) -> None:
+        """Run the command; does not return."""
+        env = {**os.environ, **local_variables(os.environ)}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execve(self.command[0], self.command, env)
+
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,16 @@ import torch
 
 from d2kit.config import CfgNode
 from d2kit.data.catalog import MetadataCatalog
-from d2kit.evaluation._box_proposals import _evaluate_box_proposals
-from d2kit.evaluation._coco_backend import _evaluate_predictions_on_coco, load_ground_truth
-from d2kit.evaluation._coco_json import instances_from_coco_json, instances_to_coco_json
-from d2kit.evaluation._coco_results import derive_results, per_class_table, summary_table
-from d2kit.evaluation._gather import gather_on_main, once_per_image
-from d2kit.evaluation.evaluator import DatasetEvaluator
+from d2kit.evaluation.backend import _evaluate_predictions_on_coco, load_ground_truth
+from d2kit.evaluation.coco_results import (
+    _evaluate_box_proposals,
+    derive_results,
+    instances_from_coco_json,
+    instances_to_coco_json,
+    per_class_table,
+    summary_table,
+)
+from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main, once_per_image
 from d2kit.structures import BoxMode
 from d2kit.utils.file_io import PathManager, atomic_write
 
@@ -47,7 +51,7 @@ _PROPOSAL_AREAS = {"all": "", "small": "s", "medium": "m", "large": "l"}
 def __getattr__(name: str) -> Any:
     """Load pycocotools' evaluation only when it is asked for."""
     if name == "COCOevalMaxDets":
-        from d2kit.evaluation._pycoco import COCOevalMaxDets
+        from d2kit.evaluation.backend import COCOevalMaxDets
 
         return COCOevalMaxDets
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

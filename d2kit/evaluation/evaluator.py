@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from d2kit.utils import comm
 from d2kit.utils.comm import get_world_size, is_main_process
 from d2kit.utils.logger import log_every_n_seconds
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
+
+
+def gather_on_main(items: Sequence[T], distributed: bool = True) -> list[T] | None:
+    """Join the lists of all processes.
+
+    Args:
+        items: what this process has; picklable.
+        distributed: False: every process goes on with its own.
+
+    Returns:
+        The items of all processes by rank, on the main process; None on the others.
+    """
+    if not distributed:
+        return list(items)
+    comm.synchronize()
+    parts = comm.gather(items, dst=0)
+    return list(itertools.chain(*parts)) if comm.is_main_process() else None
+
+
+def once_per_image(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep the first prediction of each ``image_id``; say how many others there were."""
+    by_image: dict[Any, dict[str, Any]] = {}
+    for prediction in predictions:
+        by_image.setdefault(prediction["image_id"], prediction)
+    if len(by_image) < len(predictions):
+        logger.warning(
+            "%d image(s) were processed more than once; their first predictions count",
+            len(predictions) - len(by_image),
+        )
+    return list(by_image.values())
+
 
 _WARMUP_BATCHES = 5  # the first batches pay for allocation and kernel selection: not timed
 Callbacks = Mapping[str, Callable[[], Any]]

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from d2kit.config import CfgNode
-from d2kit.evaluation._box_proposals import _evaluate_box_proposals
-from d2kit.evaluation._coco_backend import _of_task
-from d2kit.evaluation._coco_results import summary_table
+from d2kit.evaluation.backend import _of_task
 from d2kit.evaluation.coco_evaluation import COCOEvaluator
+from d2kit.evaluation.coco_results import _evaluate_box_proposals, summary_table
 from d2kit.evaluation.fast_eval_api import to_hotcoco
 from d2kit.utils.file_io import atomic_write
 

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from d2kit.data.catalog import MetadataCatalog
-from d2kit.evaluation._gather import gather_on_main, once_per_image
-from d2kit.evaluation.evaluator import DatasetEvaluator
+from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main, once_per_image
 from d2kit.utils.file_io import PathManager, atomic_write
 
 __all__ = ["COCOPanopticEvaluator", "id_to_rgb"]

@@ -18,8 +18,7 @@ import numpy as np
 
 from d2kit.data.catalog import MetadataCatalog
 from d2kit.data.datasets.pascal_voc import VocObject, read_voc_annotation, read_voc_split
-from d2kit.evaluation._gather import gather_on_main, once_per_image
-from d2kit.evaluation.evaluator import DatasetEvaluator
+from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main, once_per_image
 from d2kit.utils.file_io import PathManager
 from d2kit.utils.logger import create_small_table
 

@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from d2kit.evaluation._coco_backend import _detection_limits, _load_detections
-from d2kit.evaluation._coco_json import instances_to_coco_json
+from d2kit.evaluation.backend import _detection_limits, _load_detections
 from d2kit.evaluation.coco_evaluation import COCOEvaluator
+from d2kit.evaluation.coco_results import instances_to_coco_json
 from d2kit.evaluation.fast_eval_api import COCOeval_opt
 from d2kit.structures import Instances
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def __getattr__(name: str) -> Any:
     """Load pycocotools' evaluation only when it is asked for."""
     if name == "RotatedCOCOeval":
-        from d2kit.evaluation._rotated_pycoco import RotatedCOCOeval
+        from d2kit.evaluation.backend import RotatedCOCOeval
 
         return RotatedCOCOeval
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -182,7 +182,7 @@ class RotatedCOCOEvaluator(COCOEvaluator):
         if self._use_fast_impl:
             coco_eval: Any = COCOeval_opt(self._coco_api, detections, "obb")
         else:
-            from d2kit.evaluation._rotated_pycoco import RotatedCOCOeval
+            from d2kit.evaluation.backend import RotatedCOCOeval
 
             coco_eval = RotatedCOCOeval(self._coco_api, detections, "bbox")
         coco_eval.params.maxDets = _detection_limits(self._max_dets_per_image)

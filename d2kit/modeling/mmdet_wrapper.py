@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from d2kit.layers import ShapeSpec
-from d2kit.modeling._metrics import put_scalars
 from d2kit.modeling.backbone.backbone import Backbone
-from d2kit.modeling.meta_arch._common import ImageNormalizer
+from d2kit.modeling.meta_arch.common import ImageNormalizer
+from d2kit.modeling.metrics import put_scalars
 from d2kit.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 
 __all__ = ["MMDetBackbone", "MMDetDetector"]

@@ -1,5 +1,5 @@
 """Test-time augmentation, where user code imports it."""
 
-from d2kit.evaluation._test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
+from d2kit.evaluation.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 
 __all__ = ["DatasetMapperTTA", "GeneralizedRCNNWithTTA"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from d2kit.structures import Instances
-from d2kit.tracking._memory import OverlapTracker
-from d2kit.tracking._overlap import overlap
 from d2kit.tracking.base_tracker import TRACKER_HEADS_REGISTRY
+from d2kit.tracking.memory import OverlapTracker, overlap
 from d2kit.tracking.utils import create_prediction_pairs
 
 __all__ = ["BBoxIOUTracker"]

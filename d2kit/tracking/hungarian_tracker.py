@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from d2kit.structures import Instances
-from d2kit.tracking._memory import OverlapTracker
-from d2kit.tracking._overlap import overlap
+from d2kit.tracking.memory import OverlapTracker, overlap
 
 __all__ = ["BaseHungarianTracker"]
 

@@ -9,9 +9,8 @@ import numpy as np
 
 from d2kit.config import CfgNode, configurable
 from d2kit.structures import Instances
-from d2kit.tracking._memory import with_state
-from d2kit.tracking._overlap import canonical_order
 from d2kit.tracking.base_tracker import TRACKER_HEADS_REGISTRY, BaseTracker
+from d2kit.tracking.memory import canonical_order, with_state
 from d2kit.utils.registry import nearest_names
 
 __all__ = ["OCSORT", "BoTSORT", "ByteTrack", "MotionTracker"]

@@ -1,13 +1,15 @@
 """Training metrics: put by anyone into the current `EventStorage`, written by the writers."""
 
-from d2kit.utils._event_storage import EventStorage, get_event_storage, has_event_storage
-from d2kit.utils._event_writers import (
+from d2kit.utils.event_storage import (
     CommonMetricPrinter,
+    EventStorage,
     EventWriter,
     JSONWriter,
     TensorboardXWriter,
+    get_event_storage,
+    has_event_storage,
 )
-from d2kit.utils._remote_writers import MLflowWriter, WandbWriter
+from d2kit.utils.remote_writers import MLflowWriter, WandbWriter
 
 __all__ = [
     "CommonMetricPrinter",

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from d2kit.structures import Instances
-from d2kit.visualization import _colors
-from d2kit.visualization._generic_mask import GenericMask
-from d2kit.visualization._labels import _create_text_labels, _PanopticPrediction
-from d2kit.visualization._vis_image import VisImage
+from d2kit.visualization import labels as _colors
+from d2kit.visualization.drawing import VisImage
+from d2kit.visualization.instances import GenericMask
+from d2kit.visualization.labels import _create_text_labels, _PanopticPrediction
 from d2kit.visualization.visualizer import ColorMode, Visualizer
 
 _MASK_IOU, _BOX_IOU = 0.5, 0.6  # two detections that overlap more are one object

@@ -10,11 +10,9 @@ import torch
 
 from d2kit.structures import BoxMode, Instances
 from d2kit.utils.file_io import PathManager
-from d2kit.visualization._colors import _OFF_WHITE
-from d2kit.visualization._generic_mask import GenericMask
-from d2kit.visualization._instances import ColorMode, InstanceDrawing
-from d2kit.visualization._labels import _create_text_labels, _PanopticPrediction
-from d2kit.visualization._vis_image import VisImage
+from d2kit.visualization.drawing import VisImage
+from d2kit.visualization.instances import ColorMode, GenericMask, InstanceDrawing
+from d2kit.visualization.labels import _OFF_WHITE, _create_text_labels, _PanopticPrediction
 
 __all__ = [
     "_OFF_WHITE",

@@ -61,7 +61,7 @@ def store_detections(tracks: Tracks, path: str | os.PathLike, source: str | os.P
         path: file to write; must not exist.
         source: the video.
     """
-    from d2kit.engine.video import DetectionWriter, FrameDetections, Selection, open_source
+    from d2kit.video import DetectionWriter, FrameDetections, Selection, open_source
 
     info = open_source(str(source), Selection()).info
     ids = sorted(tracks.names)

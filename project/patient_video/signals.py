@@ -259,7 +259,7 @@ def _light(video: str | Path, tracks: Tracks, grid: Grid) -> np.ndarray:
     """Return the (F, C) mean grey value of the cells, relative to that of the whole frame."""
     import cv2
 
-    from d2kit.engine.video import Selection, open_source
+    from d2kit.video import Selection, open_source
 
     values = np.full((len(tracks.frames), grid.rows * grid.cols), np.nan, np.float32)
     position = {int(frame): k for k, frame in enumerate(tracks.frames)}

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from d2kit.config import CfgNode
-from d2kit.engine.video import DETECTIONS, Selection, VideoOptions, track_video
+from d2kit.video import DETECTIONS, Selection, VideoOptions, track_video
 from project.patient_video.analyze import analyze, describe
 from project.patient_video.compare import compare
 from project.patient_video.report import write_report

@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from d2kit.as_detectron2._redirect import ABSENT
+from d2kit.as_detectron2.redirect import ABSENT
 from d2kit.as_detectron2.scan import report, resolve, scan
 from d2kit.modeling.box_regression import Box2BoxTransform
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.modeling.roi_heads.fast_rcnn_outputs import FastRCNNOutputs
 from d2kit.structures import Boxes, Instances
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 CODE = """
 import detectron2.utils.comm as comm

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torchvision.models import detection
 
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 DATA = Path(__file__).parents[1] / "data"
 

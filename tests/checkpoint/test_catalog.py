@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from d2kit.checkpoint import catalog
-from d2kit.checkpoint._download import cache_path, hash_of_url
-from d2kit.checkpoint.catalog import find_weights, weights_url
-from tests.reference import reference_path
+from d2kit.checkpoint.catalog import cache_path, find_weights, hash_of_url, weights_url
+from tests.support.reference_files import reference_path
 
 CONTENT = bytes(range(256)) * 5000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -13,18 +13,18 @@ from torchvision.models.detection.retinanet import (
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork
 
-from d2kit.checkpoint._naming import Template
-from d2kit.checkpoint._naming_tables import (
+from d2kit.checkpoint.conversion import (
+    convert_file,
+    convert_weights,
+    recognise_naming,
+)
+from d2kit.checkpoint.naming import (
     MMDETECTION_RCNN,
     MMDETECTION_RETINANET,
     NAMINGS,
     TORCHVISION_RCNN,
     TORCHVISION_RETINANET,
-)
-from d2kit.checkpoint.conversion import (
-    convert_file,
-    convert_weights,
-    recognise_naming,
+    Template,
 )
 from tests.checkpoint.foreign import distinct, mmdetection_shapes, torchvision_shapes, zoo_shapes
 

@@ -165,7 +165,7 @@ def test_nothing_to_resume(tmp_path):
 
 def test_a_file_is_verified_once(tmp_path, monkeypatch):
     checkpointer = save_three(tmp_path)
-    monkeypatch.setattr("d2kit.checkpoint._verify.damage", lambda path: pytest.fail("verified"))
+    monkeypatch.setattr("d2kit.checkpoint.files.damage", lambda path: pytest.fail("verified"))
     assert checkpointer.get_checkpoint_file().endswith("model_0000029.pth")
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from d2kit.config import get_cfg
-from d2kit.config._command import main, matching_keys
-from d2kit.config._keys import KEYS
-from d2kit.config._zoo_folder import find_zoo_file
+from d2kit.config.command import main, matching_keys
+from d2kit.config.keys import KEYS
+from d2kit.config.yaml import find_zoo_file
 from tests.configs.test_configs import CONFIGS, FILES
 
 REPO = Path(__file__).parents[2]

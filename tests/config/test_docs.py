@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from d2kit.config._command import main
-from d2kit.config._docs import markdown
+from d2kit.config.command import main
+from d2kit.config.keys import markdown
 
 DOCS = Path(__file__).parent.parent.parent / "docs/config.md"
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from d2kit.config import CfgNode, downgrade_config, get_cfg, upgrade_config
-from d2kit.config._zoo_folder import find_zoo_file
+from d2kit.config.yaml import find_zoo_file
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from d2kit.config import LazyCall, LazyConfig, _targets, allow_targets, instantiate
-from d2kit.config._targets import resolve_target, target_name
+from d2kit.config import LazyCall, LazyConfig, allow_targets, instantiate
+from d2kit.config import targets as _targets
 from d2kit.config.instantiate import dump_dataclass
+from d2kit.config.targets import resolve_target, target_name
 from d2kit.layers import ShapeSpec
 from d2kit.modeling import Backbone
 from d2kit.modeling.roi_heads import StandardROIHeads
-from tests.code import ROOT
+from tests.support.code import ROOT
 
 DictConfig = pytest.importorskip("omegaconf").DictConfig
 

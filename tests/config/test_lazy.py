@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from d2kit.config import LazyCall, LazyConfig, _lazy_files, instantiate, trust_configs
-from d2kit.config._zoo_folder import zoo_folder
+from d2kit.config import LazyCall, LazyConfig, instantiate, trust_configs
+from d2kit.config import lazy as _lazy_files
+from d2kit.config.yaml import zoo_folder
 from d2kit.layers import ShapeSpec
 from tests.config import lazy_caller
 

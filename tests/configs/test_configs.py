@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from d2kit.config import CfgNode, get_cfg
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2kit.engine import AMPTrainer, HookBase, SimpleTrainer, launch
-from d2kit.engine._accumulation import check_accumulation
+from d2kit.engine.trainers import check_accumulation
 from d2kit.utils import comm
-from tests.engine import tiny
+from tests.support import tiny_run as tiny
 
 SCALE = 64.0
 

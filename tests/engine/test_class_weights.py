@@ -7,11 +7,12 @@ import torch
 
 from d2kit.config import get_cfg
 from d2kit.engine import CallbackHook, DefaultTrainer
-from d2kit.engine._class_weights import balanced_weights, build_class_weights_cfg
+from d2kit.engine.resolve import balanced_weights, build_class_weights_cfg
 from d2kit.modeling import build_model
-from tests.engine import rcnn_data, tiny
-from tests.modeling.tiny import tiny_config
-from tests.modeling.tiny_dense import tiny_dense_config
+from tests.support import rcnn_data
+from tests.support import tiny_run as tiny
+from tests.support.tiny_dense import tiny_dense_config
+from tests.support.tiny_model import tiny_config
 
 BALANCED = ("MODEL.ROI_HEADS.CLASS_WEIGHTS", "balanced")
 

@@ -21,8 +21,8 @@ from d2kit.engine import (
     user_errors,
 )
 from d2kit.engine import defaults as defaults_module
-from d2kit.engine._tables import table_of_results
-from tests.engine import tiny
+from d2kit.engine.evaluate import table_of_results
+from tests.support import tiny_run as tiny
 
 
 @pytest.fixture

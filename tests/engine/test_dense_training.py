@@ -10,7 +10,7 @@ from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.engine import DefaultPredictor, DefaultTrainer
 from d2kit.structures import BoxMode
 from d2kit.visualization import Visualizer
-from tests.modeling.tiny_dense import OPTIONS, labelled_input, tiny_dense_config
+from tests.support.tiny_dense import OPTIONS, labelled_input, tiny_dense_config
 
 NAMES = {"coco": "dense_training_tests", "sem_seg": "dense_training_tests_semantic"}
 THRESHOLDS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d2kit.engine import default_argument_parser, default_setup
-from tests.engine import tiny
+from tests.support import tiny_run as tiny
 
 
 @pytest.fixture

@@ -3,10 +3,15 @@
 import pytest
 
 from d2kit.config import get_cfg
-from d2kit.engine._scaling import build_iterations_cfg
-from d2kit.visualization.epochs import EPOCH_LOSS, epoch_rows, plot_epochs, table_of_epochs
-from d2kit.visualization.plots import read_metrics
-from tests.engine.tiny import EvaluatedTrainer, TinyTrainer, records, register, tiny_cfg
+from d2kit.engine.resolve import build_iterations_cfg
+from d2kit.visualization.plots import (
+    EPOCH_LOSS,
+    epoch_rows,
+    plot_epochs,
+    read_metrics,
+    table_of_epochs,
+)
+from tests.support.tiny_run import EvaluatedTrainer, TinyTrainer, records, register, tiny_cfg
 
 
 def schedule(**keys):

@@ -15,11 +15,11 @@ from d2kit.data.datasets import (
     register_pascal_voc,
 )
 from d2kit.engine import DefaultTrainer
-from d2kit.evaluation._cityscapes_metrics import THING_IDS
+from d2kit.evaluation.cityscapes_evaluation import THING_IDS
 from d2kit.evaluation.panoptic_evaluation import id_to_rgb
-from tests.data_tests import voc_synthetic as voc
-from tests.evaluation import cityscapes_synthetic as city
-from tests.modeling.tiny_dense import tiny_dense_config
+from tests.support import cityscapes_synthetic as city
+from tests.support import voc_synthetic as voc
+from tests.support.tiny_dense import tiny_dense_config
 
 NAME = "zz_evaluate_datasets"
 SIZE = 64, 80

@@ -7,11 +7,11 @@ from PIL import Image
 
 from d2kit.data import MetadataCatalog
 from d2kit.engine import CallbackHook
-from d2kit.engine._evaluation_pictures import side_by_side
+from d2kit.engine.hooks.evaluation import side_by_side
 from d2kit.structures import Boxes, Instances
 from d2kit.utils.events import EventStorage
-from tests.engine import rcnn_data
-from tests.engine.tiny import digest
+from tests.support import rcnn_data
+from tests.support.tiny_run import digest
 
 WITH = ("TEST.VIS_IMAGES", 2, "TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 3)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from d2kit.engine import launch
-from d2kit.engine._cluster import Place, find_place, first_host
-from d2kit.engine.launch import _find_free_port
-from tests.engine import distributed, tiny
+from d2kit.engine.launch import Place, _find_free_port, find_place, first_host
+from tests.support import distributed
+from tests.support import tiny_run as tiny
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_two_processes_train_like_one_and_fail_together(folder):
 @pytest.mark.slow
 def test_torchrun_joins_without_spawning(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(_find_free_port()), "-m", "tests.engine.distributed"]
+    command += ["--master-port", str(_find_free_port()), "-m", "tests.support.distributed"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, str(folder)], capture_output=True, text=True, timeout=300, env=env, check=False

@@ -6,8 +6,8 @@ import itertools
 import torch
 
 from d2kit.engine import SimpleTrainer
-from tests.engine.tiny import digest
-from tests.modeling.tiny_dense import labelled_input, tiny_dense_model
+from tests.support.tiny_dense import labelled_input, tiny_dense_model
+from tests.support.tiny_run import digest
 
 
 def trainer():

@@ -10,35 +10,33 @@ from torch import nn
 
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog
-from d2kit.engine import _preflight_report
-from d2kit.engine._hooks_average import WeightAveraging
-from d2kit.engine._hooks_forecast import TimeForecast
-from d2kit.engine._preflight import check_classes
-from d2kit.engine._preflight_anchors import (
-    ResizedBoxes,
-    best_anchor_iou,
-    measure_anchor_fit,
-    resized_boxes,
-)
-from d2kit.engine._preflight_data import (
+from d2kit.engine.hooks.average import WeightAveraging
+from d2kit.engine.hooks.progress import TimeForecast
+from d2kit.engine.preflight import report as _preflight_report
+from d2kit.engine.preflight.data import (
     DatasetCounts,
+    check_classes,
     count_records,
     pick_evenly,
     table_of_classes,
     table_of_datasets,
 )
-from d2kit.engine._preflight_model import (
+from d2kit.engine.preflight.model import (
     ModuleParameters,
+    ResizedBoxes,
+    best_anchor_iou,
     estimate_memory,
     learning_rates,
+    measure_anchor_fit,
     parameters_by_module,
+    resized_boxes,
     spark_line,
 )
-from d2kit.engine._preflight_report import build_preflight_report
+from d2kit.engine.preflight.report import build_preflight_report
 from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
 from d2kit.solver import build_lr_scheduler
 from d2kit.structures import Boxes, BoxMode, pairwise_iou
-from tests.engine import tiny
+from tests.support import tiny_run as tiny
 
 
 def box(category, xywh=(0, 0, 10, 10), **more):

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from d2kit.contrib.point_rend import add_pointrend_config
 from d2kit.data import build_detection_test_loader
-from d2kit.projects.point_rend import add_pointrend_config
 from d2kit.utils.file_io import atomic_write
-from tests.engine import rcnn_data
-from tests.engine.rcnn_data import train, training_config
 from tests.modeling.roi_heads.test_implicit_point_rend import IMPLICIT as IMPLICIT_OPTIONS
 from tests.modeling.roi_heads.test_point_rend import OPTIONS as POINTREND_OPTIONS
-from tests.modeling.tiny import tiny_config
-from tests.modeling.tiny_heads import CASCADE_OPTIONS, KEYPOINT_OPTIONS
+from tests.support import rcnn_data
+from tests.support.rcnn_data import train, training_config
+from tests.support.tiny_heads import CASCADE_OPTIONS, KEYPOINT_OPTIONS
+from tests.support.tiny_model import tiny_config
 
 SIGMOID = ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True)
 KINDS = {

@@ -4,7 +4,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore
 
-from d2kit.engine._rendezvous import fresh_store
+from d2kit.engine.launch import fresh_store
 
 pytestmark = pytest.mark.faults(19, fast=True)
 SECOND = timedelta(seconds=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from d2kit.engine import CallbackHook, hooks
-from tests.engine import tiny
+from tests.support import tiny_run as tiny
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_another_seed_ends_elsewhere(tmp_path, images):
 
 def test_kill_minus_nine_and_a_drawn_seed(tmp_path, images, caplog):
     output = tmp_path / "run"
-    command = [sys.executable, "-m", "tests.engine.killed_run", str(images), str(output), "7"]
+    command = [sys.executable, "-m", "tests.support.killed_run", str(images), str(output), "7"]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
     with caplog.at_level(logging.INFO):

@@ -7,7 +7,7 @@ from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.engine import DefaultTrainer
 from d2kit.evaluation import RotatedCOCOEvaluator
 from d2kit.structures import BoxMode
-from tests.modeling.rotated import CLASSES, rotated_config, rotated_scene
+from tests.support.rotated import CLASSES, rotated_config, rotated_scene
 
 NAME = "engine_tests_rotated"
 

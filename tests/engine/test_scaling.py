@@ -6,7 +6,7 @@ import pytest
 
 from d2kit.config import get_cfg
 from d2kit.engine import DefaultTrainer, default_argument_parser, default_setup
-from tests.engine import tiny
+from tests.support import tiny_run as tiny
 
 
 @pytest.fixture

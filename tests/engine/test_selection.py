@@ -8,7 +8,7 @@ from torch import nn
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.engine import CallbackHook, EarlyStopping, EvalHook, SimpleTrainer, hooks
-from tests.engine import tiny
+from tests.support import tiny_run as tiny
 
 
 def train(values, *, period=1, steps=None, resume_from=None, **options):

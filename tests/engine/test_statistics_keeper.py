@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from d2kit.engine._failure import StatisticsKeeper
+from d2kit.engine.safety.failure import StatisticsKeeper
 
 
 def test_statistics_and_counters_are_put_back():

@@ -4,10 +4,10 @@ import importlib.util
 
 import pytest
 
-from d2kit.engine._trackers import build_tracker_writers
-from d2kit.utils import _remote_writers
-from d2kit.utils._remote_writers import RemoteWriter
-from tests.engine import tiny
+from d2kit.engine.setup import build_tracker_writers
+from d2kit.utils import remote_writers as _remote_writers
+from d2kit.utils.remote_writers import RemoteWriter
+from tests.support import tiny_run as tiny
 
 BOTH = ("WRITERS.WANDB.ENABLED", True, "WRITERS.MLFLOW.ENABLED", True)
 

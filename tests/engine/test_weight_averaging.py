@@ -6,7 +6,7 @@ from torch import nn
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.engine import HookBase, SimpleTrainer, WeightAveraging
-from tests.engine import tiny
+from tests.support import tiny_run as tiny
 
 
 class Weights(HookBase):

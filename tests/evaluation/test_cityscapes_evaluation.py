@@ -6,9 +6,9 @@ from PIL import Image
 from d2kit.data.catalog import MetadataCatalog
 from d2kit.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from d2kit.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
-from d2kit.evaluation._cityscapes_metrics import THING_IDS
+from d2kit.evaluation.cityscapes_evaluation import THING_IDS
 from d2kit.structures import Boxes, Instances
-from tests.evaluation import cityscapes_synthetic as city
+from tests.support import cityscapes_synthetic as city
 
 NAME = "zz_cityscapes_evaluation"
 CLASSES = list(THING_IDS)

@@ -9,7 +9,7 @@ import torch
 
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.evaluation import ClassificationReport
-from d2kit.evaluation._classification import ImageEntry, best_thresholds, match, rates
+from d2kit.evaluation.classification_report import ImageEntry, best_thresholds, match, rates
 from d2kit.structures import Boxes, BoxMode, Instances
 from d2kit.visualization.plots import plot_confusion
 

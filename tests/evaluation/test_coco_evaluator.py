@@ -9,7 +9,7 @@ from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
 from d2kit.evaluation import COCOEvaluator
 from d2kit.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from d2kit.structures import Boxes, BoxMode, Instances
-from tests.evaluation.synthetic import HEIGHT, WIDTH, dataset
+from tests.support.coco_synthetic import HEIGHT, WIDTH, dataset
 
 NAME = "d2kit_test_evaluation"
 

@@ -6,7 +6,7 @@ import torch
 
 from d2kit.evaluation.coco_evaluation import instances_to_coco_json
 from d2kit.structures import BitMasks, Boxes, Instances
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 
 def reference():

@@ -9,7 +9,7 @@ import pytest
 
 from d2kit.evaluation.coco_evaluation import COCOevalMaxDets, _evaluate_predictions_on_coco
 from d2kit.evaluation.fast_eval_api import COCOeval_opt
-from tests.evaluation.synthetic import dataset
+from tests.support.coco_synthetic import dataset
 
 
 def pycoco(truth):

@@ -11,8 +11,8 @@ import torch.multiprocessing as mp
 from d2kit.data.catalog import MetadataCatalog
 from d2kit.evaluation import COCOEvaluator
 from d2kit.utils import comm
-from tests.evaluation.synthetic import dataset
 from tests.evaluation.test_coco_evaluator import run, to_outputs
+from tests.support.coco_synthetic import dataset
 
 NAME = "d2kit_test_distributed"
 

@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from d2kit.evaluation._gather import gather_on_main, once_per_image
+from d2kit.evaluation.evaluator import gather_on_main, once_per_image
 
 
 def worker(rank, folder):

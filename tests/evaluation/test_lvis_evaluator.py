@@ -9,8 +9,8 @@ import pytest
 from d2kit.data.catalog import MetadataCatalog
 from d2kit.evaluation import LVISEvaluator
 from d2kit.evaluation.lvis_evaluation import METRICS, _evaluate_predictions_on_lvis
-from tests.evaluation.synthetic import dataset
 from tests.evaluation.test_coco_evaluator import run, to_outputs
+from tests.support.coco_synthetic import dataset
 
 NAME = "zz_lvis_evaluation"
 

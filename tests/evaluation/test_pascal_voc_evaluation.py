@@ -9,7 +9,7 @@ from d2kit.data.datasets import register_pascal_voc
 from d2kit.evaluation import PascalVOCDetectionEvaluator
 from d2kit.evaluation.pascal_voc_evaluation import voc_ap
 from d2kit.structures import Boxes, Instances
-from tests.data_tests.voc_synthetic import CLASSES, SIZE, boxes, make
+from tests.support.voc_synthetic import CLASSES, SIZE, boxes, make
 
 NAME = "zz_voc_evaluation"
 

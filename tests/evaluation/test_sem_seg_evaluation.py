@@ -8,8 +8,7 @@ from pycocotools import mask as mask_util
 
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
 from d2kit.evaluation import SemSegEvaluator
-from d2kit.evaluation._confusion import is_boundary
-from d2kit.evaluation.sem_seg_evaluation import load_image_into_numpy_array
+from d2kit.evaluation.sem_seg_evaluation import is_boundary, load_image_into_numpy_array
 from d2kit.utils import comm
 
 NAME = "zz_sem_seg_evaluation"

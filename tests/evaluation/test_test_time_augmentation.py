@@ -7,7 +7,7 @@ from d2kit.data.transforms import HFlipTransform
 from d2kit.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA, build_model
 from d2kit.modeling import test_time_augmentation as documented_place
 from d2kit.structures import Boxes, Instances, pairwise_iou
-from tests.modeling.tiny import tiny_config, tiny_input
+from tests.support.tiny_model import tiny_config, tiny_input
 
 SIZE = (64, 80)
 

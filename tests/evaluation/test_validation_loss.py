@@ -10,8 +10,8 @@ from d2kit.engine import launch
 from d2kit.evaluation.validation_loss import validation_losses
 from d2kit.utils import comm
 from d2kit.utils.events import EventStorage
-from tests.engine import tiny
-from tests.modeling.tiny_dense import labelled_input, tiny_dense_model
+from tests.support import tiny_run as tiny
+from tests.support.tiny_dense import labelled_input, tiny_dense_model
 
 IMAGES = [labelled_input(seed, objects) for seed, objects in ((0, 1), (1, 3), (2, 2))]
 

@@ -10,7 +10,7 @@ from d2kit.config import get_cfg
 from d2kit.export import TracingAdapter, add_export_config, dump_torchscript_IR, flatten_to_tuple
 from d2kit.modeling import build_model
 from d2kit.structures import BitMasks, Boxes, ImageList, Instances, RotatedBoxes
-from tests.modeling.tiny import tiny_config
+from tests.support.tiny_model import tiny_config
 
 
 def instances():

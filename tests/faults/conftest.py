@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from tests.engine import tiny
+from tests.support import tiny_run as tiny
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ Fails without: `check_image_files`, the checks for nothing in `get_detection_dat
 import pytest
 
 from d2kit.data import DatasetCatalog
-from tests.engine import tiny
+from tests.support import tiny_run as tiny
 
 
 def gone(records):

@@ -13,7 +13,7 @@ from d2kit.config import get_cfg
 from d2kit.modeling import build_model
 from d2kit.structures import Boxes, Instances
 from d2kit.utils.events import EventStorage
-from tests.faults import runs
+from tests.support import fault_runs as runs
 
 LIMIT = 3 << 30  # bytes of memory that a step may take beyond the model
 

@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from d2kit.engine._resume_check import config_differences
-from tests.engine import tiny
+from d2kit.engine.safety.resume_check import config_differences
+from tests.support import tiny_run as tiny
 
 pytestmark = pytest.mark.faults(10, fast=True)
 

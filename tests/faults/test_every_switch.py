@@ -35,8 +35,8 @@ from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.engine import CallbackHook, DefaultTrainer
 from d2kit.utils.env import seed_all_rng
 from project import patient_video
-from tests.engine import tiny
-from tests.faults import runs
+from tests.support import fault_runs as runs
+from tests.support import tiny_run as tiny
 
 pytestmark = pytest.mark.faults(4, 5, 6)
 STEPS = int(os.environ.get("D2KIT_FAULTS_STEPS", "40"))

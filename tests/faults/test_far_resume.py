@@ -10,8 +10,8 @@ import pytest
 
 from d2kit.data import DatasetCatalog, detection_utils
 from d2kit.engine import CallbackHook
-from tests.engine import tiny
-from tests.faults import runs
+from tests.support import fault_runs as runs
+from tests.support import tiny_run as tiny
 
 STEP = 90_000
 

@@ -1,7 +1,7 @@
 """FAULTS 23, 30: damaged images, in a training that is strict and in one that skips them.
 
 Fails without: what `docs/faults.md` names for 23 and 30. Upright by EXIF and the formats that are
-no damage are tested in `tests/data_tests/test_image_io.py`, in both tiers.
+no damage are tested in `tests/data/test_image_io.py`, in both tiers.
 """
 
 import io
@@ -17,9 +17,9 @@ from d2kit.data.detection_utils import read_image
 from d2kit.engine import launch
 from d2kit.utils import comm
 from d2kit.utils.logger import setup_logger
-from tests.data_tests.test_image_io import _png_of_size
-from tests.engine import tiny
-from tests.faults import runs
+from tests.data.test_image_io import _png_of_size
+from tests.support import fault_runs as runs
+from tests.support import tiny_run as tiny
 
 SIZE = (tiny.SIZE + 8, tiny.SIZE)
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from tests.code import ROOT, sources
 from tests.faults.take_out import PROTECTIONS
+from tests.support.code import ROOT, sources
 
 ITEMS = set(range(1, 31))
 LINES = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()

@@ -21,8 +21,8 @@ from d2kit.engine import HookBase, launch
 from d2kit.engine.hooks import BestCheckpointer, PeriodicCheckpointer
 from d2kit.engine.launch import _find_free_port
 from d2kit.utils import comm
-from tests.engine import tiny
-from tests.faults import runs
+from tests.support import fault_runs as runs
+from tests.support import tiny_run as tiny
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ import torch
 
 from d2kit.engine import CallbackHook, launch
 from d2kit.utils import comm
-from tests.engine import tiny
+from tests.support import tiny_run as tiny
 
 ROOT = Path(__file__).parents[2]
 IMAGES = "D2KIT_TEST_IMAGES"

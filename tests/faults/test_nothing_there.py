@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from d2kit.data.datasets import register_coco_instances
-from tests.engine import rcnn_data
-from tests.engine.rcnn_data import train, training_config
 from tests.engine.test_rcnn_end_to_end import KINDS
+from tests.support import rcnn_data
+from tests.support.rcnn_data import train, training_config
 
 KEEP = (
     *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False),

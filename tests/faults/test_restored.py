@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from d2kit.engine.hooks import PeriodicCheckpointer
-from tests.engine import tiny
-from tests.faults import runs
+from tests.support import fault_runs as runs
+from tests.support import tiny_run as tiny
 
 SWITCHES = (
     *("SOLVER.MAX_ITER", 200, "SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.STEPS", (30,)),

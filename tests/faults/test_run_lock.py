@@ -14,10 +14,10 @@ import time
 
 import pytest
 
-from d2kit.engine import _run_lock
-from d2kit.engine._run_lock import NAME, RunLock, hold_output_dir, release_output_dir
-from tests.engine import tiny
-from tests.faults import runs
+from d2kit.engine.safety import run_lock as _run_lock
+from d2kit.engine.safety.run_lock import NAME, RunLock, hold_output_dir, release_output_dir
+from tests.support import fault_runs as runs
+from tests.support import tiny_run as tiny
 
 
 def contents(folder):
@@ -119,7 +119,7 @@ def test_holding_twice_is_holding_once(tmp_path):
 @pytest.mark.faults(16)
 def test_of_many_processes_one_gets_the_folder(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from d2kit.engine._run_lock import RunLock\n"
+        "import sys; from pathlib import Path; from d2kit.engine.safety.run_lock import RunLock\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "try: lock = RunLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.readline()\n"
         "except BlockingIOError: print('refused', flush=True)\n"

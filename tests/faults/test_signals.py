@@ -19,8 +19,8 @@ import pytest
 
 from d2kit.engine import CallbackHook, launch
 from d2kit.utils import comm
-from tests.engine import tiny
-from tests.faults import runs
+from tests.support import fault_runs as runs
+from tests.support import tiny_run as tiny
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ import pytest
 
 from d2kit.engine import launch
 from d2kit.utils import comm
-from tests.faults import runs
+from tests.support import fault_runs as runs
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,8 +20,8 @@ from torch import nn
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.data import DatasetCatalog
 from d2kit.utils.file_io import remove_leftovers
-from tests.engine import tiny
-from tests.faults import runs
+from tests.support import fault_runs as runs
+from tests.support import tiny_run as tiny
 
 
 def model(iteration):
@@ -121,13 +121,13 @@ def test_a_checkpoint_cut_at_any_length(tmp_path):
         small.save(f"model_{iteration:07d}", iteration=iteration)
     newest = tmp_path / "model_0000001.pth"
     content = newest.read_bytes()
-    logging.getLogger("d2kit.checkpoint._verify").setLevel(logging.ERROR)
+    logging.getLogger("d2kit.checkpoint.files").setLevel(logging.ERROR)
     try:
         for length in range(len(content)):
             newest.write_bytes(content[:length])
             assert small.get_checkpoint_file().endswith("model_0000000.pth"), length
     finally:
-        logging.getLogger("d2kit.checkpoint._verify").setLevel(logging.NOTSET)
+        logging.getLogger("d2kit.checkpoint.files").setLevel(logging.NOTSET)
     newest.write_bytes(content)
     assert small.get_checkpoint_file() == str(newest)
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from d2kit.layers import masks_to_rle, paste_masks_in_image
 from d2kit.layers.mask_ops import _compress, _paste_masks_tensor_shape
 from d2kit.structures import Boxes
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 
 def random_masks(n, seed, size=28, extent=(60, 80)):

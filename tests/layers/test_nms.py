@@ -4,7 +4,7 @@ import torch
 
 from d2kit.layers import batched_nms, batched_nms_rotated, nms, nms_rotated
 from d2kit.layers.rotated_boxes import pairwise_iou_rotated
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 
 def upright(boxes):

@@ -9,7 +9,7 @@ from torch import nn
 
 from d2kit import model_zoo
 from d2kit.modeling import build_model
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 with gzip.open(reference_path("state_dicts.json.gz")) as file:
     STATE_DICTS = json.load(file)

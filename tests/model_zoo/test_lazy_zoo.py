@@ -6,7 +6,7 @@ from torch import nn
 
 from d2kit import model_zoo
 from d2kit.config import LazyConfig, instantiate
-from d2kit.config._zoo_folder import zoo_folder
+from d2kit.config.yaml import zoo_folder
 from d2kit.modeling import build_model
 from d2kit.solver import WarmupParamScheduler
 

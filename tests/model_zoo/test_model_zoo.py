@@ -8,9 +8,9 @@ import torch
 
 from d2kit import model_zoo
 from d2kit.model_zoo import model_zoo as implementation
-from d2kit.model_zoo._urls import CHECKPOINTS, URL_PREFIX
-from tests.modeling.tiny import tiny_config
-from tests.reference import reference_path
+from d2kit.model_zoo.model_zoo import CHECKPOINTS, URL_PREFIX
+from tests.support.reference_files import reference_path
+from tests.support.tiny_model import tiny_config
 
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests.code import ROOT
-from tests.reference import reference_path
+from tests.support.code import ROOT
+from tests.support.reference_files import reference_path
 
 pytestmark = pytest.mark.slow
 

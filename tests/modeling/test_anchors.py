@@ -13,7 +13,7 @@ from d2kit.modeling.anchor_generator import (
     build_anchor_generator,
 )
 from d2kit.structures import Boxes, RotatedBoxes
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 
 def grids(*sizes: tuple[int, int]) -> list[torch.Tensor]:

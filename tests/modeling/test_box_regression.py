@@ -10,7 +10,7 @@ from d2kit.modeling.box_regression import (
     _dense_box_regression_loss,
 )
 from d2kit.structures import Boxes
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 PLAIN = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
 ROTATED = Box2BoxTransformRotated((10.0, 10.0, 5.0, 5.0, 1.0))

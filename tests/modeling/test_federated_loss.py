@@ -8,7 +8,7 @@ import torch
 
 from d2kit.data import MetadataCatalog
 from d2kit.modeling import build_model
-from tests.modeling.tiny import tiny_config, tiny_input
+from tests.support.tiny_model import tiny_config, tiny_input
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_number_of_classes_must_agree(options):
 
 def test_a_process_without_datasets_is_told_what_to_import():
     code = (
-        "from tests.modeling.tiny import tiny_config\n"
+        "from tests.support.tiny_model import tiny_config\n"
         "from d2kit.modeling import build_model\n"
         "cfg = tiny_config('MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE', True,\n"
         "    'MODEL.ROI_BOX_HEAD.USE_FED_LOSS', True, 'DATASETS.TRAIN', ('lvis_v1_train',))\n"

@@ -8,7 +8,7 @@ from torch import nn
 
 from d2kit.modeling import build_model
 from d2kit.modeling.freezing import freeze_by_pattern
-from tests.modeling.tiny_dense import tiny_dense_config
+from tests.support.tiny_dense import tiny_dense_config
 
 
 class Net(nn.Module):

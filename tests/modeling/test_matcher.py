@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from d2kit.modeling.matcher import Matcher
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 SETTINGS = [
     ([0.3, 0.7], [0, -1, 1], True),

@@ -10,7 +10,7 @@ from torch import nn
 from d2kit.layers import ShapeSpec
 from d2kit.modeling import FPN, MMDetBackbone, MMDetDetector
 from d2kit.structures import Boxes
-from tests.modeling.tiny import tiny_input
+from tests.support.tiny_model import tiny_input
 
 SHAPES = [ShapeSpec(channels=4, stride=4), ShapeSpec(channels=6, stride=8)]
 

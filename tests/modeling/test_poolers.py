@@ -8,7 +8,7 @@ from d2kit.modeling.poolers import (
     convert_boxes_to_pooler_format,
 )
 from d2kit.structures import Boxes, RotatedBoxes
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 

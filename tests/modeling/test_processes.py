@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.modeling.train_in_processes import NAMES, train
+from tests.support.train_in_processes import NAMES, train
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 20
@@ -27,7 +27,7 @@ LOSSES = {
 
 
 def start(rank: int, world: int, folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.modeling.train_in_processes"]
+    command = [sys.executable, "-m", "tests.support.train_in_processes"]
     return subprocess.Popen(
         [*command, str(rank), str(world), str(STEPS), str(folder)], cwd=REPOSITORY
     )

@@ -10,8 +10,8 @@ import torch
 
 from d2kit.modeling import build_model, optimize_for_inference
 from d2kit.structures import Boxes, pairwise_iou
-from tests.modeling.reference_model import reference_inputs, reference_model, zoo_config
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
+from tests.support.reference_model import reference_inputs, reference_model, zoo_config
 
 MASK_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"
 KEYPOINT = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x"

@@ -3,7 +3,7 @@ import torch
 
 from d2kit.layers import nms_rotated
 from d2kit.modeling import build_model
-from d2kit.modeling._boxes import outlines_of
+from d2kit.modeling.boxes import outlines_of
 from d2kit.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from d2kit.modeling.proposal_generator.rrpn import RRPN, find_top_rrpn_proposals
 from d2kit.modeling.roi_heads.rotated_fast_rcnn import (
@@ -13,8 +13,8 @@ from d2kit.modeling.roi_heads.rotated_fast_rcnn import (
     fast_rcnn_inference_single_image_rotated,
 )
 from d2kit.structures import Instances, RotatedBoxes, pairwise_iou_rotated
-from tests.modeling.rotated import rotated_config, rotated_input
-from tests.modeling.tiny import tiny_config
+from tests.support.rotated import rotated_config, rotated_input
+from tests.support.tiny_model import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_configs_that_do_not_fit_are_refused(options, message):
 
 
 def test_upright_ground_truth_in_a_rotated_model_and_the_reverse():
-    from tests.modeling.tiny import tiny_input
+    from tests.support.tiny_model import tiny_input
 
     rotated, upright = build_model(rotated_config()), build_model(tiny_config())
     with pytest.raises(ValueError, match="RRPN"):

@@ -11,7 +11,7 @@ import torch
 from d2kit import model_zoo
 from d2kit.modeling import build_model
 from project.cars import draw_car
-from tests.project.archives import pennfudan_archive
+from tests.support.archives import pennfudan_archive
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 

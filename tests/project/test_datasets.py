@@ -10,7 +10,7 @@ from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.utils.archives import extract_zip
 from project import patient_video, pennfudan
 from project.patient_video.dataset import WardSpec
-from tests.project.archives import SHARED, small_archive
+from tests.support.archives import SHARED, small_archive
 
 
 def _forget(*names):

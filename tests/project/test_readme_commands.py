@@ -15,7 +15,7 @@ import torch
 
 from d2kit import model_zoo
 from d2kit.modeling import build_model
-from tests.project.archives import pennfudan_archive
+from tests.support.archives import pennfudan_archive
 
 ROOT = Path(__file__).parents[2]
 CPU = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from d2kit.config import get_cfg
-from d2kit.engine.video import DETECTIONS, DetectionStore, VideoOptions, track_video
+from d2kit.video import DETECTIONS, DetectionStore, VideoOptions, track_video
 from project.patient_video import WardSpec, generate
 from project.patient_video.analyze import analyze
 from project.patient_video.calibrate import DETECTORS, cases, score
@@ -15,7 +15,7 @@ from project.patient_video.shaking import ShakingParams
 from project.patient_video.track_demo import track_and_report
 from project.patient_video.tracks import read_tracks
 from project.patient_video.truth import read_truth
-from tests.engine.video import tiny_detector
+from tests.support import tiny_detector
 
 
 @pytest.fixture(scope="module")

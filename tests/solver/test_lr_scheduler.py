@@ -19,7 +19,7 @@ from d2kit.solver import (
     build_lr_scheduler,
 )
 from d2kit.solver.lr_scheduler import _get_warmup_factor_at_iter
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 
 def sgd(lr=1.0):

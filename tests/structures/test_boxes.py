@@ -11,7 +11,7 @@ from d2kit.structures import (
     pairwise_point_box_distance,
 )
 from d2kit.structures.boxes import matched_pairwise_iou
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from d2kit.structures import Keypoints, heatmaps_to_keypoints
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 
 def test_reference_values():

@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 from d2kit.structures import BitMasks, Boxes, PolygonMasks, ROIMasks, polygons_to_bitmask
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 SQUARE = [2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0]
 

@@ -10,7 +10,7 @@ from d2kit.structures import (
     pairwise_iou,
     pairwise_iou_rotated,
 )
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 
 def random_boxes(n, seed):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.code import ROOT
+from tests.support.code import ROOT
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from d2kit.config import LazyConfig
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.data.datasets import register_coco_instances
-from tests.code import ROOT
+from tests.support.code import ROOT
 
 pytest.importorskip("omegaconf")
 

@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from d2kit.engine._cluster import Place, find_place
-from d2kit.engine._cluster_job import local_variables
-from tests.engine import tiny
+from d2kit.engine.launch import Place, find_place, local_variables
+from tests.support import tiny_run as tiny
 from tests.tools.test_scripts import REPO, _script
 
 submitit = pytest.importorskip("submitit")
@@ -139,7 +138,7 @@ def test_local_processes_know_their_place():
 
 
 def two_ranks(folder, seconds=120):
-    """Wait for what `tests.engine.distributed` writes in each process."""
+    """Wait for what `tests.support.distributed` writes in each process."""
     files = [folder / f"rank{rank}.json" for rank in (0, 1)]
     end = time.monotonic() + seconds
     while time.monotonic() < end and not all(f.exists() and f.stat().st_size for f in files):
@@ -166,7 +165,7 @@ def test_two_processes_of_a_job_train_together(script, tmp_path, monkeypatch, lo
     monkeypatch.setenv("FAKE_SLURM", str(tmp_path))
     options = ["--gpus", "0", "--processes", "2", "--folder", str(tmp_path / "jobs")]
     args = script.argument_parser().parse_args([*options, *["--local"] * local])
-    command = [sys.executable, "-m", "tests.engine.distributed", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.distributed", str(tmp_path)]
     job = script.submit(args, command)
     assert job.job_id.isdecimal()
     facts = two_ranks(tmp_path)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d2kit.engine.video import DETECTIONS, DetectionWriter
+from d2kit.video import DETECTIONS, DetectionWriter
 from project.patient_video.dataset import WardSpec, write_video
-from tests.engine.video import tiny_detector
-from tests.engine.video.clips import detections_of, header
+from tests.support import tiny_detector
+from tests.support.clips import detections_of, header
 
 REPO = Path(__file__).parents[2]
 
@@ -84,8 +84,8 @@ def test_with_a_model(ward, run_script, tmp_path):
 
 
 def test_exit_code_of_a_damaged_video(ward, run_script, tmp_path, capsys):
-    from tests.engine.video.clips import ward_frames
-    from tests.engine.video.clips import write_video as encode
+    from tests.support.clips import ward_frames
+    from tests.support.clips import write_video as encode
 
     path = tmp_path / "cut.mp4"
     images = [image for image, _ in ward_frames(seconds=2.0)]

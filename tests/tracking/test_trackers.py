@@ -19,7 +19,7 @@ from d2kit.tracking import (
     build_tracker_head,
     create_prediction_pairs,
 )
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 OVERLAP = [
     "BBoxIOUTracker",

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from d2kit.utils import _remote_writers
-from d2kit.utils._remote_writers import RemoteWriter, require_package
+from d2kit.utils import remote_writers as _remote_writers
 from d2kit.utils.events import EventStorage
+from d2kit.utils.remote_writers import RemoteWriter, require_package
 
 
 class Service(RemoteWriter):
@@ -255,7 +255,7 @@ def test_wandb_without_a_network_is_kept_for_later(tmp_path):
         check=True,
     )
     assert float(done.stdout.split()[-1]) < 2, "the training waited"
-    assert done.stderr.count("d2kit.utils._remote_writers") == 1
+    assert done.stderr.count("d2kit.utils.remote_writers") == 1
     assert "connection refused" in done.stderr
     assert "wandb sync" in done.stderr
     assert [row["_step"] for row in wandb_rows(tmp_path, 2)[1]] == [4, 9]

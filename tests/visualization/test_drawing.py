@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from d2kit.utils.visualizer import VisImage, Visualizer
-from tests.visualization.cases import GREY, META, changed, disc, image
+from tests.support.drawn import GREY, META, changed, disc, image
 
 
 # ------------------------------------------------------------------ pictures

@@ -10,7 +10,7 @@ from d2kit.utils.visualizer import (
     _create_text_labels,
     _PanopticPrediction,
 )
-from tests.visualization.cases import GREY, META, changed, detections, disc, image
+from tests.support.drawn import GREY, META, changed, detections, disc, image
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,16 @@
 Their folder is `dataset_root()`; datasets/README.md shows what is expected below it.
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from d2kit.data.catalog import DatasetCatalog, MetadataCatalog, register_on_use
-from d2kit.data.datasets._ade20k import ade20k_classes
-from d2kit.data.datasets._root import dataset_root
-from d2kit.data.datasets._sem_seg import load_sem_seg
+from d2kit.data.catalog import DatasetCatalog, MetadataCatalog, dataset_root, register_on_use
 from d2kit.data.datasets.builtin_meta import _get_builtin_metadata
 from d2kit.data.datasets.cityscapes import load_cityscapes_instances, load_cityscapes_semantic
-from d2kit.data.datasets.coco import register_coco_instances
+from d2kit.data.datasets.coco import CocoInstances, load_sem_seg, register_coco_instances
 from d2kit.data.datasets.coco_panoptic import (
     register_coco_panoptic,
     register_separated,
@@ -20,8 +20,99 @@ from d2kit.data.datasets.coco_panoptic import (
 )
 from d2kit.data.datasets.lvis import get_lvis_instances_meta, register_lvis_instances
 from d2kit.data.datasets.pascal_voc import register_pascal_voc
+from d2kit.data.datasets.validate import DatasetError
 
 __all__ = ["dataset_root", "register_builtin"]
+
+
+KEY = "DATASETS.REGISTER_COCO"
+
+
+def register_datasets(entries: Sequence[Sequence[str]]) -> None:
+    """Register datasets in COCO format; nothing is read yet, and the same twice is no error.
+
+    Args:
+        entries: (name, annotation file, image folder) each, as in DATASETS.REGISTER_COCO. A
+            relative path counts from the current folder or, if there is no such file, from the
+            folder that D2KIT_DATASETS names.
+
+    Raises:
+        ValueError: an entry is of another form, holds a URL, or a name is taken by other files.
+    """
+    for entry in entries:
+        name, json_file, image_root = _checked(entry)
+        paths = _place(json_file), _place(image_root)
+        if name not in DatasetCatalog:
+            register_coco_instances(name, {}, *paths)
+            continue
+        known = DatasetCatalog[name]
+        if not _is_of(known, *paths):
+            now = "otherwise"
+            if isinstance(known, CocoInstances):
+                now = f"with '{known.json_file}' and '{known.image_root}'"
+            raise ValueError(
+                f"{KEY}: dataset '{name}' is already registered {now}, not with '{paths[0]}' and "
+                f"'{paths[1]}'; choose another name"
+            )
+
+
+def _checked(entry: Any) -> tuple[str, str, str]:
+    """Return an entry, or raise a ValueError that shows the form."""
+    form = "[name, annotations.json, folder of images]"
+    if not isinstance(entry, (list, tuple)) or len(entry) != 3:
+        raise ValueError(f"{KEY}: expected a list of {form}, got the entry {entry!r}")
+    if not all(isinstance(part, str) and part for part in entry):
+        raise ValueError(f"{KEY}: expected three texts {form}, got {entry!r}")
+    for path in entry[1:]:
+        if "://" in path:
+            raise ValueError(f"{KEY}: '{path}' is no local path; download it, and give its path")
+    return entry[0], entry[1], entry[2]
+
+
+def _place(path: str) -> str:
+    """Return where a path of a config leads."""
+    path = os.path.expanduser(path)
+    below = os.path.join(dataset_root(), path)  # an absolute path stays itself
+    return below if not os.path.exists(path) and os.path.exists(below) else path
+
+
+def _is_of(known: Any, json_file: str, image_root: str) -> bool:
+    if not isinstance(known, CocoInstances):
+        return False
+    pairs = ((known.json_file, json_file), (known.image_root, image_root))
+    return all(os.path.realpath(a) == os.path.realpath(b) for a, b in pairs)
+
+
+def ade20k_classes(root: str) -> list[str]:
+    """Return the class names in the order of their indices.
+
+    Args:
+        root: folder "ADEChallengeData2016" with ``objectInfo150.txt``: a head line, then per class
+            columns between tabs; the first is the number from 1, the last the synonyms.
+
+    Returns:
+        The first synonym of each class; all of them where another class has the same first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DatasetError: it has another form.
+    """
+    path = os.path.join(root, "objectInfo150.txt")
+    names = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(filter(None, map(str.strip, list(file)[1:])), start=1):
+            cells = [cell.strip() for cell in line.split("\t")]
+            if len(cells) < 2 or cells[0] != str(number) or not cells[-1]:
+                raise DatasetError(
+                    f"{path}: line {number + 1}: expected class {number}, ..., its names between "
+                    f"tabs, got {line[:60]!r}"
+                )
+            names.append(cells[-1])
+    first = [name.split(",")[0].strip() for name in names]
+    return [
+        short if first.count(short) == 1 else name for short, name in zip(first, names, strict=True)
+    ]
+
 
 _IMAGE_FOLDERS = {
     "2014_train": "train2014",

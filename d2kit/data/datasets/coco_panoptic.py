@@ -7,9 +7,8 @@ import os
 from typing import Any
 
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
-from d2kit.data.datasets._sem_seg import load_sem_seg
-from d2kit.data.datasets._validate import Problems, path_problem, read_json, short
-from d2kit.data.datasets.coco import load_coco_json
+from d2kit.data.datasets.coco import load_coco_json, load_sem_seg
+from d2kit.data.datasets.validate import Problems, path_problem, read_json, short
 from d2kit.utils.file_io import PathManager
 
 __all__ = [

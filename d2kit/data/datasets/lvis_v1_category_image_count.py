@@ -1,6 +1,6 @@
 """Training images per category of LVIS v1, from its annotation file (see `_lvis_categories`)."""
 
-from d2kit.data.datasets._lvis_categories import LvisCategories
+from d2kit.data.datasets.lvis import LvisCategories
 
 __all__ = ["LVIS_CATEGORY_IMAGE_COUNT"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
-from d2kit.data.datasets._validate import Problems, short
+from d2kit.data.datasets.validate import Problems, short
 from d2kit.structures import BoxMode
 from d2kit.utils.file_io import PathManager
 from d2kit.utils.registry import nearest_names

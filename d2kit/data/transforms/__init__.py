@@ -1,7 +1,5 @@
 """Transforms (deterministic) and augmentations (random choices of transforms)."""
 
-from d2kit.data.transforms._photometric import ColorAugSSDTransform
-from d2kit.data.transforms._torchvision_resize import FloatResizeTransform, TorchvisionResize
 from d2kit.data.transforms.augmentation import (
     AugInput,
     Augmentation,
@@ -12,6 +10,7 @@ from d2kit.data.transforms.augmentation import (
     apply_transform_gens,
 )
 from d2kit.data.transforms.augmentation_impl import (
+    ColorAugSSDTransform,
     FixedSizeCrop,
     MinIoURandomCrop,
     RandomApply,
@@ -29,6 +28,7 @@ from d2kit.data.transforms.augmentation_impl import (
     ResizeScale,
     ResizeShortestEdge,
 )
+from d2kit.data.transforms.geometric import FloatResizeTransform, TorchvisionResize
 from d2kit.data.transforms.transform import (
     BlendTransform,
     ColorTransform,

@@ -4,12 +4,15 @@ The base classes and the simple transforms are fvcore's, so that user code which
 or asks `isinstance` keeps working; what Detectron2 adds is written here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from fvcore.transforms import transform as fvcore_transform
 from fvcore.transforms.transform import (
     BlendTransform,
     GridSampleTransform,
@@ -20,9 +23,6 @@ from fvcore.transforms.transform import (
     TransformList,
     VFlipTransform,
 )
-
-from d2kit.data.transforms._crop import CropTransform, PadTransform
-from d2kit.data.transforms._rotation import RotationTransform
 
 __all__ = [
     "BlendTransform",
@@ -41,6 +41,243 @@ __all__ = [
     "TransformList",
     "VFlipTransform",
 ]
+
+
+_MIN_AREA = 1e-9  # square pixels
+
+
+class CropTransform(fvcore_transform.CropTransform):
+    """Crop to a window; fvcore's, with polygons clipped here instead of by shapely.
+
+    Args:
+        x0: left edge of the window, pixels.
+        y0: upper edge.
+        w: width of the window.
+        h: height of the window.
+        orig_w: width of the image before cropping; only the inverse needs it.
+        orig_h: height of the image before cropping.
+    """
+
+    def apply_polygons(self, polygons: list) -> list:
+        """Crop polygons, each (P, 2); one may vanish, or fall into several parts."""
+        window = (self.x0, self.y0, self.x0 + self.w, self.y0 + self.h)
+        parts = [part for p in polygons for part in clip_polygon_to_rect(p, *window)]
+        return [part - (self.x0, self.y0) for part in parts]
+
+    def inverse(self) -> PadTransform:
+        """Return the padding to the former size.
+
+        Raises:
+            ValueError: where the former size was not given.
+        """
+        if self.orig_w is None or self.orig_h is None:
+            raise ValueError("CropTransform has an inverse only if made with orig_w and orig_h")
+        right, bottom = self.orig_w - self.x0 - self.w, self.orig_h - self.y0 - self.h
+        return PadTransform(self.x0, self.y0, right, bottom, orig_w=self.w, orig_h=self.h)
+
+
+class PadTransform(fvcore_transform.PadTransform):
+    """Add a border; fvcore's, with an inverse that crops polygons without shapely.
+
+    Args:
+        x0: columns added at the left, pixels.
+        y0: rows added at the top.
+        x1: columns added at the right.
+        y1: rows added at the bottom.
+        orig_w: width of the image before padding; only the inverse needs it.
+        orig_h: height of the image before padding.
+        pad_value: value of the border in images.
+        seg_pad_value: value of the border in segmentations.
+    """
+
+    def inverse(self) -> CropTransform:
+        """Return the crop to the former size.
+
+        Raises:
+            ValueError: where the former size was not given.
+        """
+        if self.orig_w is None or self.orig_h is None:
+            raise ValueError("PadTransform has an inverse only if made with orig_w and orig_h")
+        width, height = self.orig_w + self.x0 + self.x1, self.orig_h + self.y0 + self.y1
+        return CropTransform(self.x0, self.y0, self.orig_w, self.orig_h, width, height)
+
+
+def clip_polygon_to_rect(
+    polygon: np.ndarray, x0: float, y0: float, x1: float, y1: float
+) -> list[np.ndarray]:
+    """Intersect a polygon with a rectangle; a concave polygon may fall into several parts.
+
+    Args:
+        polygon: (P, 2) floating point vertices (x, y), in order, not closed.
+        x0: left edge of the rectangle, in the polygon's coordinates.
+        y0: upper edge.
+        x1: right edge.
+        y1: lower edge.
+
+    Returns:
+        The parts, each a (Q, 2) float64 array with Q >= 3; empty where nothing is left. Parts
+        without area are dropped. A polygon that crosses itself keeps its area but is not split.
+    """
+    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    if len(points) < 3:
+        return []
+    parts = [points]
+    for axis, sign, limit in ((0, 1.0, x0), (0, -1.0, x1), (1, 1.0, y0), (1, -1.0, y1)):
+        parts = [piece for part in parts for piece in _clip_half_plane(part, axis, sign, limit)]
+    return [part for part in parts if len(part) >= 3 and abs(_signed_area(part)) > _MIN_AREA]
+
+
+def _signed_area(points: np.ndarray) -> float:
+    """Return the shoelace area of (P, 2) `points`, in square pixels."""
+    x, y = (points - points[0]).T
+    return 0.5 * float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
+
+
+def _clip_half_plane(points: np.ndarray, axis: int, sign: float, limit: float) -> list[np.ndarray]:
+    """Keep of `points` what satisfies ``sign * (coordinate - limit) >= 0`` along `axis`.
+
+    The line cuts the outline into chains that lie inside. Along the line, inside and outside of
+    a simple polygon alternate, so that the sorted crossings pair up into the segments which close
+    the chains again.
+    """
+    distance = sign * (points[:, axis] - limit)
+    inside = distance >= 0
+    if inside.all():
+        return [points]
+    if not inside.any():
+        return []
+    after = np.roll(inside, -1)
+    edges = np.flatnonzero(inside != after)
+    if inside[edges[0]]:  # start with an edge that enters
+        edges = np.roll(edges, -1)
+    ends = (edges + 1) % len(points)
+    fraction = distance[edges] / (distance[edges] - distance[ends])
+    crossings = points[edges] + fraction[:, None] * (points[ends] - points[edges])
+    crossings[:, axis] = limit
+
+    chains = []
+    for enter in range(0, len(edges), 2):
+        count = (edges[enter + 1] - ends[enter]) % len(points) + 1
+        members = (ends[enter] + np.arange(count)) % len(points)
+        chains.append(
+            np.concatenate([crossings[enter, None], points[members], crossings[enter + 1, None]])
+        )
+    return _close_chains(chains, crossings[:, 1 - axis])
+
+
+def _close_chains(chains: list[np.ndarray], positions: np.ndarray) -> list[np.ndarray]:
+    """Join `chains` along the line; crossing 2k enters and 2k+1 leaves at chain k."""
+    pairs = np.argsort(positions, kind="stable").reshape(-1, 2)
+    if ((pairs[:, 0] + pairs[:, 1]) % 2 == 0).any():  # the outline crosses itself: keep it whole
+        return [np.concatenate(chains)]
+    partner = {int(a): int(b) for a, b in pairs} | {int(b): int(a) for a, b in pairs}
+    polygons, left = [], set(range(len(chains)))
+    while left:
+        chain, members = min(left), []
+        while chain in left:
+            left.remove(chain)
+            members.append(chains[chain])
+            chain = partner[2 * chain + 1] // 2
+        polygons.append(np.concatenate(members))
+    return polygons
+
+
+class RotationTransform(Transform):
+    """Rotate about a point, counter-clockwise as seen on the screen.
+
+    Args:
+        h: height of the image, pixels.
+        w: width of the image.
+        angle: degrees.
+        expand: whether the result grows so that the whole image is seen.
+        center: (x, y) of the fixed point in pixels; the image's centre by default. With `expand`
+            it has no influence: the result is centred anyway.
+        interp: OpenCV's interpolation flag for images; None means linear. Segmentations use
+            nearest.
+    """
+
+    def __init__(
+        self,
+        h: int,
+        w: int,
+        angle: float,
+        expand: bool = True,
+        center: tuple[float, float] | None = None,
+        interp: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.h, self.w, self.angle, self.expand, self.interp = h, w, angle, expand, interp
+        self.image_center = np.array((w / 2, h / 2))
+        self.center = (w / 2, h / 2) if center is None else center
+        self.bound_w, self.bound_h = w, h
+        if expand:
+            cos, sin = np.abs((np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))))
+            bounds = np.rint((w * cos + h * sin, w * sin + h * cos))
+            self.bound_w, self.bound_h = (int(side) for side in bounds)
+        self.rm_coords = self.create_rotation_matrix()
+        # OpenCV counts from the middle of the first pixel, coordinates from its corner
+        self.rm_image = self.create_rotation_matrix(offset=-0.5)
+
+    def create_rotation_matrix(self, offset: float = 0) -> np.ndarray:
+        """Return the (2, 3) matrix from source to result points (x, y, 1).
+
+        Args:
+            offset: added to both systems' origin; -0.5 for pixel indices, 0 for coordinates.
+        """
+        theta = np.deg2rad(self.angle)
+        linear = np.array([[np.cos(theta), np.sin(theta)], [-np.sin(theta), np.cos(theta)]])
+        center = np.asarray(self.center, dtype=np.float64) + offset
+        shift = center - linear @ center
+        if self.expand:
+            source_middle = self.image_center + offset
+            result_middle = np.array((self.bound_w / 2, self.bound_h / 2)) + offset
+            shift = result_middle - linear @ source_middle
+        return np.concatenate([linear, shift[:, None]], axis=1)
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Rotate an image of shape (H, W) or (H, W, C); what comes from outside is 0."""
+        if img.size == 0 or self.angle % 360 == 0:
+            return img
+        if img.shape[:2] != (self.h, self.w):
+            raise ValueError(
+                f"RotationTransform was made for {self.h}x{self.w} pixels (height x width), got an "
+                f"array of shape {img.shape}"
+            )
+        import cv2
+
+        if interp is None:
+            interp = cv2.INTER_LINEAR if self.interp is None else self.interp
+        source = img.view(np.uint8) if img.dtype == np.bool_ else img
+        result = cv2.warpAffine(source, self.rm_image, (self.bound_w, self.bound_h), flags=interp)
+        return result.reshape(*result.shape[:2], *img.shape[2:]).astype(img.dtype, copy=False)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Rotate (P, 2) points (x, y)."""
+        points = np.asarray(coords, dtype=np.float64)
+        if self.angle % 360 == 0 or points.size == 0:
+            return points
+        return points @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Rotate a label map or mask (H, W) by nearest neighbour."""
+        import cv2
+
+        return self.apply_image(segmentation, interp=cv2.INTER_NEAREST)
+
+    def inverse(self) -> Transform:
+        """Return the transform that rotates back and crops to the former size.
+
+        Raises:
+            NotImplementedError: without `expand`, because corners were lost.
+        """
+        if not self.expand:
+            raise NotImplementedError("a rotation with expand=False cuts corners off: no inverse")
+        if self.angle % 360 == 0:
+            return NoOpTransform()
+        back = RotationTransform(self.bound_h, self.bound_w, -self.angle, interp=self.interp)
+        x0, y0 = (back.bound_w - self.w) // 2, (back.bound_h - self.h) // 2
+        return TransformList([back, CropTransform(x0, y0, self.w, self.h)])
+
 
 # Pillow's numbers of its resampling filters, so that Pillow is imported only where it is used
 PIL_NEAREST, PIL_BILINEAR, PIL_BICUBIC = 0, 2, 3
@@ -153,7 +390,7 @@ class ResizeTransform(Transform):
             return segmentation.take(columns, axis=1).take(rows, axis=0)
         return segmentation.take(rows, axis=0).take(columns, axis=1)
 
-    def inverse(self) -> "ResizeTransform":
+    def inverse(self) -> ResizeTransform:
         """Return the transform that resizes back."""
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
 

@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
-from d2kit.modeling._metrics import picture_due
 from d2kit.modeling.backbone import Backbone, build_backbone
-from d2kit.modeling.meta_arch._common import (
+from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
+from d2kit.modeling.meta_arch.common import (
     ImageNormalizer,
     seeded_by_sample,
     show_boxes,
     to_input_size,
 )
-from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
+from d2kit.modeling.metrics import picture_due
 from d2kit.modeling.proposal_generator import build_proposal_generator
 from d2kit.modeling.roi_heads import build_roi_heads
 from d2kit.structures import ImageList, Instances, ROIMasks

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from d2kit.modeling._boxes import boxes_of, clip_to_images, sides_of, suppress_by_group
+from d2kit.modeling.boxes import boxes_of, clip_to_images, sides_of, suppress_by_group
 from d2kit.structures import Boxes, Instances
 
 __all__ = [

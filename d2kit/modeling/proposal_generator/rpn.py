@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat
 from d2kit.layers._weight_init import normal_fill
-from d2kit.modeling._loss_weights import weighted, weights_per_loss
-from d2kit.modeling._metrics import put_scalars
-from d2kit.modeling._shapes import region_shape, shapes_of
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from d2kit.modeling.boxes import match_boxes, rows_or_zeros
 from d2kit.modeling.matcher import Matcher
-from d2kit.modeling.proposal_generator._matching import match_boxes, rows_or_zeros
+from d2kit.modeling.metrics import put_scalars, weighted, weights_per_loss
 from d2kit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from d2kit.modeling.proposal_generator.proposal_utils import suppress_and_trim, top_of_level
 from d2kit.modeling.sampling import generator_for, subsample_masks
+from d2kit.modeling.shapes import region_shape, shapes_of
 from d2kit.structures import Boxes, ImageList, Instances
 from d2kit.utils.registry import Registry
 

@@ -1,5 +1,6 @@
 """Heads that look at one region of the image at a time: boxes, classes, masks, keypoints."""
 
+from d2kit.contrib.point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from d2kit.modeling.roi_heads.box_head import (
     ROI_BOX_HEAD_REGISTRY,
     FastRCNNConvFCHead,
@@ -7,7 +8,6 @@ from d2kit.modeling.roi_heads.box_head import (
 )
 from d2kit.modeling.roi_heads.cascade_rcnn import CascadeROIHeads
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from d2kit.modeling.roi_heads.implicit_point_rend import ImplicitPointRendMaskHead
 from d2kit.modeling.roi_heads.keypoint_head import (
     ROI_KEYPOINT_HEAD_REGISTRY,
     BaseKeypointRCNNHead,
@@ -20,7 +20,6 @@ from d2kit.modeling.roi_heads.mask_head import (
     MaskRCNNConvUpsampleHead,
     build_mask_head,
 )
-from d2kit.modeling.roi_heads.point_rend import PointRendMaskHead
 from d2kit.modeling.roi_heads.roi_heads import (
     ROI_HEADS_REGISTRY,
     Res5ROIHeads,

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.modeling._metrics import put_scalars
+from d2kit.modeling.boxes import match_boxes
 from d2kit.modeling.matcher import Matcher
+from d2kit.modeling.metrics import put_scalars
 from d2kit.modeling.poolers import ROIPooler
-from d2kit.modeling.proposal_generator._matching import match_boxes
-from d2kit.modeling.roi_heads._base import ROI_HEADS_REGISTRY
-from d2kit.modeling.roi_heads._build import build_cascade_branch
-from d2kit.modeling.roi_heads._standard import StandardROIHeads
+from d2kit.modeling.roi_heads.build import build_cascade_branch
 from d2kit.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from d2kit.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from d2kit.structures import Boxes, Instances
 from d2kit.utils.events import get_event_storage, has_event_storage
 

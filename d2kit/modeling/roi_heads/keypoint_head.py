@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.layers._weight_init import msra_fill
-from d2kit.modeling._shapes import region_shape
-from d2kit.modeling.roi_heads._layers import add_convs, in_turn
+from d2kit.modeling.roi_heads.box_head import add_convs, in_turn
+from d2kit.modeling.shapes import region_shape
 from d2kit.structures import Instances, heatmaps_to_keypoints
 from d2kit.utils import comm
 from d2kit.utils.registry import Registry

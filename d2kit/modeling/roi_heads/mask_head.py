@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.layers._weight_init import msra_fill, normal_fill
-from d2kit.modeling._metrics import picture_due, put_image, put_scalars
-from d2kit.modeling._shapes import region_shape
-from d2kit.modeling.roi_heads._classification import region_count
-from d2kit.modeling.roi_heads._layers import add_convs, in_turn, own_class
+from d2kit.modeling.metrics import picture_due, put_image, put_scalars
+from d2kit.modeling.roi_heads.box_head import add_convs, in_turn, own_class
+from d2kit.modeling.roi_heads.fast_rcnn import region_count
+from d2kit.modeling.shapes import region_shape
 from d2kit.structures import Instances
 from d2kit.utils.registry import Registry
 

@@ -10,7 +10,7 @@ from d2kit.config import get_cfg
 from d2kit.layers.fuse import fold_batch_norm
 from d2kit.structures import ImageList
 from tests.modeling.backbone.test_state_dicts import build
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 FILL = runpy.run_path(str(reference_path("fill.py")))
 SIZES = [(128, 160), (96, 144)]

@@ -8,7 +8,7 @@ import torch
 
 from d2kit.config import get_cfg
 from d2kit.modeling.backbone import build_backbone
-from tests.reference import reference_path
+from tests.support.reference_files import reference_path
 
 with reference_path("backbone_configs.json").open() as f:
     CONFIGS = json.load(f)

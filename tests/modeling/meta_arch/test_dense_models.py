@@ -5,7 +5,7 @@ import torch
 
 from d2kit.modeling import META_ARCH_REGISTRY, optimize_for_inference
 from d2kit.utils.events import EventStorage
-from tests.modeling.tiny_dense import OPTIONS, labelled_input, tiny_dense_model
+from tests.support.tiny_dense import OPTIONS, labelled_input, tiny_dense_model
 
 DETECTORS = ["RetinaNet", "FCOS"]
 LOSSES = {

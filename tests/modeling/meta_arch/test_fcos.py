@@ -4,10 +4,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS as Theirs
 from torchvision.models.detection.image_list import ImageList
 
-from d2kit.modeling.meta_arch._fcos_assignment import centerness, smallest_box_around
+from d2kit.modeling.meta_arch.fcos import centerness, smallest_box_around
 from d2kit.structures import Boxes, Instances
 from d2kit.structures import ImageList as Batch
-from tests.modeling.tiny_dense import tiny_dense_model
+from tests.support.tiny_dense import tiny_dense_model
 
 STRIDES = [4, 8]
 

@@ -4,7 +4,7 @@ import torch
 from d2kit.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from d2kit.modeling.postprocessing import roi_masks_kept
 from d2kit.structures import Boxes, Instances, ROIMasks
-from tests.modeling.tiny_dense import labelled_input, tiny_dense_model
+from tests.support.tiny_dense import labelled_input, tiny_dense_model
 
 
 def instances(columns, scores, classes=None, size=(4, 10)):

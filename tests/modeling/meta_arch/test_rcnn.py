@@ -7,7 +7,7 @@ import torch
 from d2kit.modeling import META_ARCH_REGISTRY, build_model, optimize_for_inference
 from d2kit.structures import Boxes, Instances
 from d2kit.utils.events import EventStorage
-from tests.modeling.tiny import tiny_config, tiny_input
+from tests.support.tiny_model import tiny_config, tiny_input
 
 LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
 

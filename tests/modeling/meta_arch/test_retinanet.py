@@ -2,12 +2,15 @@ import pytest
 import torch
 
 from d2kit.layers import CycleBatchNormList, ShapeSpec, sigmoid_focal_loss
-from d2kit.modeling.meta_arch._focal import focal_loss_of_labels
-from d2kit.modeling.meta_arch._running_count import RunningCount
-from d2kit.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
+from d2kit.modeling.meta_arch.dense_detector import (
+    DenseDetector,
+    RunningCount,
+    focal_loss_of_labels,
+    permute_to_N_HWA_K,
+)
 from d2kit.modeling.meta_arch.retinanet import RetinaNetHead
 from d2kit.structures import Boxes, Instances
-from tests.modeling.tiny_dense import labelled_input, tiny_dense_model
+from tests.support.tiny_dense import labelled_input, tiny_dense_model
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from d2kit.layers import ShapeSpec
 from d2kit.modeling import SEM_SEG_HEADS_REGISTRY
 from d2kit.modeling.meta_arch.semantic_seg import SemSegFPNHead
-from tests.modeling.tiny_dense import labelled_input, tiny_dense_model
+from tests.support.tiny_dense import labelled_input, tiny_dense_model
 
 
 def head(strides=(4, 8, 16), **options):

@@ -7,7 +7,7 @@ from d2kit.modeling.proposal_generator.proposal_utils import find_top_rpn_propos
 from d2kit.modeling.sampling import per_image_seeds
 from d2kit.structures import Boxes, ImageList, Instances
 from d2kit.utils.events import EventStorage
-from tests.modeling.tiny import CHANNELS, TinyBackbone, tiny_config
+from tests.support.tiny_model import CHANNELS, TinyBackbone, tiny_config
 
 SIZES = [(64, 80), (64, 72)]
 

@@ -3,7 +3,7 @@ import torch
 
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.roi_heads import FastRCNNConvFCHead, build_box_head
-from tests.modeling.tiny import tiny_config
+from tests.support.tiny_model import tiny_config
 
 SHAPE = ShapeSpec(channels=4, height=3, width=5)
 

@@ -8,8 +8,7 @@ from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.roi_heads import CascadeROIHeads, FastRCNNConvFCHead, FastRCNNOutputLayers
 from d2kit.structures import Boxes, ImageList, Instances, pairwise_iou
 from d2kit.utils.events import EventStorage
-from tests.modeling.tiny import TinyBackbone, tiny_config, tiny_input
-from tests.modeling.tiny_heads import (
+from tests.support.tiny_heads import (
     CASCADE_OPTIONS,
     KEYPOINT_OPTIONS,
     SIZE,
@@ -17,6 +16,7 @@ from tests.modeling.tiny_heads import (
     random_proposals,
     with_keypoints,
 )
+from tests.support.tiny_model import TinyBackbone, tiny_config, tiny_input
 
 STAGES = range(3)
 BOX_LOSSES = {f"{name}_stage{k}" for name in ("loss_cls", "loss_box_reg") for k in STAGES}

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from d2kit.contrib.point_rend import ImplicitPointRendMaskHead, add_pointrend_config
+from d2kit.contrib.point_rend.mask_head import ImplicitPointHead
 from d2kit.modeling import build_model
-from d2kit.modeling.roi_heads.implicit_point_rend import ImplicitPointHead
-from d2kit.projects.point_rend import ImplicitPointRendMaskHead, add_pointrend_config
 from d2kit.structures import BitMasks, Boxes, Instances
 from tests.modeling.roi_heads.test_point_rend import OPTIONS
-from tests.modeling.tiny import tiny_config, tiny_input
+from tests.support.tiny_model import tiny_config, tiny_input
 
 IMPLICIT = [
     *OPTIONS,

@@ -10,14 +10,14 @@ from d2kit.modeling.roi_heads.keypoint_head import (
     keypoint_rcnn_loss,
 )
 from d2kit.structures import Boxes, ImageList, Instances, Keypoints
-from tests.modeling.tiny import TinyBackbone, tiny_config, tiny_input
-from tests.modeling.tiny_heads import (
+from tests.support.tiny_heads import (
     KEYPOINT_OPTIONS,
     SIZE,
     features,
     random_proposals,
     with_keypoints,
 )
+from tests.support.tiny_model import TinyBackbone, tiny_config, tiny_input
 
 
 def regions(count, keypoints=3, visible=2.0, side=8.0):

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d2kit.modeling import build_model
-from d2kit.modeling.roi_heads._point_features import (
+from d2kit.contrib.point_rend import add_pointrend_config
+from d2kit.contrib.point_rend.mask_head import PointRendMaskHead, point_labels
+from d2kit.contrib.point_rend.point_features import (
     generate_regular_grid_point_coords,
     get_uncertain_point_coords_on_grid,
     get_uncertain_point_coords_with_randomness,
@@ -14,14 +15,13 @@ from d2kit.modeling.roi_heads._point_features import (
     point_sample_fine_grained_features,
     sample_bitmaps,
 )
-from d2kit.modeling.roi_heads._point_head import roi_mask_point_loss
-from d2kit.modeling.roi_heads._sampled_masks import SampledBitMasks
-from d2kit.modeling.roi_heads.point_rend import PointRendMaskHead, point_labels
+from d2kit.contrib.point_rend.point_head import roi_mask_point_loss
+from d2kit.modeling import build_model
+from d2kit.modeling.roi_heads.selection import SampledBitMasks
 from d2kit.modeling.sampling import per_image_seeds
-from d2kit.projects.point_rend import add_pointrend_config
 from d2kit.structures import BitMasks, Boxes, Instances, PolygonMasks
-from tests.modeling.tiny import tiny_config, tiny_input
-from tests.modeling.tiny_heads import SIZE
+from tests.support.tiny_heads import SIZE
+from tests.support.tiny_model import tiny_config, tiny_input
 
 OPTIONS = [
     *("MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead"),

@@ -3,13 +3,13 @@ import torch
 
 from d2kit.modeling import build_roi_heads
 from d2kit.modeling.roi_heads import select_foreground_proposals
-from d2kit.modeling.roi_heads._sampled_masks import SampledBitMasks
 from d2kit.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
+from d2kit.modeling.roi_heads.selection import SampledBitMasks
 from d2kit.modeling.sampling import per_image_seeds
 from d2kit.structures import BitMasks, Boxes, ImageList, Instances, Keypoints
 from d2kit.utils.events import EventStorage
-from tests.modeling.tiny import TinyBackbone, tiny_config, tiny_input
-from tests.modeling.tiny_heads import SIZE, features, random_proposals
+from tests.support.tiny_heads import SIZE, features, random_proposals
+from tests.support.tiny_model import TinyBackbone, tiny_config, tiny_input
 
 
 def heads(*options):

@@ -1,0 +1,19 @@
+"""Training data of Panoptic-DeepLab (Cheng et al. 2020): classes, centres and offsets of pixels.
+
+    cfg = get_cfg()
+    add_panoptic_deeplab_config(cfg)
+    loader = build_detection_train_loader(cfg, mapper=PanopticDeeplabDatasetMapper(cfg))
+
+on a dataset with panoptic labels whose classes of things and stuff share one numbering, such as
+``coco_2017_train_panoptic``.
+"""
+
+from d2kit.contrib.panoptic_deeplab.config import add_panoptic_deeplab_config
+from d2kit.contrib.panoptic_deeplab.dataset_mapper import PanopticDeeplabDatasetMapper
+from d2kit.contrib.panoptic_deeplab.target_generator import PanopticDeepLabTargetGenerator
+
+__all__ = [
+    "PanopticDeepLabTargetGenerator",
+    "PanopticDeeplabDatasetMapper",
+    "add_panoptic_deeplab_config",
+]

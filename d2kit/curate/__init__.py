@@ -1,0 +1,1 @@
+"""Datasets as they are made: checking, repair, splitting, leaks, conversion."""

@@ -1,0 +1,36 @@
+"""Conversion between COCO JSON and Pascal VOC, YOLO, labelme, CVAT and mask PNGs.
+
+In memory a dataset is always a COCO dictionary. Readers refuse what is damaged, by file and field;
+writers tell what their format cannot hold. hotcoco has converters too, but its VOC and YOLO files
+lose polygons and folders, and its CVAT files split objects of several parts.
+"""
+
+from d2kit.curate.conversion.common import read_coco_dataset, write_coco_dataset
+from d2kit.curate.conversion.cvat import read_cvat, write_cvat
+from d2kit.curate.conversion.labelme import read_labelme, write_labelme
+from d2kit.curate.conversion.masks import read_masks, write_masks
+from d2kit.curate.conversion.voc import read_voc, write_voc
+from d2kit.curate.conversion.yolo import read_yolo, write_yolo
+
+__all__ = ["READERS", "WRITERS"]
+
+READERS = {
+    "voc": read_voc,
+    "yolo": read_yolo,
+    "labelme": read_labelme,
+    "cvat": read_cvat,
+    "masks": read_masks,
+    "coco": read_coco_dataset,
+}
+"""Format -> function (path, image folder or None, counter of what COCO cannot hold or None) that
+returns a COCO dictionary."""
+
+WRITERS = {
+    "voc": write_voc,
+    "yolo": write_yolo,
+    "labelme": write_labelme,
+    "cvat": write_cvat,
+    "masks": write_masks,
+    "coco": write_coco_dataset,
+}
+"""Format -> function (COCO dictionary, path) that returns what was lost, each with a count."""

@@ -1,0 +1,184 @@
+"""Lines about a dataset, kept apart by file, place and field."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from d2kit.data.datasets.validate import Problems, path_problem
+from d2kit.data.image_io import _open_image, _read_bytes, read_image
+
+
+class Finding(NamedTuple):
+    """One thing about a dataset.
+
+    Args:
+        file: path of the annotations.
+        where: "annotation 12", "image 3", "category 1" or "top level".
+        field: which field.
+        what: what was expected and found, or what was done.
+        level: "error" or "note".
+    """
+
+    file: str
+    where: str
+    field: str
+    what: str
+    level: str = "error"
+
+    def __str__(self) -> str:
+        """Return the line."""
+        return f"{self.file}: {self.where}: {self.field}: {self.what}"
+
+
+class Findings(Problems):
+    """Collects `Finding`s from checks that report to a `Problems`.
+
+    Args:
+        file: path of the annotations.
+    """
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self.found: list[Finding] = []
+
+    def add(self, where: str, key: str, what: str) -> None:
+        """Note that field `key` of `where` is wrong."""
+        self.total += 1
+        self.found.append(Finding(self.file, where, key, what))
+
+    def note(self, where: str, key: str, what: str) -> None:
+        """Note something that can be intended."""
+        self.found.append(Finding(self.file, where, key, what, "note"))
+
+
+def reaches_far(polygon: Sequence[float], width: int, height: int) -> bool:
+    """Whether a point lies more than an image size beyond the image.
+
+    Such a polygon is no rounding, and its outline may be too long to be drawn.
+
+    Args:
+        polygon: x, y, x, y, ...
+        width: of the image in pixels.
+        height: of the image in pixels.
+    """
+    return any(
+        min(values) < -side or max(values) > 2 * side
+        for values, side in ((polygon[::2], width), (polygon[1::2], height))
+    )
+
+
+def roots_of_classes(
+    categories: Iterable[Mapping[str, Any]], annotations: Iterable[Any]
+) -> set[int]:
+    """Return the ids of categories that are only the `supercategory` of others.
+
+    Roboflow writes such a one, of id 0, which no object belongs to; a model would get a class that
+    never occurs.
+    """
+    used = {a.get("category_id") for a in annotations if isinstance(a, Mapping)}
+    table = [c for c in categories if isinstance(c.get("name"), str)]
+    return {
+        c["id"]
+        for c in table
+        if c["id"] not in used
+        and c.get("supercategory") in (None, "", "none")
+        and any(o.get("supercategory") == c["name"] for o in table)
+    }
+
+
+def true_area(annotation: Mapping[str, Any], height: int, width: int) -> float:
+    """Compute the area of an annotation whose box and masks were checked.
+
+    Args:
+        annotation: with `bbox` [x, y, width, height] and perhaps `segmentation`.
+        height: of the image in pixels; used for masks only.
+        width: of the image in pixels.
+
+    Returns:
+        Pixels of the mask, or of the box where there is none.
+    """
+    masks = annotation.get("segmentation")
+    if not masks:
+        return float(annotation["bbox"][2] * annotation["bbox"][3])
+    from pycocotools import mask as mask_util
+
+    if isinstance(masks, dict):
+        counts = masks["counts"]
+        rle = mask_util.frPyObjects(masks, *masks["size"]) if isinstance(counts, list) else masks
+    else:
+        rle = mask_util.merge(mask_util.frPyObjects(masks, height, width))
+    return float(mask_util.area(rle))
+
+
+class ImageFile(NamedTuple):
+    """What an image file holds.
+
+    Args:
+        path: of the file.
+        width: in pixels, upright; 0 where it cannot be read.
+        height: in pixels.
+        problem: why it cannot be read; empty where it can.
+        note: what is unusual about it.
+    """
+
+    path: str
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+    note: str = ""
+
+
+def survey_images(
+    images: Iterable[Mapping[str, Any]],
+    folder: str | os.PathLike[str],
+    progress: Callable[[], Any] | None = None,
+) -> dict[str, ImageFile]:
+    """Decode the images of a dataset.
+
+    Args:
+        images: entries with `file_name`; those outside of the folder are not touched.
+        folder: that the names are relative to.
+        progress: called after each image.
+
+    Returns:
+        `file_name` -> what its file holds.
+    """
+    root = os.fspath(folder)
+    names = {i.get("file_name") for i in images if isinstance(i, Mapping)}
+    safe = [n for n in names if isinstance(n, str) and path_problem(n, root) is None]
+
+    def look(name: str) -> ImageFile:
+        found = _look(os.path.join(root, name))
+        if progress:
+            progress()
+        return found
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(safe, pool.map(look, safe), strict=True))
+
+
+def _look(path: str) -> ImageFile:
+    if not os.path.isfile(path):
+        return ImageFile(path, problem=f"{path}: image file does not exist")
+    try:
+        header = _open_image(_read_bytes(path), path)
+        height, width = read_image(path, "RGB").shape[:2]
+    except (ValueError, OSError) as error:  # both name the path
+        text = str(error)
+        return ImageFile(path, problem=text if path in text else f"{path}: {text}")
+    return ImageFile(path, width, height, note=_unusual(header, (width, height)))
+
+
+def _unusual(header: Any, size: tuple[int, int]) -> str:
+    """Say what reading changes."""
+    parts = []
+    if getattr(header, "n_frames", 1) > 1:
+        parts.append(f"animation of {header.n_frames} frames, the first is used")
+    if header.size != size:
+        parts.append("turned upright by its EXIF orientation")
+    if header.mode not in ("RGB", "L", "P", "1"):
+        parts.append(f"mode {header.mode} is converted to 8-bit RGB")
+    return "; ".join(parts)

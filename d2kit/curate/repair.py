@@ -1,0 +1,390 @@
+"""Repair of COCO annotations: what can be mended is, what cannot is left out, and each is told."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from d2kit.curate.findings import (
+    Finding,
+    Findings,
+    ImageFile,
+    reaches_far,
+    roots_of_classes,
+    survey_images,
+    true_area,
+)
+from d2kit.data.datasets.rle import rle_problem
+from d2kit.data.datasets.validate import (
+    _image_problems,
+    all_numbers,
+    check_coco,
+    is_number,
+    path_problem,
+)
+
+
+def moved_files(images: Iterable[Any], folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the names of files that lie elsewhere in the image folder than their entries say.
+
+    Absolute paths of another machine, backslashes, folders too many or too few, and capitals are
+    seen through; what fits two files is left as it is.
+
+    Args:
+        images: entries with `file_name`.
+        folder: that the names are relative to.
+
+    Returns:
+        `file_name` -> the name to use instead; only of those that can be told.
+    """
+    root = Path(folder)
+    names = [i.get("file_name") for i in images if isinstance(i, Mapping)]
+    lost = {n for n in names if isinstance(n, str) and n and not _exists(n, root)}
+    if not lost:
+        return {}
+    files = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
+    whole: dict[str, list[str]] = {}
+    last: dict[str, list[str]] = {}
+    for file in files:
+        whole.setdefault(file.lower(), []).append(file)
+        last.setdefault(file.lower().rpartition("/")[2], []).append(file)
+    found = {name: _nearest(name, whole, last) for name in lost}
+    taken = [n for n in names if isinstance(n, str) and n not in lost]
+    taken += [file for file in found.values() if file]
+    return {name: file for name, file in found.items() if file and taken.count(file) == 1}
+
+
+def _exists(name: str, root: Path) -> bool:
+    return path_problem(name, os.fspath(root)) is None and (root / name).is_file()
+
+
+def _nearest(name: str, whole: Mapping[str, list[str]], last: Mapping[str, list[str]]) -> str:
+    """Return the only file that has most of the last parts of a name; nothing if there is none."""
+    parts = name.replace("\\", "/").lower().split("/")
+    for start in range(len(parts)):
+        files = whole.get("/".join(parts[start:]), [])
+        if files:
+            return files[0] if len(files) == 1 else ""
+    files = last.get(parts[-1], [])
+    return files[0] if len(files) == 1 else ""
+
+
+def finite(value: Any) -> Any:
+    """Copy JSON content with None instead of NaN and Infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_integer(value: Any) -> int | None:
+    """Return an integer that was written as text, as a float or as a truth value; else None."""
+    number = int(value) if isinstance(value, bool) else to_numbers(value)
+    if is_number(number) and number == int(number) and abs(number) < 2**63:
+        return int(number)
+    return None
+
+
+def to_numbers(value: Any) -> Any:
+    """Replace text that is a finite number by the number, in lists too; the rest stays."""
+    if isinstance(value, list):
+        return [to_numbers(v) for v in value]
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        if not math.isfinite(number):
+            return value
+        return int(number) if number.is_integer() else number
+    return value
+
+
+def mend_segmentation(a: Mapping[str, Any], width: int, height: int) -> Any:
+    """Return the mask of an annotation in a form that can be used.
+
+    Args:
+        a: the annotation.
+        width: of the image in pixels.
+        height: of the image in pixels.
+
+    Returns:
+        Polygons, a run-length mask, or None where nothing is to be changed.
+    """
+    masks = a.get("segmentation")
+    if isinstance(masks, dict):
+        return None  # a damaged run-length mask does not tell what it was
+    polygons = _polygons(masks) if isinstance(masks, list) else []
+    polygons = [_near(p, width, height) for p in polygons]
+    if not a.get("iscrowd"):
+        if masks and all(polygon == [] for polygon in masks):
+            return []  # some programs write [[]] for "no mask"
+        # Where nothing is left, the check names what was there.
+        return polygons or None
+    if not polygons and all_numbers(a.get("bbox")) and len(a["bbox"]) == 4:
+        x, y, w, h = mend_box(a, width, height) or a["bbox"]
+        polygons = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    return _run_lengths(polygons, width, height) if polygons else None
+
+
+def _polygons(masks: list[Any]) -> list[list[float]]:
+    """Return the polygons that are whole; a flat list, or a list of points, is one."""
+    if masks and all_numbers(masks):
+        masks = [masks]
+    flat = [_flat(polygon) for polygon in masks if isinstance(polygon, list)]
+    return [p for p in flat if all_numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
+
+
+def _near(polygon: list[float], width: int, height: int) -> list[float]:
+    """Return a polygon whose points lie at most an image size beyond the image."""
+    if not reaches_far(polygon, width, height):
+        return polygon
+    return [min(max(v, 0), (width, height)[i % 2]) for i, v in enumerate(polygon)]
+
+
+def _flat(polygon: list[Any]) -> list[Any]:
+    if polygon and all(isinstance(point, list) and len(point) == 2 for point in polygon):
+        return [value for point in polygon for value in point]
+    return polygon
+
+
+def _run_lengths(polygons: list[list[float]], width: int, height: int) -> dict[str, Any]:
+    from pycocotools import mask as mask_util
+
+    rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+    return {"size": [height, width], "counts": rle["counts"].decode()}
+
+
+def mend_box(a: Mapping[str, Any], width: int, height: int) -> list[float] | None:
+    """Return the box of an annotation with positive size, inside its image.
+
+    Args:
+        a: the annotation, its mask mended.
+        width: of the image in pixels.
+        height: of the image in pixels.
+
+    Returns:
+        [x, y, width, height], or None where it cannot be told.
+    """
+    box = a.get("bbox")
+    if not all_numbers(box) or len(box) != 4 or 0 in box[2:]:  # type: ignore[arg-type,index]
+        box = _box_of(a.get("segmentation"), width, height)
+        if box is None:
+            return None
+    x, y, w, h = box  # type: ignore[misc]
+    if w < 0:
+        x, w = x + w, -w
+    if h < 0:
+        y, h = y + h, -h
+    inside = x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
+    if inside or x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return [x, y, w, h]  # one that lies wholly outside is left to the check
+    x0, y0 = max(x, 0), max(y, 0)
+    return [x0, y0, min(x + w, width) - x0, min(y + h, height) - y0]
+
+
+def _box_of(masks: Any, width: int, height: int) -> list[float] | None:
+    """Return the box around a mask."""
+    if isinstance(masks, dict):
+        if rle_problem(masks, height, width):
+            return None
+        from pycocotools import mask as mask_util
+
+        counts = masks["counts"]
+        rle = mask_util.frPyObjects(masks, height, width) if isinstance(counts, list) else masks
+        return [float(v) for v in mask_util.toBbox(rle)]
+    polygons = _polygons(masks) if isinstance(masks, list) else []
+    if not polygons:
+        return None
+    xs = [x for polygon in polygons for x in polygon[::2]]
+    ys = [y for polygon in polygons for y in polygon[1::2]]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+Entry = dict[str, Any]
+
+
+def repair_coco(
+    data: Mapping[str, Any],
+    file: str,
+    survey: Mapping[str, ImageFile] | None = None,
+    folder: str | PathLike[str] | None = None,
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Make a COCO dictionary usable.
+
+    Args:
+        data: the parsed file; not changed.
+        file: its path, for the messages.
+        survey: what `survey_images` found, if the images are at hand: images that cannot be read
+            are left out, wrong sizes are corrected.
+        folder: of the images; files whose names lead nowhere are looked for in it.
+
+    Returns:
+        The repaired dictionary, which `load_coco_json` accepts, and what was done.
+    """
+    done = Findings(file)
+    entries = data.get("images")
+    moved = moved_files(entries, folder) if folder and isinstance(entries, list) else {}
+    if moved and folder:
+        found = survey_images([{"file_name": name} for name in moved.values()], folder)
+        survey = {**(survey or {}), **found}
+    images = _images(entries, done, survey, moved)
+    annotations = _annotations(data.get("annotations"), images, done)
+    categories = _categories(data.get("categories"), annotations, done)
+    fixed = {
+        **finite({k: v for k, v in data.items() if k not in ("images", "categories")}),
+        "images": list(images.values()),
+        "categories": list(categories.values()),
+        "annotations": annotations,
+    }
+    problems = Findings(file)
+    tables = check_coco(fixed, problems, problems, Findings(file))
+    for finding in problems.found:
+        done.add(finding.where, finding.field, f"left out: {finding.what}")
+    fixed["annotations"] = _finish(tables.annotations, images, done)
+    return fixed, done.found
+
+
+def _entries(entries: Any, kind: str, done: Findings) -> Iterable[tuple[str, Entry]]:
+    """Yield (where, copy) of each entry that is an object."""
+    for i, entry in enumerate(entries if isinstance(entries, list) else []):
+        if isinstance(entry, dict):
+            yield f"{kind} {entry.get('id', f'number {i}')}", finite(entry)
+        else:
+            done.add(f"{kind} number {i}", "entry", "left out: not an object")
+
+
+def _set(entry: Entry, key: str, value: Any, where: str, done: Findings) -> None:
+    """Change a field, and tell."""
+    before = repr(entry[key]) if key in entry else "nothing"
+    done.add(where, key, f"{before:.60} -> {value!r:.60}")
+    entry[key] = value
+
+
+def _integers(entry: Entry, keys: Iterable[str], where: str, done: Findings) -> None:
+    for key in keys:
+        value = to_integer(entry.get(key))
+        if value is not None and not (type(entry[key]) is int and entry[key] == value):
+            _set(entry, key, value, where, done)
+
+
+def _images(
+    entries: Any,
+    done: Findings,
+    survey: Mapping[str, ImageFile] | None,
+    moved: Mapping[str, str],
+) -> dict[int, Entry]:
+    table: dict[int, Entry] = {}
+    for where, image in _entries(entries, "image", done):
+        _integers(image, ("id", "width", "height"), where, done)
+        if isinstance(image.get("file_name"), str) and image["file_name"] in moved:
+            _set(image, "file_name", moved[image["file_name"]], where, done)
+        name = image.get("file_name")
+        file = survey.get(name) if survey and isinstance(name, str) else None
+        if file is not None and not file.problem:
+            for key, size in (("width", file.width), ("height", file.height)):
+                if image.get(key) != size:
+                    _set(image, key, size, where, done)
+        wrong = [*_image_problems(image)]
+        outside = None if wrong else path_problem(name, ".")
+        if to_integer(image.get("id")) is None or image["id"] in table:
+            done.add(where, "id", "left out: used twice, or no integer")
+        elif wrong or outside:
+            key, what = wrong[0] if wrong else ("file_name", str(outside))
+            done.add(where, key, f"left out: {what}")
+        elif file is not None and file.problem:
+            done.add(where, "file_name", f"left out: {file.problem}")
+        else:
+            table[image["id"]] = image
+    return table
+
+
+def _categories(entries: Any, annotations: list[Entry], done: Findings) -> dict[int, Entry]:
+    table: dict[int, Entry] = {}
+    for where, category in _entries(entries, "category", done):
+        _integers(category, ("id",), where, done)
+        if to_integer(category.get("id")) is None or category["id"] in table:
+            done.add(where, "id", "left out: used twice, or no integer")
+            continue
+        taken = {c["name"] for c in table.values()}
+        name = category.get("name")
+        if not isinstance(name, str) or name in taken:
+            prefix = name if isinstance(name, str) else "category"
+            _set(category, "name", f"{prefix}_{category['id']}", where, done)
+        table[category["id"]] = category
+    for number in sorted(roots_of_classes(table.values(), annotations)):
+        done.add(f"category {number}", "name", "left out: only the supercategory of others")
+        del table[number]
+    return table
+
+
+def _annotations(entries: Any, images: Mapping[int, Entry], done: Findings) -> list[Entry]:
+    """Mend the fields of each annotation; what remains wrong is found by the check."""
+    kept = [*_entries(entries, "annotation", done)]
+    known = [to_integer(a.get("id")) for _, a in kept]
+    fresh = 1 + max((i for i in known if i is not None), default=0)
+    seen: set[int] = set()
+    for where, a in kept:
+        _integers(a, ("id", "image_id", "category_id"), where, done)
+        if to_integer(a.get("id")) is None or a["id"] in seen:
+            _set(a, "id", fresh, where, done)
+            fresh += 1
+        seen.add(a["id"])
+        crowd = to_integer(a.get("iscrowd", 0))
+        if type(a.get("iscrowd")) is not int:
+            _set(a, "iscrowd", crowd if crowd in (0, 1) else 0, where, done)
+        elif crowd not in (0, 1):
+            _set(a, "iscrowd", 0, where, done)
+        image = images.get(a["image_id"]) if type(a.get("image_id")) is int else None
+        _mend(a, image, where, done)
+    return [a for _, a in kept]
+
+
+def _mend(a: Entry, image: Entry | None, where: str, done: Findings) -> None:
+    """Mend numbers, mask and box of one annotation."""
+    for key in ("bbox", "area", "segmentation", "keypoints"):
+        if key in a:
+            value = to_numbers(a[key])
+            if value != a[key]:
+                _set(a, key, value, where, done)
+    if "area" in a and not is_number(a["area"]):
+        _set(a, "area", 0, where, done)  # computed at the end
+    if image is None:
+        return
+    for key, mend in (("segmentation", mend_segmentation), ("bbox", mend_box)):
+        value = mend(a, image["width"], image["height"])
+        if value is not None and value != a.get(key):
+            _set(a, key, value, where, done)
+
+
+def _finish(annotations: list[Entry], images: Mapping[int, Entry], done: Findings) -> list[Entry]:
+    """Leave out what has no area or, among masks, no mask; correct areas."""
+    masks = sum(bool(a.get("segmentation")) for a in annotations)
+    boxes_only = 2 * masks < len(annotations)
+    kept = []
+    for a in annotations:
+        where = f"annotation {a['id']}"
+        if min(a["bbox"][2:]) <= 0:
+            done.add(where, "bbox", f"left out: of size zero, {a['bbox']}")
+            continue
+        if masks and boxes_only and a.get("segmentation") and not a.get("iscrowd"):
+            _set(a, "segmentation", [], where, done)  # most have none: a dataset of boxes
+        elif masks and not boxes_only and not a.get("segmentation"):
+            done.add(where, "segmentation", "left out: it has no mask, as most others do")
+            continue
+        image = images[a["image_id"]]
+        area = true_area(a, image["height"], image["width"])
+        if area <= 0:
+            done.add(where, "segmentation", "left out: its mask has no pixel")
+            continue
+        slack = 0.1 * area + sum(a["bbox"][2:])
+        low = area - slack if a.get("segmentation") else 0
+        if "area" not in a or not max(low, 1e-9) <= a["area"] <= area + slack:
+            _set(a, "area", round(area, 2), where, done)
+        kept.append(a)
+    return kept

@@ -1,0 +1,280 @@
+"""The training loader: seeded samples in global batches, from any batch on."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils import data as torchdata
+
+from d2kit.data.batches import GlobalBatches, SampleError
+from d2kit.data.common import AspectRatioGroupedDataset, MapDataset, describe_record
+from d2kit.utils.env import derive_seed, rng_scope, seed_all_rng
+
+__all__ = [
+    "GroupedSamples",
+    "IterableLoader",
+    "SeededDataset",
+    "TrainLoader",
+    "WorkerSeed",
+    "outlive_stop_signals",
+]
+
+NOTHING = -1
+WORKER_GRACE = 8  # seconds that a worker lives on after SIGTERM
+
+SAMPLE_SEED_SALT = 1
+"""Keeps the seed that travels with a sample apart from the one its mapper ran under."""
+
+
+class SeededDataset(torchdata.Dataset[Any]):
+    """Makes each sample a function of (seed, position).
+
+    Args:
+        dataset: map-style; may draw from `random`, `numpy.random` and torch's CPU generator.
+        seed: of the run.
+        num_workers: of the loader.
+    """
+
+    def __init__(self, dataset: Any, seed: int, num_workers: int = 0) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        # Shared memory, so that the main process can say what a dead worker was working on.
+        self._in_work = torch.full((num_workers,), NOTHING, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        """Return the sample for (index, position), with `sample_seed` where it is a dictionary."""
+        index, position = place
+        worker = torchdata.get_worker_info()
+        if worker is not None:
+            self._in_work[worker.id] = index
+        with rng_scope(self.seed, position):
+            sample = self.dataset[index]
+        if worker is not None:
+            self._in_work[worker.id] = NOTHING
+        if isinstance(sample, dict):
+            seed = derive_seed(self.seed, position, SAMPLE_SEED_SALT)
+            sample = {**sample, "sample_seed": seed}
+        return sample
+
+    def names_in_work(self) -> list[str]:
+        """Say which images the workers are working on, a dead one included."""
+        indices = [index for index in self._in_work.tolist() if index != NOTHING]
+        mapped = isinstance(self.dataset, MapDataset)
+        return [
+            f"record {i}, {describe_record(self.dataset.record(i) if mapped else None)}"
+            for i in indices
+        ]
+
+
+class WorkerSeed:
+    """Seeds a loader worker by (seed, rank, worker), for iterable datasets.
+
+    Args:
+        seed: of the run.
+        rank: of this process.
+    """
+
+    def __init__(self, seed: int, rank: int) -> None:
+        self.seed = seed
+        self.rank = rank
+
+    def __call__(self, worker_id: int) -> None:
+        outlive_stop_signals()
+        seed_all_rng(derive_seed(self.seed, self.rank, worker_id))
+
+
+def outlive_stop_signals() -> None:
+    """Let a worker live on for some seconds when a cluster asks all processes of a job to stop.
+
+    The training needs it until the end of the step, and then stops it itself.
+    """
+    if not hasattr(signal, "SIGALRM"):
+        return
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE) and None)
+
+
+class TrainLoader(torchdata.DataLoader[Any]):
+    """A `DataLoader` over global batches, which can start at any of them.
+
+    Args:
+        samples: seeded samples.
+        batches: this process's slices of the global batches.
+        collate_fn: list of samples -> batch.
+        seed: of the run; keeps the loader from drawing from torch's global generator.
+        kwargs: `num_workers`, `prefetch_factor`, ... of `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(
+        self,
+        samples: SeededDataset,
+        batches: GlobalBatches,
+        *,
+        collate_fn: Callable[[list[Any]], Any],
+        seed: int,
+        **kwargs: Any,
+    ) -> None:
+        generator = torch.Generator()
+        generator.manual_seed(seed)
+        super().__init__(
+            samples, batch_sampler=batches, collate_fn=collate_fn, generator=generator, **kwargs
+        )
+        self.samples = samples
+        self.batches = batches
+
+    @property
+    def start_batch(self) -> int:
+        """Number of the global batch with which the next iteration begins; may be set."""
+        return self.batches.start
+
+    @start_batch.setter
+    def start_batch(self, number: int) -> None:
+        if number < 0:
+            raise ValueError(f"start_batch must be >= 0, got {number}")
+        self.batches.start = number
+
+    def skipped(self) -> list[str]:
+        """Name the damaged images that were skipped so far."""
+        dataset = self.samples.dataset
+        return dataset.skipped() if isinstance(dataset, MapDataset) else []
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield batches, `start_batch` first.
+
+        Raises:
+            SampleError: an image is damaged; one line that names it.
+            RuntimeError: a worker died or raised; the message names the image.
+        """
+        with _without_child_signals():
+            batches = super().__iter__()
+        try:
+            yield from self._named(batches)
+        finally:
+            self._stop(batches)
+
+    def _named(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Pass batches on; an error says which image it is about."""
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except SampleError as error:
+                raise SampleError(_own_line(str(error))) from error
+            except (RuntimeError, OSError, EOFError) as error:
+                if "DataLoader worker" not in str(error) and not _lost(error, batches):
+                    raise
+                names = "; ".join(self.samples.names_in_work()) or "nothing"
+                raise RuntimeError(
+                    f"{error or type(error).__name__}: a worker was killed, perhaps because the "
+                    f"memory is full. In work: {names}"
+                ) from error
+            yield batch
+
+    def _stop(self, batches: Iterator[Any]) -> None:
+        """End the workers now.
+
+        The garbage collector may close the queues by which they are told to end before it deletes
+        the iterator, which then waits: 20 s for two workers, after an error.
+        """
+        if self.num_workers and not self.persistent_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _own_line(text: str) -> str:
+    """Return the message of a `SampleError`, out of the worker's traceback if it is in one."""
+    start = f"{SampleError.__module__}.{SampleError.__name__}: "
+    lines = [line for line in text.splitlines() if line.startswith(start)]
+    return lines[-1].removeprefix(start) if lines else text
+
+
+def _lost(error: Exception, batches: Any) -> bool:
+    """Tell whether a connection broke because a worker died while it handed over a batch."""
+    if not isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+        return False
+    workers = getattr(batches, "_workers", [])
+    end = time.monotonic() + 2  # the system closes its files before it can be waited for
+    while workers and time.monotonic() < end:
+        if any(not worker.is_alive() for worker in workers):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@contextlib.contextmanager
+def _without_child_signals() -> Iterator[None]:
+    """Undo what starting workers does to SIGCHLD.
+
+    torch's handler raises wherever the main thread happens to be, in the middle of a training step
+    for example. Without it the death of a worker is seen, within 5 s, where its batch is awaited.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+
+
+class _OnlyFromTheStart:
+    """The attribute `start_batch` of a loader that cannot skip: 0, and an error for another."""
+
+    def __get__(self, loader: object, owner: type) -> int:
+        return 0
+
+    def __set__(self, loader: object, number: int) -> None:
+        if number:
+            raise ValueError(
+                f"start_batch={number} cannot be reached without decoding: the dataset is "
+                "iterable, or its records have no width and height to group by. Give a list of "
+                "records, or set DATALOADER.ASPECT_RATIO_GROUPING False"
+            )
+
+
+class IterableLoader(torchdata.DataLoader[Any]):
+    """Loader of an iterable dataset, which begins where the dataset begins."""
+
+    start_batch = _OnlyFromTheStart()
+
+
+class GroupedSamples:
+    """Batches of equal aspect group from a loader that yields samples.
+
+    Serves datasets that do not know the sizes of their images beforehand.
+
+    Args:
+        loader: yields dictionaries with `width` and `height`, one at a time.
+        batch_size: samples per batch.
+        collate_fn: list of samples -> batch.
+    """
+
+    start_batch = _OnlyFromTheStart()
+
+    def __init__(
+        self,
+        loader: torchdata.DataLoader[Any],
+        batch_size: int,
+        collate_fn: Callable[[list[Any]], Any],
+    ) -> None:
+        self.loader = loader
+        self.dataset = loader.dataset
+        self.batch_size = batch_size
+        self.collate_fn = collate_fn
+
+    def skipped(self) -> list[str]:
+        """Name the damaged images that were skipped so far."""
+        return self.loader.skipped() if isinstance(self.loader, TrainLoader) else []
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in AspectRatioGroupedDataset(self.loader, self.batch_size):
+            yield self.collate_fn(batch)

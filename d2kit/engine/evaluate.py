@@ -1,0 +1,185 @@
+"""What `DefaultTrainer` evaluates with."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from d2kit.config import CfgNode
+from d2kit.engine.resolve import default_check_datasets
+from d2kit.utils import comm
+from d2kit.utils.registry import nearest_names
+
+
+def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> Any:
+    """Build what evaluates a dataset, by the `evaluator_type` in its metadata.
+
+    Args:
+        cfg: the config; a model of rotated boxes is evaluated by rotated boxes.
+        dataset_name: a registered dataset.
+        output_dir: where the evaluators write; default: ``inference`` in OUTPUT_DIR.
+
+    Returns:
+        One evaluator, or `DatasetEvaluators` of several (panoptic datasets).
+
+    Raises:
+        ValueError: the metadata name no evaluator that d2kit knows.
+    """
+    from d2kit import evaluation
+    from d2kit.data import MetadataCatalog
+
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference") if output_dir is None else output_dir
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
+    if kind is None and metadata.get("thing_classes") is not None:
+        kind = "coco"
+    if kind == "coco" and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN":
+        kind = "rotated_coco"
+
+    def coco() -> Any:
+        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+        return evaluation.COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
+
+    def panoptic() -> Any:
+        parts: list[Any] = [evaluation.COCOPanopticEvaluator(dataset_name, folder)]
+        if metadata.get("sem_seg_root"):
+            parts.insert(0, evaluation.SemSegEvaluator(dataset_name, output_dir=folder))
+        if metadata.get("json_file"):
+            parts.insert(0, coco())
+        return evaluation.DatasetEvaluators(parts) if len(parts) > 1 else parts[0]
+
+    makers = {
+        "coco": coco,
+        "rotated_coco": lambda: evaluation.RotatedCOCOEvaluator(dataset_name, output_dir=folder),
+        "coco_panoptic_seg": panoptic,
+        "sem_seg": lambda: evaluation.SemSegEvaluator(dataset_name, output_dir=folder),
+        "cityscapes_instance": lambda: evaluation.CityscapesInstanceEvaluator(dataset_name),
+        "cityscapes_sem_seg": lambda: evaluation.CityscapesSemSegEvaluator(dataset_name),
+        "pascal_voc": lambda: evaluation.PascalVOCDetectionEvaluator(dataset_name),
+        "lvis": lambda: evaluation.LVISEvaluator(dataset_name, output_dir=folder),
+    }
+    if kind not in makers:
+        near = ", ".join(nearest_names(str(kind), makers) or makers)
+        raise ValueError(
+            f"no evaluator is known for dataset '{dataset_name}' (evaluator_type {kind!r}; nearest "
+            f"{near}); set it in the metadata, or override DefaultTrainer.build_evaluator"
+        )
+    evaluator = makers[kind]()
+    if cfg.TEST.CLASSIFICATION_REPORT:
+        report = evaluation.ClassificationReport(dataset_name, output_dir=folder)
+        return evaluation.DatasetEvaluators([evaluator, report])
+    return evaluator
+
+
+def table_of_results(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay the main metrics of all test sets out in one table.
+
+    Args:
+        results: dataset -> task -> metric -> value.
+
+    Returns:
+        One row per dataset and task; metrics per class (``AP-person``) are left out.
+    """
+    from tabulate import tabulate
+
+    rows: list[list[Any]] = []
+    columns: list[str] = []
+    for dataset, by_task in results.items():
+        for task, metrics in by_task.items():
+            if not isinstance(metrics, Mapping):
+                continue
+            shown = {name: value for name, value in metrics.items() if "-" not in name}
+            columns += [name for name in shown if name not in columns]
+            rows.append([dataset, task, shown])
+    cells = [[d, t, *(shown.get(name, "") for name in columns)] for d, t, shown in rows]
+    return tabulate(cells, headers=["dataset", "task", *columns], floatfmt=".2f", tablefmt="pipe")
+
+
+logger = logging.getLogger(__name__)
+
+
+class DefaultEvaluation:
+    """Builds loaders and evaluators of the test sets and runs them; a base of `DefaultTrainer`."""
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build the loader of a test set, see `d2kit.data.build_detection_test_loader`."""
+        from d2kit.data import build_detection_test_loader
+
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build the evaluator of a test set, by the `evaluator_type` of its metadata.
+
+        Raises:
+            ValueError: if d2kit knows none for it; override this method then.
+        """
+        return build_dataset_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluate a model on each dataset of DATASETS.TEST.
+
+        Args:
+            cfg: the config.
+            model: the model.
+            evaluators: one per dataset; None calls `build_evaluator`.
+
+        Returns:
+            Results of the dataset, or dataset -> results where there are several; empty on other
+            processes than rank 0.
+
+        Raises:
+            ValueError: if the number of evaluators is not that of the datasets.
+        """
+        from d2kit.evaluation import DatasetEvaluator, inference_on_dataset
+
+        names = list(cfg.DATASETS.TEST)
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(names):
+            raise ValueError(f"{len(names)} test datasets, but {len(evaluators)} evaluators")
+        default_check_datasets(cfg, names)
+        results: dict[str, Any] = OrderedDict()
+        for index, name in enumerate(names):
+            loader = cls.build_test_loader(cfg, name)
+            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                _log_results(name, results[name])
+        if comm.is_main_process() and results:
+            logger.info("Results:\n%s", table_of_results(results))
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: N802
+        """Evaluate a model with test-time augmentation (TEST.AUG), as `test` does without.
+
+        Args:
+            cfg: the config.
+            model: a `GeneralizedRCNN`.
+
+        Returns:
+            As `test`, each key with ``_TTA`` behind it. Files are written to the folder ``TTA``
+            below OUTPUT_DIR.
+        """
+        from d2kit.evaluation.test_time_augmentation import GeneralizedRCNNWithTTA
+
+        apart = cfg.clone()
+        apart.defrost()
+        apart.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/TTA"
+        results = cls.test(apart, GeneralizedRCNNWithTTA(cfg, model))
+        return OrderedDict((f"{key}_TTA", value) for key, value in results.items())
+
+
+def _log_results(name: str, results: Mapping[str, Any]) -> None:
+    from d2kit.evaluation import print_csv_format
+
+    logger.info("Evaluation results for %s in csv format:", name)
+    print_csv_format(results)

@@ -1,0 +1,27 @@
+"""Hooks: what happens around the iterations of a training."""
+
+from d2kit.engine.hooks.average import WeightAveraging
+from d2kit.engine.hooks.checkpoint import BestCheckpointer, PeriodicCheckpointer
+from d2kit.engine.hooks.evaluation import EarlyStopping, EvalHook, PreciseBN
+from d2kit.engine.hooks.profiling import AutogradProfiler, TorchMemoryStats, TorchProfiler
+from d2kit.engine.hooks.progress import CallbackHook, IterationTimer, LRScheduler, PeriodicWriter
+from d2kit.engine.safety.preemption import Preemption
+from d2kit.engine.trainer_base import HookBase
+
+__all__ = [
+    "AutogradProfiler",
+    "BestCheckpointer",
+    "CallbackHook",
+    "EarlyStopping",
+    "EvalHook",
+    "HookBase",
+    "IterationTimer",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "PreciseBN",
+    "Preemption",
+    "TorchMemoryStats",
+    "TorchProfiler",
+    "WeightAveraging",
+]

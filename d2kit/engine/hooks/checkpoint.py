@@ -1,0 +1,187 @@
+"""Hooks that save checkpoints."""
+
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.checkpoint import Checkpointer
+from fvcore.common.checkpoint import PeriodicCheckpointer as FvcorePeriodicCheckpointer
+
+from d2kit.checkpoint.files import oldest_first
+from d2kit.engine.hooks.average import WeightAveraging
+from d2kit.engine.trainer_base import HookBase
+
+__all__ = ["BestCheckpointer", "PeriodicCheckpointer"]
+
+logger = logging.getLogger(__name__)
+
+
+class PeriodicCheckpointer(FvcorePeriodicCheckpointer, HookBase):
+    """Saves ``<prefix>_<iteration>`` at intervals and ``<prefix>_final`` after the last iteration.
+
+    Args:
+        checkpointer: saves.
+        period: iterations between two saves.
+        max_iter: the last iteration; None means the trainer's.
+        max_to_keep: keep that many of the numbered files, also those of earlier runs in the same
+            folder; None keeps all.
+        file_prefix: start of the file names.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        period: int,
+        max_iter: int | None = None,
+        max_to_keep: int | None = None,
+        file_prefix: str = "model",
+    ) -> None:
+        if int(period) < 1 or (max_to_keep is not None and max_to_keep < 1):
+            raise ValueError(
+                f"period and max_to_keep must be at least 1, got {period} and {max_to_keep}"
+            )
+        super().__init__(checkpointer, period, max_iter, max_to_keep, file_prefix)
+
+    max_iter: int | None
+
+    def before_train(self) -> None:
+        """Take over the trainer's last iteration, if none was given."""
+        self._planned = self.trainer.max_iter
+        if self.max_iter is None:
+            self.max_iter = self.trainer.max_iter
+
+    def after_train(self) -> None:
+        """Save the last state of a training that another hook ended early."""
+        if self.trainer.iter >= self.trainer.max_iter < self._planned:
+            done = max(self.trainer.max_iter - 1, 0)
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=done)
+
+    def after_step(self) -> None:
+        """Save, if it is time."""
+        self.step(self.trainer.iter)
+
+    def step(self, iteration: int, **kwargs: Any) -> None:
+        """Save, if it is time, then delete the oldest files beyond `max_to_keep`.
+
+        Args:
+            iteration: index of the iteration just done.
+            kwargs: further entries of the checkpoint.
+        """
+        entries = {"iteration": int(iteration), **kwargs}
+        last = self.max_iter is not None and iteration >= self.max_iter - 1
+        if (iteration + 1) % self.period == 0:
+            self.checkpointer.save(f"{self.file_prefix}_{iteration:07d}", **entries)
+            if self.max_to_keep is not None:
+                self._delete_oldest(self.max_to_keep)
+        if last:
+            self.checkpointer.save(f"{self.file_prefix}_final", **entries)
+
+    def _delete_oldest(self, keep: int) -> None:
+        """Delete numbered files of this prefix except the newest; found by looking."""
+        name = re.compile(re.escape(self.file_prefix) + r"_\d{7,}\.pth")
+        files = [Path(path) for path in self.checkpointer.get_all_checkpoint_files()]
+        numbered = oldest_first(path for path in files if name.fullmatch(path.name))
+        for path in numbered[:-keep]:
+            path.unlink(missing_ok=True)
+        self.recent_checkpoints = [str(path) for path in numbered[-keep:]]
+
+
+class BestCheckpointer(HookBase):
+    """Saves a checkpoint whenever an evaluation's metric is better than ever before.
+
+    Register it after the `EvalHook` that produces the metric.
+
+    Args:
+        eval_period: that of the `EvalHook`; 0: only after the last iteration.
+        checkpointer: saves.
+        val_metric: name in the storage, e.g. ``"bbox/AP50"``.
+        mode: "max" or "min", which of two values is better.
+        file_prefix: name of the file.
+        averaging: also saves its average, as ``<file_prefix>_ema.safetensors``.
+
+    Raises:
+        ValueError: if `mode` is another word.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        checkpointer: Checkpointer,
+        val_metric: str,
+        mode: str = "max",
+        file_prefix: str = "model_best",
+        *,
+        averaging: WeightAveraging | None = None,
+    ) -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f"BestCheckpointer: mode must be 'max' or 'min', got '{mode}'")
+        self._period = eval_period
+        self._checkpointer = checkpointer
+        self._val_metric = val_metric
+        self._better = float.__gt__ if mode == "max" else float.__lt__
+        self._file_prefix = file_prefix
+        self._averaging = averaging
+        self.best_metric: float | None = None
+        self.best_iter: int | None = None
+        self._seen = -1
+
+    def after_step(self) -> None:
+        """Compare and save, if an evaluation just happened."""
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
+            self._check()
+
+    def after_train(self) -> None:
+        """Compare and save after the last evaluation, unless the training failed."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._check()
+
+    def _check(self) -> None:
+        latest = self.trainer.storage.latest().get(self._val_metric)
+        if latest is not None and latest[1] == self._seen:
+            return  # an evaluation after which the training ended early
+        if latest is None:
+            known = sorted(name for name in self.trainer.storage.latest() if "/" in name)
+            logger.warning(
+                "No value of '%s' to choose the best checkpoint by; evaluations wrote %s",
+                self._val_metric,
+                known,
+            )
+            return
+        value, iteration = float(latest[0]), latest[1]
+        self._seen = iteration
+        if not math.isfinite(value):
+            return
+        if self.best_metric is not None and not self._better(value, self.best_metric):
+            logger.info(
+                "%s %.5f is not better than %.5f of iteration %s",
+                self._val_metric,
+                value,
+                self.best_metric,
+                self.best_iter,
+            )
+            return
+        self.best_metric, self.best_iter = value, iteration
+        # The last iteration done: after the training `trainer.iter` is one more.
+        done = min(self.trainer.iter, self.trainer.max_iter - 1)
+        if self._averaging is not None:
+            self._averaging.save(f"{self._file_prefix}_ema")
+        self._checkpointer.save(self._file_prefix, iteration=done)
+        path = os.path.join(self._checkpointer.save_dir, self._file_prefix)
+        logger.info("Best %s so far: %.5f, saved to %s", self._val_metric, value, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value and its iteration."""
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the best value and its iteration."""
+        self.best_metric = state_dict["best_metric"]
+        self.best_iter = state_dict["best_iter"]

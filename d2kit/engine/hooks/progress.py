@@ -1,0 +1,361 @@
+"""Hooks for callbacks, timing, writing and the learning rate."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.param_scheduler import ParamScheduler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
+
+from d2kit.engine.trainer_base import HookBase, TrainerBase
+from d2kit.solver import LRMultiplier
+from d2kit.utils import comm
+from d2kit.utils.events import EventWriter
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[Any], object]
+
+
+class CallbackHook(HookBase):
+    """Calls functions with the trainer as their argument.
+
+    Args:
+        before_train: called before the first iteration.
+        after_train: called after the last one.
+        before_step: called before each.
+        after_step: called after each.
+    """
+
+    def __init__(
+        self,
+        *,
+        before_train: Callback | None = None,
+        after_train: Callback | None = None,
+        before_step: Callback | None = None,
+        after_step: Callback | None = None,
+    ) -> None:
+        self._functions = {
+            "before_train": before_train,
+            "after_train": after_train,
+            "before_step": before_step,
+            "after_step": after_step,
+        }
+
+    def _call(self, place: str) -> None:
+        function = self._functions[place]
+        if function is not None:
+            function(self.trainer)
+
+    def before_train(self) -> None:
+        """Call `before_train`."""
+        self._call("before_train")
+
+    def after_train(self) -> None:
+        """Call `after_train`, then forget the functions, which may refer to the trainer."""
+        self._call("after_train")
+        self._functions = dict.fromkeys(self._functions)
+
+    def before_step(self) -> None:
+        """Call `before_step`."""
+        self._call("before_step")
+
+    def after_step(self) -> None:
+        """Call `after_step`."""
+        self._call("after_step")
+
+
+class IterationTimer(HookBase):
+    """Measures seconds per iteration (scalar ``time``) and tells the total at the end.
+
+    Hooks that run after this one are outside of ``time``, so register it first.
+
+    Args:
+        warmup_iter: iterations at the start that are not measured.
+    """
+
+    def __init__(self, warmup_iter: int = 3) -> None:
+        self._warmup_iter = warmup_iter
+        self._train_start = self._step_start = time.perf_counter()
+        self._in_steps = 0.0
+        self._measured = 0
+
+    def before_train(self) -> None:
+        """Start the clock of the whole training."""
+        self._train_start = time.perf_counter()
+        self._in_steps, self._measured = 0.0, 0
+
+    def before_step(self) -> None:
+        """Start the clock of an iteration."""
+        self._step_start = time.perf_counter()
+
+    def after_step(self) -> None:
+        """Record the seconds of an iteration."""
+        if self.trainer.iter - self.trainer.start_iter < self._warmup_iter:
+            return
+        seconds = time.perf_counter() - self._step_start
+        self._in_steps += seconds
+        self._measured += 1
+        self.trainer.storage.put_scalars(time=seconds)
+
+    def after_train(self) -> None:
+        """Log speed and total time."""
+        total = time.perf_counter() - self._train_start
+        if not self._measured:
+            return
+        mean = self._in_steps / self._measured
+        iterations = self.trainer.iter - self.trainer.start_iter
+        hooks = max(total - mean * iterations, 0.0)
+        logger.info(
+            "Trained %d iterations in %s (%.4f s per iteration; %s of it in hooks)",
+            iterations,
+            datetime.timedelta(seconds=round(total)),
+            mean,
+            datetime.timedelta(seconds=round(hooks)),
+        )
+
+
+class PeriodicWriter(HookBase):
+    """Calls writers at intervals and at the end; register it after the hooks that put values.
+
+    Args:
+        writers: objects of `EventWriter`.
+        period: iterations between two writes.
+
+    Raises:
+        TypeError: if one is not an `EventWriter`.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], period: int = 20) -> None:
+        for writer in writers:
+            if not isinstance(writer, EventWriter):
+                raise TypeError(f"a writer must be an EventWriter, got {type(writer).__name__}")
+        self._writers = list(writers)
+        self._period = period
+        self._history: Mapping[str, Any] = {}
+
+    def before_train(self) -> None:
+        """Give the storage what a resumed run knew, and cut files back to where it goes on."""
+        self.trainer.storage.load_state_dict(self._history)
+        for writer in self._writers:
+            writer.continue_from(self.trainer.start_iter)
+
+    def after_step(self) -> None:
+        """Write, if it is time."""
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done == self.trainer.max_iter:
+            for writer in self._writers:
+                writer.write()
+
+    def after_train(self) -> None:
+        """Write what came since, and close."""
+        for writer in self._writers:
+            writer.write()
+            writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the latest values of the scalars, of which writers take medians."""
+        storage = getattr(self.trainer, "storage", None)
+        return {} if storage is None else {"history": storage.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned, for the storage of the training to come."""
+        self._history = state_dict.get("history", {})
+
+
+class LRScheduler(HookBase):
+    """Steps a learning-rate schedule and records the rate (scalar ``lr``).
+
+    Args:
+        optimizer: None means the trainer's.
+        scheduler: a torch scheduler, or a fvcore `ParamScheduler` of progress; None means the
+            trainer's.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer | None = None,
+        scheduler: TorchScheduler | ParamScheduler | None = None,
+    ) -> None:
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+
+    def before_train(self) -> None:
+        """Choose the group whose rate is recorded; make a scheduler of a schedule."""
+        self._optimizer = self._optimizer or self.trainer.optimizer
+        if isinstance(self.scheduler, ParamScheduler):
+            self._scheduler = LRMultiplier(
+                self._optimizer,
+                self.scheduler,
+                self.trainer.max_iter,
+                last_iter=self.trainer.iter - 1,
+            )
+        self._best_param_group_id = self.get_best_param_group_id(self._optimizer)
+
+    @staticmethod
+    def get_best_param_group_id(optimizer: Optimizer) -> int:
+        """Return the index of the group whose rate says most: most parameters, or most common."""
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        if max(sizes) > 1:
+            return sizes.index(max(sizes))
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        return rates.index(Counter(rates).most_common(1)[0][0])
+
+    def after_step(self) -> None:
+        """Record the rate of the iteration just done and go to the next one."""
+        assert self._optimizer is not None
+        rate = self._optimizer.param_groups[self._best_param_group_id]["lr"]
+        self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
+        self.scheduler.step()
+
+    @property
+    def scheduler(self) -> Any:
+        """The schedule in use."""
+        return self._scheduler or self.trainer.scheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of a torch scheduler."""
+        if isinstance(self.scheduler, TorchScheduler):
+            return self.scheduler.state_dict()
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the state of a torch scheduler."""
+        if isinstance(self.scheduler, TorchScheduler):
+            self.scheduler.load_state_dict(dict(state_dict))
+
+
+class TimeForecast(HookBase):
+    """Logs the expected time once, after some iterations.
+
+    Evaluations and checkpoints are not in it: what runs between the iterations is not measured.
+
+    Args:
+        steps: iterations to measure.
+        warmup: iterations before them, which are slower than the others.
+    """
+
+    def __init__(self, steps: int = 20, warmup: int = 3) -> None:
+        self._steps = steps
+        self._warmup = warmup
+        self._times: list[float] = []
+        self._start = 0.0
+
+    def before_step(self) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def after_step(self) -> None:
+        """Stop it; speak after the last iteration that is measured."""
+        done = self.trainer.iter + 1 - self.trainer.start_iter
+        if not self._warmup < done <= self._warmup + self._steps:
+            return
+        self._times.append(time.perf_counter() - self._start)
+        left = self.trainer.max_iter - self.trainer.iter - 1
+        if len(self._times) < self._steps or left <= 0:
+            return
+        typical = statistics.median(self._times)
+        seconds = round(statistics.mean(self._times) * left)
+        end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+        logger.info(
+            "After %d iterations (median %.3f s each): %s for the other %s, evaluations and "
+            "checkpoints not counted; done about %s",
+            self._steps,
+            typical,
+            datetime.timedelta(seconds=seconds),
+            f"{left:,}",
+            end.strftime("%Y-%m-%d %H:%M"),
+        )
+
+
+class SkippedImages(HookBase):
+    """Lists the damaged images that were skipped since the training began or was resumed.
+
+    All processes have this hook. Where the training did not come to its end each of them speaks
+    for itself, because the others may be elsewhere.
+    """
+
+    def after_train(self) -> None:
+        """Write the list."""
+        skipped: list[str] = getattr(self.trainer.data_loader, "skipped", list)()
+        if self.trainer.iter >= self.trainer.max_iter:
+            everywhere = comm.gather(skipped)
+            skipped = sorted({name for names in everywhere for name in names})
+        if skipped:
+            logger.warning(
+                "%d damaged images were skipped:\n  %s", len(skipped), "\n  ".join(skipped)
+            )
+
+
+class EpochLoss(HookBase):
+    """Puts the mean of the losses of each epoch into the storage, as ``epoch/total_loss``.
+
+    Epoch e ends after iteration round(e x `per_epoch`); the last one may be a part. A resumed run
+    goes on with the sum that the checkpoint holds, if this hook runs before the one that saves.
+
+    Args:
+        per_epoch: iterations in one pass over the training set, above 0.
+    """
+
+    def __init__(self, per_epoch: float) -> None:
+        self.per_epoch = per_epoch
+        self._sum, self._count = 0.0, 0
+
+    def after_step(self) -> None:
+        """Add the loss of this iteration; write the mean at the end of an epoch."""
+        found = self.trainer.storage.latest().get("total_loss")
+        if found is not None and found[1] == self.trainer.iter:
+            self._sum, self._count = self._sum + found[0], self._count + 1
+        done = self.trainer.iter + 1
+        if self._count and (done == self.trainer.max_iter or self._is_end(done)):
+            self.trainer.storage.put_scalar(
+                "epoch/total_loss", self._sum / self._count, smoothing_hint=False
+            )
+            self._sum, self._count = 0.0, 0
+
+    def _is_end(self, done: int) -> bool:
+        return done == round(round(done / self.per_epoch) * self.per_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sum of the losses of the epoch so far, and their number."""
+        return {"sum": self._sum, "count": self._count}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._sum, self._count = state_dict["sum"], state_dict["count"]
+
+
+def writing_period(hook: EpochLoss | None) -> int:
+    """Return the iterations between two writings: 20, or fewer where epochs are shorter.
+
+    Writers see the latest value of a name only: they must write once in each epoch.
+    """
+    return 20 if hook is None else min(20, max(1, int(hook.per_epoch)))
+
+
+def report_epochs(trainer: TrainerBase, folder: str | os.PathLike[str]) -> None:
+    """Log loss and metrics of each epoch as a table, and draw them into ``epochs.png``.
+
+    Args:
+        trainer: after its training; nothing happens where it has no `EpochLoss`.
+        folder: where ``metrics.json`` is.
+    """
+    hook = next((hook for hook in trainer._hooks if isinstance(hook, EpochLoss)), None)
+    metrics = Path(folder, "metrics.json")
+    if hook is None or not metrics.is_file():
+        return
+    from d2kit.visualization.plots import epoch_rows, plot_epochs, read_metrics, table_of_epochs
+
+    rows = epoch_rows(read_metrics(metrics), hook.per_epoch, trainer.max_iter)
+    if rows:
+        picture = plot_epochs(rows, Path(folder, "epochs.png"))
+        logger.info("Epochs (%s):\n%s", picture, table_of_epochs(rows))

@@ -1,0 +1,1 @@
+"""What keeps a run's work: the lock, the watchdog, failures and their replay, preemption."""

@@ -1,0 +1,169 @@
+"""Selection of the proposals that a loss looks at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2kit.layers import roi_align
+from d2kit.modeling.metrics import put_scalars
+from d2kit.structures import BitMasks, Instances
+
+
+class SampledBitMasks(BitMasks):
+    """Masks of R regions that share G bitmaps.
+
+    An image of 800x1333 with 512 sampled regions would copy 546 MB of bitmaps (and four times that
+    as floating point); this keeps the G bitmaps and R indices.
+
+    Args:
+        source: (G, H, W) bool.
+        index: (R,) int64, the bitmap of each region.
+    """
+
+    def __init__(self, source: Tensor, index: Tensor) -> None:
+        self.source = source
+        self.index = index
+        self.image_size = (int(source.shape[1]), int(source.shape[2]))
+
+    @property
+    def tensor(self) -> Tensor:  # type: ignore[override]
+        """The bitmap of every region (R, H, W), copied."""
+        return self.source[self.index]
+
+    def to(self, *args: Any, **kwargs: Any) -> SampledBitMasks:
+        """Return the masks after `Tensor.to(*args, **kwargs)`."""
+        source = BitMasks(self.source).to(*args, **kwargs).tensor
+        return SampledBitMasks(source, self.index.to(source.device))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the masks."""
+        return self.source.device
+
+    def __getitem__(self, item: Any) -> BitMasks:
+        """Select masks by an integer (gives one), a slice, a bool mask or indices."""
+        if isinstance(item, int):
+            return SampledBitMasks(self.source, self.index[item].reshape(1))
+        return SampledBitMasks(self.source, self.index[item])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """See `BitMasks.crop_and_resize`; the same result."""
+        if len(boxes) != len(self):
+            raise ValueError(f"BitMasks: expected {len(self)} boxes, got {len(boxes)}")
+        index = self.index.to(torch.float32).unsqueeze(1)
+        rois = torch.cat([index, boxes.to(self.device).float()], dim=1)
+        return roi_align(self.source[:, None].float(), rois, mask_size, 1.0, 0, True)[:, 0] >= 0.5
+
+
+def select_foreground_proposals(
+    proposals: list[Instances], bg_label: int
+) -> tuple[list[Instances], list[Tensor]]:
+    """Keep the proposals that are matched to a ground truth.
+
+    Args:
+        proposals: per image, with `gt_classes` (R,).
+        bg_label: the class of background; -1 is ignored.
+
+    Returns:
+        Per image: its foreground proposals, and which these are, bool (R,).
+    """
+    masks = [(p.gt_classes != -1) & (p.gt_classes != bg_label) for p in proposals]
+    return [p[mask.nonzero().squeeze(1)] for p, mask in zip(proposals, masks, strict=True)], masks
+
+
+def select_proposals_with_visible_keypoints(proposals: list[Instances]) -> list[Instances]:
+    """Keep the proposals that have a labelled keypoint of their ground truth inside.
+
+    Args:
+        proposals: per image, foreground only, with `proposal_boxes` and `gt_keypoints`.
+
+    Returns:
+        Per image, the kept ones.
+
+    Raises:
+        ValueError: if an image has objects but no keypoints.
+
+    Source: Mask R-CNN (He et al. 2017), section 5.
+    """
+    kept = []
+    for i, p in enumerate(proposals):
+        if len(p) == 0:
+            kept.append(p)
+            continue
+        if not p.has("gt_keypoints"):
+            raise ValueError(
+                f"image {i} of the batch has objects without gt_keypoints, it has "
+                f"{sorted(p.get_fields())}: a keypoint head (MODEL.KEYPOINT_ON) needs 'keypoints' "
+                "in every annotation"
+            )
+        points = p.gt_keypoints.tensor
+        boxes = p.proposal_boxes.tensor.unsqueeze(1)
+        inside = ((points[..., :2] >= boxes[..., :2]) & (points[..., :2] <= boxes[..., 2:])).all(-1)
+        usable = (inside & (points[..., 2] >= 1)).any(dim=1)
+        kept.append(p[usable.nonzero().squeeze(1)])
+    put_scalars("keypoint_head", num_fg_samples=sum(map(len, kept)) / max(1, len(kept)))
+    return kept
+
+
+def attach_targets(proposals: Instances, targets: Instances, matched: Tensor) -> None:
+    """Copy the `gt_*` fields of the matched ground truths onto sampled proposals, in place.
+
+    An image without ground truths has nothing to copy; its proposals stay without these fields.
+
+    Args:
+        proposals: R sampled proposals.
+        targets: G ground truths.
+        matched: (R,) int64, index of the ground truth of each proposal.
+    """
+    if len(targets) == 0:
+        return
+    for name, value in targets.get_fields().items():
+        if not name.startswith("gt_") or proposals.has(name):
+            continue
+        if type(value) is BitMasks:
+            proposals.set(name, SampledBitMasks(value.tensor, matched))
+        else:
+            proposals.set(name, value[matched])
+
+
+def check_targets(targets: list[Instances] | None, where: str) -> list[Instances]:
+    """Return `targets`.
+
+    Raises:
+        ValueError: if they are missing or lack boxes or classes.
+    """
+    if targets is None:
+        raise ValueError(f"{where} needs ground truths (targets) in training mode, got None")
+    for i, target in enumerate(targets):
+        missing = [n for n in ("gt_boxes", "gt_classes") if not target.has(n)]
+        if missing:
+            raise ValueError(
+                f"{where}: the ground truth of image {i} of the batch lacks {missing}; "
+                f"it has {sorted(target.get_fields())}. What maps the dataset must set them."
+            )
+    return targets
+
+
+def check_classes(gt_classes: Tensor, num_classes: int) -> Tensor:
+    """Return `gt_classes` where a wrong one cannot pass silently.
+
+    Only tensors on the CPU are checked: on a device it would make the host wait, and an index out
+    of range stops the kernel there anyway.
+
+    Raises:
+        ValueError: if a class is not in [0, num_classes).
+    """
+    if gt_classes.device.type == "cpu" and len(gt_classes) > 0:
+        low, high = torch.aminmax(gt_classes)
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"ground-truth classes must be in 0..{num_classes - 1} "
+                f"(MODEL.ROI_HEADS.NUM_CLASSES {num_classes}), got {int(low)}..{int(high)}"
+            )
+    return gt_classes

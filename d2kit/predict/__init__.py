@@ -1,0 +1,1 @@
+"""Models applied to pictures: whole, in batches, in tiles."""

@@ -1,0 +1,265 @@
+"""The files of a tracked video, written line by line."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from d2kit.tracking import Sighting
+from d2kit.video.association import TrackedFrame
+
+_CLOCK = 90_000  # ticks per second: exact for 24, 25, 30 and, to 11 microseconds, any other rate
+
+
+class VideoEncoder:
+    """H.264 in MP4 (yuv420p, index first), with the time stamps of the source.
+
+    It is written to a hidden name beside the target, which it takes when it is complete.
+
+    Args:
+        path: the target, ``.mp4``.
+        width: pixels; odd ones are made even by repeating the last column.
+        height: pixels; likewise.
+        fps: average frame rate.
+        preset: of x264: how long it searches; ultrafast ... veryslow.
+        crf: constant rate factor of x264: 18 looks lossless, 28 is small.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        width: int,
+        height: int,
+        fps: float,
+        preset: str = "veryfast",
+        crf: int = 23,
+    ) -> None:
+        import av
+
+        self._path = path
+        self._partial = partial_name(path)
+        self._pad = (height % 2, width % 2)
+        self._container: Any = av.open(
+            str(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
+        )
+        rate = Fraction(fps).limit_denominator(1001)
+        self._stream: Any = self._container.add_stream("libx264", rate=rate)
+        self._stream.width, self._stream.height = width + width % 2, height + height % 2
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = {"crf": str(crf), "preset": preset}
+        self._stream.codec_context.time_base = Fraction(1, _CLOCK)
+        self._first: float | None = None
+        self._last = -1
+        self.frames = 0
+
+    def write(self, image: np.ndarray, time: float) -> None:
+        """Append a frame.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            time: its time stamp, seconds; the first one becomes 0.
+        """
+        import av
+
+        if any(self._pad):
+            image = np.pad(image, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(image, format="bgr24")
+        if self._first is None:
+            self._first = time
+        self._last = max(self._last + 1, round((time - self._first) * _CLOCK))
+        picture.pts, picture.time_base = self._last, Fraction(1, _CLOCK)
+        for packet in self._stream.encode(picture):
+            self._container.mux(packet)
+        self.frames += 1
+
+    def close(self) -> None:
+        """Finish the file and give it its name."""
+        for packet in self._stream.encode():
+            self._container.mux(packet)
+        self._container.close()
+        os.replace(self._partial, self._path)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._container.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def partial_name(path: Path) -> Path:
+    """Return the name that a file has while it is written."""
+    return path.with_name(f".{path.name}.partial")
+
+
+CSV_COLUMNS = (
+    *("frame", "time_s", "track_id", "class_id", "class_name", "score", "x0", "y0", "x1", "y1"),
+    *("mask_area_px", "centroid_x", "centroid_y", "speed_px_s", "interpolated"),
+)
+
+
+@dataclasses.dataclass
+class TrackSummary:
+    """What is known of one identity at the end.
+
+    Attributes:
+        id: the identity, from 1.
+        first_frame: number of the first frame with it.
+        last_frame: number of the last frame with it.
+        first_time_s: time stamp of the first, seconds.
+        last_time_s: time stamp of the last, seconds.
+        frames: number of frames in which it was detected.
+        interpolated: number of frames in which it was supposed.
+        score_sum: of the detections, by class.
+    """
+
+    id: int
+    first_frame: int
+    first_time_s: float
+    last_frame: int = 0
+    last_time_s: float = 0.0
+    frames: int = 0
+    interpolated: int = 0
+    score_sum: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, index: int, time: float, sighting: Sighting) -> None:
+        """Count a sighting."""
+        self.last_frame, self.last_time_s = index, time
+        if sighting.interpolated:
+            self.interpolated += 1
+            return
+        self.frames += 1
+        before = self.score_sum.get(sighting.class_id, 0.0)
+        self.score_sum[sighting.class_id] = before + sighting.score
+
+    def as_dict(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return it for JSON; the class is the one with the largest sum of scores."""
+        best = max(self.score_sum, key=lambda c: (self.score_sum[c], -c))
+        return {
+            "id": self.id,
+            "category_id": best + 1,
+            "class_name": _name(names, best),
+            "first_frame": self.first_frame,
+            "last_frame": self.last_frame,
+            "first_time_s": round(self.first_time_s, 6),
+            "last_time_s": round(self.last_time_s, 6),
+            "frames": self.frames,
+            "interpolated": self.interpolated,
+            "mean_score": round(sum(self.score_sum.values()) / self.frames, 4),
+        }
+
+
+class TrackWriter:
+    """Writes ``tracks.csv``, ``tracks.json`` and ``mot.txt`` as the frames come.
+
+    They take their names in `close`; only one line per identity is kept in memory.
+
+    Args:
+        folder: where to.
+        size: (height, width) of the frames.
+        names: of the classes.
+    """
+
+    def __init__(self, folder: Path, *, size: tuple[int, int], names: Sequence[str]) -> None:
+        self._size, self._names = size, names
+        self._paths = [folder / name for name in ("tracks.csv", "tracks.json", "mot.txt")]
+        self._files: list[IO[str]] = [
+            partial_name(path).open("w", encoding="utf-8", newline="") for path in self._paths
+        ]
+        self._csv = csv.writer(self._files[0], lineterminator="\n")
+        self._csv.writerow(CSV_COLUMNS)
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+        head = {"info": {"description": "d2kit tracks", "version": "1"}, "categories": categories}
+        self._files[1].write(json.dumps(head)[:-1] + ', "annotations": [')
+        self._count = 0
+        self.tracks: dict[int, TrackSummary] = {}
+
+    def write(self, tracked: TrackedFrame) -> None:
+        """Append the tracks of a frame."""
+        index, time = tracked.frame.index, tracked.frame.time
+        for sighting, speed in zip(tracked.sightings, tracked.speeds, strict=True):
+            track = self.tracks.setdefault(
+                sighting.track_id, TrackSummary(sighting.track_id, index, time)
+            )
+            track.add(index, time, sighting)
+            self._count += 1
+            self._write_csv(index, time, sighting, speed)
+            self._write_json(index, time, sighting)
+            self._write_mot(index, sighting)
+
+    def _write_csv(self, index: int, time: float, s: Sighting, speed: float | None) -> None:
+        self._csv.writerow(
+            [
+                index,
+                f"{time:.6f}",
+                s.track_id,
+                s.class_id,
+                _name(self._names, s.class_id),
+                f"{s.score:.4f}",
+                *(f"{v:.2f}" for v in s.box),
+                "" if s.area is None else s.area,
+                *(f"{v:.3f}" for v in s.centroid),
+                "" if speed is None else f"{speed:.3f}",
+                int(s.interpolated),
+            ]
+        )
+
+    def _write_json(self, index: int, time: float, s: Sighting) -> None:
+        x0, y0, x1, y1 = s.box
+        annotation: dict[str, Any] = {
+            "id": self._count,
+            "frame": index,
+            "time_s": round(time, 6),
+            "track_id": s.track_id,
+            "category_id": s.class_id + 1,
+            "score": s.score,
+            "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+            "interpolated": s.interpolated,
+        }
+        if s.mask is not None:
+            annotation["segmentation"] = {"size": list(self._size), "counts": s.mask.counts}
+            annotation["area"] = s.area
+        lead = ",\n" if self._count > 1 else "\n"
+        self._files[1].write(lead + json.dumps(annotation, separators=(",", ":")))
+
+    def _write_mot(self, index: int, s: Sighting) -> None:
+        """Write a line of MOT Challenge: frames count from 1."""
+        x0, y0, x1, y1 = s.box
+        box = f"{x0:.2f},{y0:.2f},{x1 - x0:.2f},{y1 - y0:.2f}"
+        self._files[2].write(f"{index + 1},{s.track_id},{box},{s.score:.4f},-1,-1,-1\n")
+
+    def close(self, video: dict[str, Any]) -> list[dict[str, Any]]:
+        """Finish the files and give them their names.
+
+        Args:
+            video: describes the video in ``tracks.json``.
+
+        Returns:
+            A dict per identity.
+        """
+        tracks = [self.tracks[i].as_dict(self._names) for i in sorted(self.tracks)]
+        tail = {"videos": [video], "tracks": tracks}
+        self._files[1].write("\n], " + json.dumps(tail)[1:] + "\n")
+        for file, path in zip(self._files, self._paths, strict=True):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            os.replace(partial_name(path), path)
+        return tracks
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        for file, path in zip(self._files, self._paths, strict=True):
+            file.close()
+            partial_name(path).unlink(missing_ok=True)
+
+
+def _name(names: Sequence[str], class_id: int) -> str:
+    return names[class_id] if class_id < len(names) else str(class_id)

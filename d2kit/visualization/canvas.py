@@ -1,0 +1,353 @@
+"""Anti-aliased shapes with opacity on an RGB array, by OpenCV.
+
+Coordinates are continuous canvas pixels: a pixel's centre is at +0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in canvas pixels
+_MIN_PIXELS = 6
+
+
+@lru_cache(maxsize=64)
+def _font(pixels: int) -> Any:
+    """Load DejaVu Sans (it comes with matplotlib) at an em height of `pixels`."""
+    from pathlib import Path
+
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), pixels)
+
+
+@lru_cache(maxsize=1024)
+def plate(
+    text: str,
+    pixels: int,
+    color: tuple[int, int, int],
+    background: tuple[int, int, int],
+    opacity: float,
+    rotation: float = 0.0,
+) -> np.ndarray:
+    """Draw text on a plate with rounded corners.
+
+    Args:
+        text: one or more lines.
+        pixels: em height.
+        color: of the text, [0, 255].
+        background: of the plate, [0, 255].
+        opacity: of the plate, [0, 1]; the text is opaque.
+        rotation: degrees counter-clockwise.
+
+    Returns:
+        (h, w, 4) uint8 RGBA, not to be written to (cached).
+    """
+    from PIL import Image, ImageDraw
+
+    pixels = max(pixels, _MIN_PIXELS)
+    font = _font(pixels)
+    ascent, descent = font.getmetrics()
+    lines = text.split("\n")
+    width = max(int(np.ceil(font.getlength(line))) for line in lines)
+    pad = max(round(pixels * 0.18), 1)
+    line_height = ascent + descent
+    # the font's own leading above capitals is cut: a plate hugs its text
+    trim = max(ascent - round(pixels * 0.78) - pad, 0)
+    size = (width + 2 * pad + 1, line_height * len(lines) - trim + pad)
+    image = Image.new("RGBA", size, (0, 0, 0, 0))
+    drawing = ImageDraw.Draw(image)
+    fill = (*background, round(opacity * 255))
+    drawing.rounded_rectangle(
+        (0, 0, size[0] - 1, size[1] - 1), radius=max(pixels // 6, 1), fill=fill
+    )
+    for row, line in enumerate(lines):
+        drawing.text((pad, row * line_height - trim), line, font=font, fill=(*color, 255))
+    if rotation:
+        image = image.rotate(rotation, expand=True, resample=Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def fitted(text: str, pixels: int, width: int) -> str:
+    """Shorten the first words of a one-line text until its plate is at most `width` wide.
+
+    The last word (the score of a label) is kept: ``"infusion pump 98%"`` -> ``"infus… 98%"``.
+    """
+    pixels = max(pixels, _MIN_PIXELS)
+    room = width - 2 * max(round(pixels * 0.18), 1) - 2
+    font = _font(pixels)
+    if font.getlength(text) <= room:
+        return text
+    start, space, end = text.rpartition(" ")
+    if not start:
+        start, end = text, ""
+    while start and font.getlength(f"{start}…{space}{end}") > room:
+        start = start[:-1]
+    return f"{start.rstrip()}…{space}{end}" if start else end
+
+
+def paste(canvas: np.ndarray, picture: np.ndarray, x: int, y: int) -> None:
+    """Blend an RGBA picture into the canvas; what lies outside is cut off.
+
+    Args:
+        canvas: (H, W, 3) uint8, changed in place.
+        picture: (h, w, 4) uint8.
+        x: left column, may be negative.
+        y: top row, may be negative.
+    """
+    height, width = canvas.shape[:2]
+    x0, y0 = max(x, 0), max(y, 0)
+    x1, y1 = min(x + picture.shape[1], width), min(y + picture.shape[0], height)
+    if x0 >= x1 or y0 >= y1:
+        return
+    part = picture[y0 - y : y1 - y, x0 - x : x1 - x].astype(np.uint16)
+    alpha = part[..., 3:]
+    region = canvas[y0:y1, x0:x1]
+    region[:] = ((part[..., :3] * alpha + region * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def inside(x: float, y: float, size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """Shift a plate of `size` (w, h) at (x, y) into the canvas (w, h), left and top first."""
+    left = max(min(round(x), canvas[0] - size[0]), 0)
+    top = max(min(round(y), canvas[1] - size[1]), 0)
+    return left, top
+
+
+def _overlap(rect: Rect, others: Iterable[Rect]) -> int:
+    """Sum of the areas that `rect` shares with each of the others."""
+    total = 0
+    for other in others:
+        width = min(rect[2], other[2]) - max(rect[0], other[0])
+        height = min(rect[3], other[3]) - max(rect[1], other[1])
+        if width > 0 and height > 0:
+            total += width * height
+    return total
+
+
+def place(
+    size: tuple[int, int],
+    wishes: Sequence[tuple[float, float]],
+    taken: Sequence[Rect],
+    canvas: tuple[int, int],
+) -> tuple[int, int]:
+    """Choose the first wish at which a plate overlaps no other; else the one that overlaps least.
+
+    Args:
+        size: (w, h) of the plate.
+        wishes: top-left corners, best first; each is shifted into the canvas.
+        taken: rectangles of the plates already there.
+        canvas: (w, h).
+
+    Returns:
+        Top-left corner.
+    """
+    best, least = (0, 0), None
+    for wish in wishes:
+        x, y = inside(*wish, size, canvas)
+        shared = _overlap((x, y, x + size[0], y + size[1]), taken)
+        if shared == 0:
+            return x, y
+        if least is None or shared < least:
+            best, least = (x, y), shared
+    return best
+
+
+def wishes_for_box(
+    box: tuple[float, float, float, float], size: tuple[int, int], small: bool
+) -> list[tuple[float, float]]:
+    """List where the label of a box may go.
+
+    Args:
+        box: x0, y0, x1, y1 in canvas pixels.
+        size: (w, h) of the plate.
+        small: the plate would hide the object: outside places come first.
+    """
+    x0, y0, x1, y1 = box
+    width, height = size
+    top = [(x0, y0), (x1 - width, y0)]
+    above = [(x0, y0 - height), (x1 - width, y0 - height)]
+    below = [(x0, y1), (x1 - width, y1)]
+    bottom = [(x0, y1 - height), (x1 - width, y1 - height)]
+    sides = [(x1, y0), (x0 - width, y0), (x1, y1 - height), (x0 - width, y1 - height)]
+    down = [(x0, y0 + k * height) for k in range(1, 5) if y0 + (k + 1) * height <= y1]
+    middle = [((x0 + x1 - width) / 2, (y0 + y1 - height) / 2)]
+    if small:
+        return above + below + sides + top + bottom
+    return top + above + down + bottom + below + sides + middle
+
+
+Rgb = tuple[int, int, int]
+_SHIFT = 4  # fractional bits of OpenCV's coordinates
+_DASHES = {"--": (6.0, 4.0), ":": (1.5, 2.5), "-.": (6.0, 3.0, 1.5, 3.0)}  # lengths / thickness
+_STYLE_NAMES = {"solid": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
+
+
+def _fixed(points: np.ndarray, x0: int = 0, y0: int = 0) -> np.ndarray:
+    """Turn (P, 2) continuous points into OpenCV's fixed-point pixel-centre coordinates."""
+    shifted = np.clip(np.asarray(points, dtype=np.float64) - (x0 + 0.5, y0 + 0.5), -3e4, 3e4)
+    return np.round(shifted * (1 << _SHIFT)).astype(np.int32)
+
+
+def _blended(
+    canvas: np.ndarray,
+    bounds: tuple[float, float, float, float],
+    alpha: float,
+    draw: Callable[[np.ndarray, int, int], None],
+) -> None:
+    """Let `draw` paint a copy of the region around `bounds`, then mix it in with `alpha`."""
+    import cv2
+
+    height, width = canvas.shape[:2]
+    x0, y0 = max(int(bounds[0]) - 2, 0), max(int(bounds[1]) - 2, 0)
+    x1, y1 = min(int(bounds[2]) + 3, width), min(int(bounds[3]) + 3, height)
+    if x0 >= x1 or y0 >= y1 or alpha <= 0:
+        return
+    region = canvas[y0:y1, x0:x1]
+    painted = region.copy()
+    draw(painted, x0, y0)
+    if alpha >= 1:
+        region[:] = painted
+    else:
+        region[:] = cv2.addWeighted(painted, alpha, np.ascontiguousarray(region), 1 - alpha, 0)
+
+
+def _bounds(points: np.ndarray, margin: float) -> tuple[float, float, float, float]:
+    low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
+    limit = 1e6
+    values = np.clip(np.concatenate([low, high]), -limit, limit)
+    return float(values[0]), float(values[1]), float(values[2]), float(values[3])
+
+
+def _dashes(points: np.ndarray, style: str, thickness: int) -> list[np.ndarray]:
+    """Cut a polyline (P, 2) into the strokes of a line style."""
+    style = _STYLE_NAMES.get(style, style)
+    if style not in _DASHES:
+        return [points]
+    lengths = np.array(_DASHES[style]) * max(thickness, 1)
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    position = np.concatenate([[0.0], np.cumsum(steps)])
+    total = position[-1]
+    if total == 0 or total / lengths.sum() > 2000:
+        return [points]
+    strokes = []
+    start, index = 0.0, 0
+    while start < total:
+        end = min(start + lengths[index % len(lengths)], total)
+        if index % 2 == 0:
+            within = position[(position > start) & (position < end)]
+            where = np.concatenate([[start], within, [end]])
+            xs = np.interp(where, position, points[:, 0])
+            ys = np.interp(where, position, points[:, 1])
+            strokes.append(np.stack([xs, ys], axis=1))
+        start, index = end, index + 1
+    return strokes
+
+
+def line(
+    canvas: np.ndarray, points: np.ndarray, color: Rgb, thickness: int, alpha: float, style: str
+) -> None:
+    """Draw a polyline through (P, 2) points."""
+    import cv2
+
+    def draw(image: np.ndarray, x0: int, y0: int) -> None:
+        strokes = [_fixed(stroke, x0, y0) for stroke in _dashes(points, style, thickness)]
+        cv2.polylines(image, strokes, False, color, thickness, cv2.LINE_AA, _SHIFT)
+
+    _blended(canvas, _bounds(points, thickness), alpha, draw)
+
+
+def polygon(
+    canvas: np.ndarray, points: np.ndarray, fill: Rgb, edge: Rgb, thickness: int, alpha: float
+) -> None:
+    """Fill a polygon of (P, 2) points with `alpha` and draw its opaque outline."""
+    import cv2
+
+    def draw_fill(image: np.ndarray, x0: int, y0: int) -> None:
+        cv2.fillPoly(image, [_fixed(points, x0, y0)], fill, cv2.LINE_AA, _SHIFT)
+
+    def draw_edge(image: np.ndarray, x0: int, y0: int) -> None:
+        cv2.polylines(image, [_fixed(points, x0, y0)], True, edge, thickness, cv2.LINE_AA, _SHIFT)
+
+    bounds = _bounds(points, thickness)
+    _blended(canvas, bounds, alpha, draw_fill)
+    _blended(canvas, bounds, 1.0, draw_edge)
+
+
+def disc(canvas: np.ndarray, center: tuple[float, float], radius: float, color: Rgb) -> None:
+    """Fill a circle."""
+    import cv2
+
+    def draw(image: np.ndarray, x0: int, y0: int) -> None:
+        x, y = _fixed(np.array([center]), x0, y0)[0].tolist()
+        cv2.circle(image, (x, y), round(radius * (1 << _SHIFT)), color, -1, cv2.LINE_AA, _SHIFT)
+
+    _blended(canvas, _bounds(np.array([center]), radius + 1), 1.0, draw)
+
+
+def box(
+    canvas: np.ndarray,
+    corners: tuple[float, float, float, float],
+    color: Rgb,
+    thickness: int,
+    alpha: float,
+    style: str,
+) -> None:
+    """Draw an upright rectangle; its line lies inside the box and stays in the canvas."""
+    height, width = canvas.shape[:2]
+    x0, x1 = sorted(min(max(round(v), 0), width) for v in (corners[0], corners[2]))
+    y0, y1 = sorted(min(max(round(v), 0), height) for v in (corners[1], corners[3]))
+    x0, y0 = min(x0, width - 1), min(y0, height - 1)
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+    large = min(x1 - x0, y1 - y0) > 4 * thickness
+    if large and _STYLE_NAMES.get(style, style) in _DASHES:
+        half = thickness / 2
+        a, b, c, d = x0 + half, y0 + half, x1 - half, y1 - half
+        line(
+            canvas,
+            np.array([(a, b), (c, b), (c, d), (a, d), (a, b)]),
+            color,
+            thickness,
+            alpha,
+            style,
+        )
+        return
+    t = max(min(thickness, (x1 - x0 + 1) // 2, (y1 - y0 + 1) // 2), 1)
+    strips = [(y0, y0 + t, x0, x1), (max(y1 - t, y0 + t), y1, x0, x1)]
+    rest = (min(y0 + t, y1), max(y1 - t, y0 + t))
+    strips += [(*rest, x0, x0 + t), (*rest, max(x1 - t, x0 + t), x1)]
+    for top, bottom, left, right in strips:
+        region = canvas[top:bottom, left:right]
+        if region.size:
+            region[:] = np.round(region * (1 - alpha) + np.array(color) * alpha).astype(np.uint8)
+
+
+def mask_fill(canvas: np.ndarray, mask: np.ndarray, color: Rgb, alpha: float) -> None:
+    """Mix `color` with `alpha` into the pixels of a bool mask of the canvas's size."""
+    import cv2
+
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    region = np.ascontiguousarray(canvas[window])
+    tables = np.arange(256)[:, None] * (1 - alpha) + np.array(color)[None] * alpha
+    mixed = cv2.LUT(region, np.round(tables).astype(np.uint8)[None])
+    chosen = np.ascontiguousarray(mask[window]).view(np.uint8)
+    canvas[window] = cv2.copyTo(mixed, chosen, region.copy())
+
+
+def mask_edges(
+    canvas: np.ndarray, contours: Sequence[np.ndarray], color: Rgb, thickness: int
+) -> None:
+    """Draw the closed contours (each (P, 1, 2) int, as OpenCV gives them) of a mask."""
+    import cv2
+
+    drawn = np.ascontiguousarray(canvas)
+    cv2.polylines(drawn, list(contours), True, color, thickness, cv2.LINE_AA)
+    if drawn is not canvas:
+        canvas[:] = drawn
