@@ -18,10 +18,14 @@ RANKS = {
     "config": 1,
     "layers": 2,
     "structures": 3,
-    **dict.fromkeys(("data", "modeling", "solver", "checkpoint", "tracking", "visualization"), 4),
-    **dict.fromkeys(("evaluation", "model_zoo", "export", "projects"), 5),
-    "engine": 6,
-    "as_detectron2": 7,
+    **dict.fromkeys(("data", "modeling", "solver", "checkpoint", "tracking"), 4),
+    **dict.fromkeys(("visualization", "export"), 4),
+    **dict.fromkeys(("evaluation", "model_zoo", "contrib", "curate"), 5),
+    "predict": 6,
+    "engine": 7,
+    "video": 8,
+    "cli": 9,
+    "as_detectron2": 10,
 }
 DOORS = {
     *("d2kit.utils.visualizer", "d2kit.utils.video_visualizer", "d2kit.utils.analysis"),
@@ -30,7 +34,7 @@ DOORS = {
 """They exist because user code imports them there: they only re-export, nobody inside uses them."""
 
 HEAVY = {"cv2", "matplotlib", "tensorboard", "pycocotools", "supervision", "scipy"}
-MAX_FILE, MAX_FUNCTION = 400, 60
+MAX_FILE, MAX_FUNCTION = 600, 60
 # Detectron2's public functions with a parameter `cfg`, other than from_config, build_*, default_*
 API_WITH_CFG = {
     *("verify_results", "upgrade_config", "downgrade_config", "set_global_cfg"),
@@ -255,7 +259,7 @@ def public_paths() -> list[str]:
 
 def resolve(path: str) -> object:
     """Import the longest module that a path starts with, then follow its attributes."""
-    parts = path.split(".")
+    parts = path.replace("d2kit.projects", "d2kit.contrib", 1).split(".")
     for end in range(len(parts), 0, -1):
         name = ".".join(parts[:end])
         try:

@@ -253,9 +253,11 @@ class BackgroundRows(Rows):
         self.per_class = per_class
 
     def to_ours(self, rows: Tensor, facts: Facts) -> Tensor:
+        """Return the rows without those of the background."""
         return rows[self.per_class :]
 
     def to_theirs(self, rows: Tensor, facts: Facts) -> Tensor:
+        """Return the rows with zeros for the background in front."""
         if len(rows) != self.per_class * facts.classes:
             raise ValueError(
                 f"torchvision's heads have {self.per_class} rows for each of the {facts.classes} "

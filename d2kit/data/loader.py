@@ -86,6 +86,7 @@ class WorkerSeed:
         self.rank = rank
 
     def __call__(self, worker_id: int) -> None:
+        """Set up worker `worker_id` of this process."""
         outlive_stop_signals()
         seed_all_rng(derive_seed(self.seed, self.rank, worker_id))
 

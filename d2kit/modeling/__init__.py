@@ -35,7 +35,6 @@ from d2kit.modeling.meta_arch import (
     build_sem_seg_head,
     optimize_for_inference,
 )
-from d2kit.modeling.mmdet_wrapper import MMDetBackbone, MMDetDetector
 from d2kit.modeling.postprocessing import detector_postprocess
 from d2kit.modeling.proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,
@@ -65,8 +64,6 @@ __all__ = [
     "FCOS",
     "FPN",
     "META_ARCH_REGISTRY",
-    "MMDetBackbone",
-    "MMDetDetector",
     "MViT",
     "PROPOSAL_GENERATOR_REGISTRY",
     "ROI_BOX_HEAD_REGISTRY",

@@ -9,7 +9,7 @@ from torchvision.models import detection
 
 from tests.support.reference_files import reference_path
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "support/files"
 
 
 def distinct(shapes):

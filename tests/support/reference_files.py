@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-PLACES = (HERE / "data/reference", HERE.parent.parent / "shared/reference")
+PLACES = (HERE / "reference", HERE.parents[2] / "shared/reference")
 
 
 def reference_path(relative: str) -> Path:

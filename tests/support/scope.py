@@ -2,10 +2,12 @@
 
 _CAFFE2 = "Caffe2 is not maintained any more: trace through d2kit.export.TracingAdapter"
 _SCRIPT = "torch has deprecated torch.jit.script: trace through d2kit.export.TracingAdapter"
+_MMDET = "MMDetection's models run in MMDetection; its weights load here (docs/weights.md)"
 NEVER = {
     **dict.fromkeys(("Caffe2Tracer", "shared", "caffe2_modeling"), _CAFFE2),
     **dict.fromkeys(("scripting_with_instances", "torchscript_patch"), _SCRIPT),
     "detect_compute_compatibility": "d2kit has no compiled extension",
+    **dict.fromkeys(("MMDetBackbone", "MMDetDetector"), _MMDET),
     "test_nccl_ops": "torch.distributed has its own tests of NCCL",
 }
 """Name -> why it is left out for good."""

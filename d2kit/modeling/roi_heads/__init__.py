@@ -1,6 +1,5 @@
 """Heads that look at one region of the image at a time: boxes, classes, masks, keypoints."""
 
-from d2kit.contrib.point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
 from d2kit.modeling.roi_heads.box_head import (
     ROI_BOX_HEAD_REGISTRY,
     FastRCNNConvFCHead,
@@ -40,10 +39,8 @@ __all__ = [
     "CascadeROIHeads",
     "FastRCNNConvFCHead",
     "FastRCNNOutputLayers",
-    "ImplicitPointRendMaskHead",
     "KRCNNConvDeconvUpsampleHead",
     "MaskRCNNConvUpsampleHead",
-    "PointRendMaskHead",
     "ROIHeads",
     "RROIHeads",
     "Res5ROIHeads",
