@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from d2kit.utils.file_io import PathManager, atomic_write
 from d2kit.utils.registry import nearest_names
+from d2kit.utils.text import one_line
 
 __all__ = ["find_weights", "weights_url"]
 
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
 TIMEOUT = 30  # seconds without a byte
+SLOWEST = 4096  # bytes a second on average, over the time of TIMEOUT, below which it is given up
+LARGEST = 64 << 30  # bytes of a file whose length is announced
+LARGEST_UNKNOWN = 512 << 20  # bytes of one whose length is not, and no hash of it known
 TORCHVISION_NAME = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 
 
@@ -78,7 +83,7 @@ def download(url: str) -> Path:
 
     Raises:
         ValueError: if the file's hash is not the promised one (nothing is kept).
-        OSError: if the file cannot be fetched completely.
+        OSError: if the file cannot be fetched completely, or only at a crawl.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"only http and https are downloaded, got '{url}'")
@@ -94,22 +99,97 @@ def download(url: str) -> Path:
     return target
 
 
+HEAD = 16  # bytes that tell the kind of a file
+
+
+def _announced(text: str | None, url: str) -> int | None:
+    """Return the length that a server announces.
+
+    Raises:
+        OSError: if it is no number, or beyond all bounds.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d{1,15}", text.strip()) or int(text) > LARGEST:
+        raise OSError(f"{url} announces a length of {one_line(text, 40)} bytes; not fetched")
+    return int(text)
+
+
+def _check_kind(head: bytes, content_type: str, url: str, *, hashed: bool) -> None:
+    """Refuse what cannot be a file of weights, as soon as its first bytes are there.
+
+    Args:
+        head: the first bytes.
+        content_type: what the server says.
+        url: for the message.
+        hashed: the hash is known and decides; only pages of HTML are refused here.
+
+    Raises:
+        OSError: for a page of HTML, for instance of a login or an error.
+    """
+    if head.lstrip()[:1] == b"<" or content_type.lower().startswith("text/html"):
+        raise OSError(f"{url} is a page of HTML, no file of weights; nothing was kept")
+    known = head.startswith((b"PK", b"\x80", b"(", b"c", b"}", b"]")) or head[8:9] == b"{"
+    if not hashed and len(head) >= HEAD and not known:
+        raise OSError(
+            f"{url} is no file of weights (.pth, .pkl, .safetensors): it begins with "
+            f"{head[:8].hex(' ')}; nothing was kept"
+        )
+
+
+class _Speed:
+    """Ends a download that crawls, over which a timeout without a byte never runs out."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._since, self._bytes = url, time.monotonic(), 0
+
+    def add(self, count: int) -> None:
+        """Count bytes that came.
+
+        Raises:
+            OSError: if they were too few in the last TIMEOUT seconds.
+        """
+        self._bytes += count
+        seconds = time.monotonic() - self._since
+        if seconds < TIMEOUT:
+            return
+        if self._bytes < SLOWEST * seconds:
+            raise OSError(
+                f"{self._url}: only {self._bytes:,} bytes in {seconds:.0f} s; given up, nothing "
+                "was kept"
+            )
+        self._since, self._bytes = time.monotonic(), 0
+
+
 def _fetch(url: str, target: Path, expected: str) -> None:
     """Copy the answer to a request into `target`, which appears only when complete and checked."""
     from tqdm import tqdm
 
     logger.info("Downloading %s to %s", url, target)
     request = urllib.request.Request(url, headers={"User-Agent": "d2kit"})
-    digest, received = hashlib.sha256(), 0
+    digest, received, head = hashlib.sha256(), 0, b""
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, atomic_write(target) as file:
-        promised = answer.headers.get("Content-Length")
-        total = int(promised) if promised else None
+        total = _announced(answer.headers.get("Content-Length"), url)
+        limit = total if total is not None else LARGEST if expected else LARGEST_UNKNOWN
+        speed = _Speed(url)
         with tqdm(total=total, unit="B", unit_scale=True, desc=target.name, mininterval=1) as bar:
-            while chunk := answer.read(CHUNK):
+            while chunk := answer.read1(CHUNK):
+                if len(head) < HEAD:
+                    head = (head + chunk)[:HEAD]
+                    _check_kind(
+                        head, answer.headers.get("Content-Type", ""), url, hashed=bool(expected)
+                    )
+                speed.add(len(chunk))
                 file.write(chunk)
                 digest.update(chunk)
                 received += len(chunk)
                 bar.update(len(chunk))
+                if received > limit:
+                    raise OSError(
+                        f"{url} has sent {received:,} bytes and announced "
+                        f"{'no length' if total is None else f'{total:,}'}; given up, nothing kept"
+                    )
+        _check_kind(head.ljust(HEAD), "", url, hashed=bool(expected))
         if total is not None and received != total:
             raise OSError(f"the connection ended after {received:,} of {total:,} bytes of {url}")
         if not digest.hexdigest().startswith(expected):

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2kit.checkpoint.files import read_checkpoint, write_safetensors
+from d2kit.checkpoint.files import (
+    DIGEST,
+    digest_of,
+    read_checkpoint,
+    write_safetensors,
+)
 from d2kit.checkpoint.naming import NAMINGS, Naming, as_tensor
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.registry import nearest_names
@@ -188,7 +193,8 @@ def convert_file(source: Path, target: Path, library: str) -> str:
             file.write(write_safetensors(weights))
         elif target.suffix == ".pkl":
             arrays = {name: value.numpy() for name, value in weights.items()}
-            pickle.dump({"model": arrays, "__author__": "d2kit"}, file, protocol=4)
+            content = {"model": arrays, "__author__": "d2kit", DIGEST: digest_of(weights)}
+            pickle.dump(content, file, protocol=4)
         else:
             torch.save(_wrapped(weights, library, checkpoint), file)
     title = naming.title if naming else "Detectron2"

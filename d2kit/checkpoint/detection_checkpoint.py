@@ -23,12 +23,14 @@ from d2kit.checkpoint.c2_model_loading import (
 from d2kit.checkpoint.catalog import find_weights
 from d2kit.checkpoint.conversion import recognise_naming, select_coco_classes, trained_classes
 from d2kit.checkpoint.files import (
+    last_run,
     newest_checkpoint,
     plain_state,
     read_checkpoint,
     write_safetensors,
 )
 from d2kit.utils import comm
+from d2kit.utils.auxiliary import auxiliary
 from d2kit.utils.file_io import PathManager, atomic_write
 
 __all__ = ["DetectionCheckpointer"]
@@ -124,9 +126,9 @@ class DetectionCheckpointer(Checkpointer):
     """Saves and loads a model and the state of its training.
 
     A checkpoint is a file of `torch.save`: ``{"model": ..., name of a checkpointable: its state,
-    ..., "iteration": ..., "run_started": ...}``, which Detectron2 can read. It takes its name only
-    when complete. Resuming looks at the files in `save_dir` and takes the newest one that is
-    intact: of the training that began last, whatever older trainings have left there. The file
+    ..., "iteration": ..., "run": ..., "run_started": ...}``, which Detectron2 can read. It takes
+    its name only when complete. Resuming looks at the files in `save_dir` and takes the newest one
+    that is intact: of the training that began last, whatever older ones have left there. The file
     ``last_checkpoint`` is written for other tools and never read.
 
     Args:
@@ -150,7 +152,8 @@ class DetectionCheckpointer(Checkpointer):
         self.logger = logging.getLogger(__name__)
         self.resumed_from = ""
         self.run_started = time.time()
-        self._loaded_run = 0.0
+        self.run = 0  # number of this training in the folder; found when it first saves
+        self._loaded_run = (0, 0.0)
         self._source = ""
         self._heuristics = False
         self._trusted: dict[Path, tuple[int, int]] = {}
@@ -184,7 +187,8 @@ class DetectionCheckpointer(Checkpointer):
             states.update(kwargs)
             content = {key: plain_state(value, key) for key, value in states.items()}
             content = {"model": self.model.state_dict(), **content}
-            content["run_started"] = self.run_started
+            self.run = self.run or last_run(path.parent) + 1
+            content |= {"run": self.run, "run_started": self.run_started}
         path.parent.mkdir(parents=True, exist_ok=True)
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_write(path) as file:
@@ -198,8 +202,12 @@ class DetectionCheckpointer(Checkpointer):
             self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the newest file in ``last_checkpoint``, for tools that look there."""
-        with atomic_write(Path(self.save_dir) / "last_checkpoint", "w") as file:
+        """Name the newest file in ``last_checkpoint``, for tools that look there.
+
+        It is never read here: where it cannot be written, a warning says so once.
+        """
+        path = Path(self.save_dir) / "last_checkpoint"
+        with auxiliary(path), atomic_write(path, "w") as file:
             file.write(last_filename_basename)
 
     # ---- finding
@@ -246,7 +254,7 @@ class DetectionCheckpointer(Checkpointer):
             if found:
                 self.resumed_from = found
                 rest = self.load(found)
-                self.run_started = self._loaded_run
+                self.run, self.run_started = self._loaded_run
                 return rest
             self.logger.info("Nothing to resume in '%s'", self.save_dir)
         return self.load(path, checkpointables=[])
@@ -281,7 +289,7 @@ class DetectionCheckpointer(Checkpointer):
         self._source = name
         self._heuristics = parse_qs(query).get("matching_heuristics") == ["True"]
         rest = super().load(str(find_weights(name)), checkpointables, *args, **kwargs)
-        self._loaded_run = rest.pop("run_started", 0.0)
+        self._loaded_run = (rest.pop("run", 0), rest.pop("run_started", 0.0))
         return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -293,11 +301,19 @@ class DetectionCheckpointer(Checkpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         weights = self._matched(checkpoint)
         ours = self.model.state_dict()
-        if weights and not any(name.removeprefix("module.") in ours for name in weights):
+        names = [(name, name.removeprefix("module.")) for name in weights]
+        if not any(short in ours for _, short in names):
             raise ValueError(
                 f"none of the {len(weights)} weights of {self._source} fits the model: the file "
                 f"has e.g. {sorted(weights)[:3]}, the model {sorted(ours)[:3]}"
             )
+        shapes = [(weights[k].shape, ours[short].shape) for k, short in names if short in ours]
+        if len(shapes) > 1 and all(tuple(a) != tuple(b) for a, b in shapes):
+            raise ValueError(
+                f"none of the {len(shapes)} weights of {self._source} that the model knows by name "
+                f"has the model's shape, e.g. {tuple(shapes[0][0])} for {tuple(shapes[0][1])}"
+            )
+        _check_finite(self._source, weights, ours)
         checkpoint["model"] = weights
         found = super()._load_model(checkpoint)
         from_c2 = checkpoint.pop("__author__", "") == "Caffe2"
@@ -344,6 +360,29 @@ class DetectionCheckpointer(Checkpointer):
         )
         level = logging.WARNING if "\n" in text else logging.INFO
         self.logger.log(level, text)
+
+
+def _check_finite(
+    source: str, weights: Mapping[str, Any], ours: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse weights that are no numbers, where the model takes them.
+
+    Raises:
+        ValueError: naming the first ones.
+    """
+    bad = []
+    for name, value in weights.items():
+        wanted = ours.get(name.removeprefix("module."))
+        if wanted is None or tuple(value.shape) != tuple(wanted.shape):
+            continue
+        tensor = torch.as_tensor(value)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad.append(name)
+    if bad:
+        raise ValueError(
+            f"{source}: {len(bad)} of {len(weights)} weights are not finite, e.g. "
+            f"{', '.join(bad[:3])}: the file is damaged, or its training had failed"
+        )
 
 
 def _really_missing(

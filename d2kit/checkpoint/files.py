@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import math
 import pickle
 import re
 import tarfile
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2kit.checkpoint.catalog import check_hash
 from d2kit.utils.safe_pickle import load_pickle
 
 logger = logging.getLogger(__name__)
@@ -28,12 +32,15 @@ class _Age:
     """When a checkpoint was made; the larger is the newer one.
 
     Args:
-        run_started: when its training first began, seconds of `time.time`; 0: unknown, older than
-            any. A later training in the same folder is newer, however short it is.
+        run: number of its training among those in the folder, from 1; 0: unknown, older than any.
+            A later training is newer, however short it is, and whatever the clock says.
+        run_started: when its training first began, seconds of `time.time`; orders only trainings
+            without a number, of earlier versions; 0: unknown.
         iteration: index of the iteration done last; -1: unknown.
         modified: time of the file, nanoseconds.
     """
 
+    run: int
     run_started: float
     iteration: int
     modified: int
@@ -104,8 +111,10 @@ def _age(path: Path) -> _Age:
     trainer = data.get("trainer")
     found = data.get("iteration", trainer.get("iteration") if isinstance(trainer, dict) else None)
     started = data.get("run_started")
+    run = data.get("run")
     return _Age(
-        started if isinstance(started, float) else 0.0,
+        run if isinstance(run, int) else 0,
+        started if isinstance(started, float) and not run else 0.0,
         found if isinstance(found, int) else -1,
         path.stat().st_mtime_ns,
     )
@@ -113,14 +122,20 @@ def _age(path: Path) -> _Age:
 
 def oldest_first(paths: Iterable[Path]) -> list[Path]:
     """Sort checkpoints as `newest_checkpoint` does; what cannot be read comes before all others."""
+    return sorted(paths, key=_age_or_none)
 
-    def age(path: Path) -> _Age:
-        try:
-            return _age(path)
-        except Exception:  # see `damage`
-            return _Age(-1.0, -1, 0)
 
-    return sorted(paths, key=age)
+def _age_or_none(path: Path) -> _Age:
+    """Return when a checkpoint was made; before all others, if it cannot be read."""
+    try:
+        return _age(path)
+    except Exception:  # see `damage`
+        return _Age(-1, -1.0, -1, 0)
+
+
+def last_run(folder: Path) -> int:
+    """Return the highest number of a training that left readable checkpoints in `folder`, or 0."""
+    return max([0, *(_age_or_none(path).run for path in folder.glob("*.pth"))])
 
 
 def newest_checkpoint(folder: Path, trusted: dict[Path, tuple[int, int]]) -> Path | None:
@@ -156,6 +171,10 @@ def newest_checkpoint(folder: Path, trusted: dict[Path, tuple[int, int]]) -> Pat
 
 PLAIN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 WEIGHT_KEYS = ("model", "state_dict", "model_state")  # Detectron2, Lightning and timm, pycls
+DIGEST = "d2kit_sha256"  # in a .pkl, or the metadata of a .safetensors, that we wrote
+LONGEST_HEADER = 64 << 20  # bytes of a safetensors header, about 500,000 tensors
+MOST_NUMBERS = 1 << 48  # elements of one tensor
+HASHED_NAME = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8}|[0-9a-f]{64})\.pth")  # not a date
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -171,8 +190,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         must be matched.
 
     Raises:
-        ValueError: if the file is damaged, of another kind, or wants to run code.
+        ValueError: if the file is damaged (each that d2kit writes carries checksums), of another
+            kind, holds no weights, or wants to run code.
     """
+    _check_name(path)
+    found = _read(path)
+    if not found["model"]:
+        raise ValueError(f"{path} holds no weights: expected tensors by name, got none")
+    return found
+
+
+def _check_name(path: Path) -> None:
+    """Compare a file with the digits of its SHA-256 in its name, as torchvision gives them.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    named = HASHED_NAME.search(path.name)
+    if named is None or not path.is_file():
+        return
+    if not check_hash(path, named.group(1)):
+        raise ValueError(
+            f"{path}: its name promises a SHA-256 that begins with {named.group(1)}, which it has "
+            "not: the file is damaged; fetch it anew, or rename it if you have changed it yourself"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return {"model": _read_safetensors(path)}
     if path.suffix == ".pkl":
@@ -192,6 +236,10 @@ def _from_torch(path: Path) -> Any:
     try:
         if not zipfile.is_zipfile(path) and tarfile.is_tarfile(path):
             raise ValueError("a tar archive, the format of 2017")
+        if zipfile.is_zipfile(path):
+            problem = damage(path)  # torch itself does not look at the checksums
+            if problem:
+                raise ValueError(problem)
         try:
             return read_torch(path)
         except pickle.UnpicklingError as error:
@@ -221,6 +269,12 @@ def _from_pickle(data: Any, path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected a dict, got {type(data).__name__}")
     if isinstance(data.get("model"), dict):
         data["model"] = {name: _as_array(value) for name, value in data["model"].items()}
+        promised = data.pop(DIGEST, None)
+        if promised is not None and promised != _digest_of_arrays(data["model"]):
+            raise ValueError(
+                f"{path} is damaged: its arrays have not the SHA-256 that was written with them; "
+                "use another copy"
+            )
         return data
     blobs = data["blobs"] if isinstance(data.get("blobs"), dict) else data
     weights = {k: v for k, v in blobs.items() if isinstance(v, np.ndarray)}
@@ -228,6 +282,14 @@ def _from_pickle(data: Any, path: Path) -> dict[str, Any]:
     if not weights:
         raise ValueError(f"{path}: no arrays found; is it a file of weights?")
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _digest_of_arrays(arrays: Mapping[str, Any]) -> str:
+    """Return `digest_of` the arrays as tensors; "" where they are none."""
+    try:
+        return digest_of({name: torch.from_numpy(value) for name, value in arrays.items()})
+    except (TypeError, ValueError):  # an entry that a flipped bit has turned into something else
+        return ""
 
 
 def _as_array(value: Any) -> Any:
@@ -239,14 +301,67 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    promised = _check_header(path)
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        weights = load_file(path)
+    except (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
+    if promised is not None and promised != digest_of(weights):
+        raise ValueError(
+            f"{path} is damaged: its tensors have not the SHA-256 that was written with them; use "
+            "another copy"
+        )
+    return weights
+
+
+def _check_header(path: Path) -> str | None:
+    """Check names and shapes of a safetensors file before native code sees them.
+
+    Returns:
+        The digest that `write_safetensors` put there; None in files of others.
+
+    Raises:
+        ValueError: if the header is damaged or its numbers are out of bounds.
+    """
+    where = f"{path} is not a readable safetensors file"
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+            raise ValueError(f"{where}: its header says {length:,} bytes, the file has {size:,}")
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: its header is no JSON ({str(error)[:200]})") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{where}: its header is no object")
+    metadata = header.pop("__metadata__", {})
+    for name, entry in header.items():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        sound = isinstance(shape, list) and len(shape) <= 32
+        sound = sound and all(type(n) is int and 0 <= n <= MOST_NUMBERS for n in shape or ())
+        if not sound or math.prod(max(n, 1) for n in shape or ()) > MOST_NUMBERS:
+            raise ValueError(f"{where}: tensor {name[:80]!r} has the shape {str(shape)[:80]}")
+    digest = metadata.get(DIGEST) if isinstance(metadata, dict) else None
+    return digest if isinstance(digest, str) else None
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and content."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_safetensors(state: Mapping[str, Tensor]) -> bytes:
-    """Return the content of a safetensors file; tensors that share memory are written in full."""
+    """Return the content of a safetensors file; tensors that share memory are written in full.
+
+    Its metadata have a SHA-256 of all of it, which `read_checkpoint` checks.
+    """
     from safetensors.torch import save
 
     copies = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -255,7 +370,7 @@ def write_safetensors(state: Mapping[str, Tensor]) -> bytes:
         if tensor.data_ptr() in pointers:
             copies[name] = tensor.clone()
         pointers.add(tensor.data_ptr())
-    return save(copies, metadata={"format": "pt"})
+    return save(copies, metadata={"format": "pt", DIGEST: digest_of(copies)})
 
 
 def plain_state(value: Any, where: str) -> Any:

@@ -1,15 +1,17 @@
 """The training loader: seeded samples in global batches, from any batch on."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from torch.utils import data as torchdata
 
+from d2kit.data._transport import CANNOT_SEND, SHARED_MEMORY, cause_of, telling_context
 from d2kit.data.batches import GlobalBatches, SampleError
 from d2kit.data.common import AspectRatioGroupedDataset, MapDataset, describe_record
 from d2kit.utils.env import derive_seed, rng_scope, seed_all_rng
@@ -24,6 +26,8 @@ __all__ = [
 ]
 
 NOTHING = -1
+PARENT_PAUSE = 1.0  # seconds between two looks of a worker whether the trainer lives
+CANNOT_RECEIVE = "a batch of a loader worker could not be received"
 WORKER_GRACE = 8  # seconds that a worker lives on after SIGTERM
 
 SAMPLE_SEED_SALT = 1
@@ -63,9 +67,14 @@ class SeededDataset(torchdata.Dataset[Any]):
             sample = {**sample, "sample_seed": seed}
         return sample
 
-    def names_in_work(self) -> list[str]:
-        """Say which images the workers are working on, a dead one included."""
-        indices = [index for index in self._in_work.tolist() if index != NOTHING]
+    def names_in_work(self, workers: Collection[int] = ()) -> list[str]:
+        """Say which images workers are working on, a dead one included.
+
+        Args:
+            workers: numbers of those that count; none: all.
+        """
+        places = enumerate(self._in_work.tolist())
+        indices = [i for k, i in places if i != NOTHING and (k in workers or not workers)]
         mapped = isinstance(self.dataset, MapDataset)
         return [
             f"record {i}, {describe_record(self.dataset.record(i) if mapped else None)}"
@@ -94,13 +103,21 @@ class WorkerSeed:
 def outlive_stop_signals() -> None:
     """Let a worker live on for some seconds when a cluster asks all processes of a job to stop.
 
-    The training needs it until the end of the step, and then stops it itself.
+    The training needs it until the end of the step, and then stops it itself. Without its parent it
+    ends, also in the middle of a sample.
     """
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     if not hasattr(signal, "SIGALRM"):
         return
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE) and None)
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_PAUSE)
+    os._exit(1)
 
 
 class TrainLoader(torchdata.DataLoader[Any]):
@@ -125,6 +142,10 @@ class TrainLoader(torchdata.DataLoader[Any]):
     ) -> None:
         generator = torch.Generator()
         generator.manual_seed(seed)
+        if kwargs.get("num_workers"):
+            kwargs["multiprocessing_context"] = telling_context(
+                kwargs.get("multiprocessing_context")
+            )
         super().__init__(
             samples, batch_sampler=batches, collate_fn=collate_fn, generator=generator, **kwargs
         )
@@ -170,15 +191,21 @@ class TrainLoader(torchdata.DataLoader[Any]):
                 return
             except SampleError as error:
                 raise SampleError(_own_line(str(error))) from error
-            except (RuntimeError, OSError, EOFError) as error:
-                if "DataLoader worker" not in str(error) and not _lost(error, batches):
-                    raise
-                names = "; ".join(self.samples.names_in_work()) or "nothing"
-                raise RuntimeError(
-                    f"{error or type(error).__name__}: a worker was killed, perhaps because the "
-                    f"memory is full. In work: {names}"
-                ) from error
+            except Exception as error:
+                if not self.num_workers or str(error).startswith(("Caught ", CANNOT_SEND)):
+                    raise  # what the worker says names its own image
+                raise RuntimeError(self._diagnosis(error, batches)) from error
             yield batch
+
+    def _diagnosis(self, error: Exception, batches: Any) -> str:
+        """Say why a batch did not arrive, where no worker has said so."""
+        text = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        lost = _lost(error, batches)
+        dead = _dead_workers(batches)
+        names = "; ".join(self.samples.names_in_work(dead)) or "nothing"
+        if dead or lost or str(error).startswith("DataLoader worker (pid"):
+            return f"{text}: {_why_dead(batches)}. In work: {names}"
+        return f"{CANNOT_RECEIVE} ({text}); {cause_of(error)}. In work: {names}"
 
     def _stop(self, batches: Iterator[Any]) -> None:
         """End the workers now.
@@ -195,6 +222,23 @@ def _own_line(text: str) -> str:
     start = f"{SampleError.__module__}.{SampleError.__name__}: "
     lines = [line for line in text.splitlines() if line.startswith(start)]
     return lines[-1].removeprefix(start) if lines else text
+
+
+def _dead_workers(batches: Any) -> list[int]:
+    """Return the numbers of the workers that have ended with an error."""
+    workers = getattr(batches, "_workers", [])
+    return [k for k, worker in enumerate(workers) if worker.exitcode]
+
+
+def _why_dead(batches: Any) -> str:
+    """Say what has probably ended a worker, by its exit code."""
+    workers = getattr(batches, "_workers", [])
+    codes = {worker.exitcode for worker in workers} & {-7, -9, -11, -6}
+    if -7 in codes:  # SIGBUS
+        return f"a worker found no room in shared memory; {SHARED_MEMORY}"
+    if -9 in codes or not codes:
+        return "a worker was killed, perhaps because the memory is full"
+    return f"a worker crashed in native code (signal {-min(codes)}), perhaps over a damaged image"
 
 
 def _lost(error: Exception, batches: Any) -> bool:

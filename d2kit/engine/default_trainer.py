@@ -27,6 +27,7 @@ from d2kit.engine.hooks.evaluation import (
 )
 from d2kit.engine.hooks.progress import (
     EpochLoss,
+    PeriodicWriter,
     SkippedImages,
     TimeForecast,
     report_epochs,
@@ -48,7 +49,7 @@ from d2kit.engine.resolve import (
     start_loader_at,
 )
 from d2kit.engine.safety.failure import guarded_step
-from d2kit.engine.safety.preemption import add_preemption
+from d2kit.engine.safety.preemption import add_preemption, leave_now
 from d2kit.engine.safety.resume_check import ConfigRecord
 from d2kit.engine.safety.run_lock import hold_output_dir, release_output_dir
 from d2kit.engine.setup import (
@@ -60,7 +61,8 @@ from d2kit.engine.setup import (
 from d2kit.engine.trainer_base import HookBase, TrainerBase
 from d2kit.engine.trainers import AMPTrainer, SimpleTrainer, amp_precision, check_accumulation
 from d2kit.solver import build_lr_scheduler, build_optimizer
-from d2kit.utils import comm
+from d2kit.utils import comm, stopping
+from d2kit.utils.auxiliary import auxiliary
 from d2kit.utils.events import EventWriter
 from d2kit.utils.logger import setup_logger
 
@@ -122,7 +124,7 @@ def build_evaluation_hooks(
     """
     period, best, stop = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC, cfg.SOLVER.EARLY_STOPPING
     found: list[HookBase | None] = [
-        EvalHook(period, evaluate, remember=bool(best or stop.PATIENCE))
+        EvalHook(period, evaluate, remember=True)  # its line belongs into metrics.json
     ]
     if stop.PATIENCE:
         mode = better_mode(stop.METRIC)
@@ -164,18 +166,23 @@ def repeat_missed_evaluation(trainer: TrainerBase) -> None:
     """Evaluate as after the iteration before the first, if the checkpoint does not know of it.
 
     A checkpoint is saved before the evaluation of its iteration, so that it is safe whatever
-    happens there; a run resumed from it would otherwise lack one metric to choose and stop by.
+    happens there; a run resumed from it would otherwise lack a metric to choose and stop by, and a
+    line of ``metrics.json``.
     """
     kinds = (EvalHook, EarlyStopping, BestCheckpointer)
     chosen = [hook for hook in trainer._hooks if isinstance(hook, kinds)]
     start = trainer.start_iter
-    if start >= trainer.max_iter or not any(
-        isinstance(hook, EvalHook) and hook.missed(start) for hook in chosen
-    ):
+    if start == 0:
         return
     trainer.iter = trainer.storage.iter = start - 1
-    for hook in chosen:
-        hook.after_step()
+    if start < trainer.max_iter and any(
+        isinstance(hook, EvalHook) and hook.missed(start) for hook in chosen
+    ):
+        for hook in chosen:
+            hook.after_step()
+    for writer in trainer._hooks:
+        if isinstance(writer, PeriodicWriter):
+            writer.make_up()
     trainer.iter = trainer.storage.iter = start
 
 
@@ -304,9 +311,13 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         add_preemption(self, self.checkpointer)
         try:
             super().train(self.start_iter, self.max_iter)
+        except stopping.StopAsked as asked:  # before the first step or after the last one is saved
+            logger.warning("%s: stopped in an evaluation; --resume makes up for it", asked)
+            raise SystemExit(128 + asked.number) from None
         finally:
             release_output_dir(self.cfg.OUTPUT_DIR)
-        report_epochs(self, self.cfg.OUTPUT_DIR)
+        with auxiliary("the report of the epochs"):
+            report_epochs(self, self.cfg.OUTPUT_DIR)
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
             from d2kit.evaluation import verify_results
 
@@ -321,9 +332,16 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             self._trainer.run_step()
 
     def before_train(self) -> None:
-        """Call the hooks; evaluate, if a resumed run missed that (TEST.BEST_METRIC)."""
+        """Call the hooks; evaluate and write what a resumed run missed."""
         super().before_train()
         repeat_missed_evaluation(self)
+
+    def after_step(self) -> None:
+        """Call the hooks; a signal that comes during an evaluation stops the run there."""
+        try:
+            super().after_step()
+        except stopping.StopAsked:
+            leave_now(self)
 
     def after_train(self) -> None:
         """Write what waits, call the hooks, let go of the loader's workers."""
@@ -414,7 +432,8 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         with self.evaluated_weights():
             results = self.test(self.cfg, self.model)
             done = min(self.iter + 1, self.max_iter)
-            build_evaluation_pictures(self.cfg, self.model, done, self.build_test_loader)
+            with auxiliary("pictures of the evaluation (TEST.VIS_IMAGES)"):
+                build_evaluation_pictures(self.cfg, self.model, done, self.build_test_loader)
             self._last_eval_results = build_full_results(self.cfg, self.model, results)
         return self._last_eval_results
 

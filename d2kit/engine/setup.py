@@ -35,6 +35,7 @@ from d2kit.utils.events import (
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.logger import setup_logger
 from d2kit.utils.remote_writers import require_package
+from d2kit.utils.text import one_line
 
 DEBUG_VARIABLE = "D2KIT_DEBUG"
 MISTAKES = (ValueError, KeyError, OSError)
@@ -69,6 +70,7 @@ class user_errors(ContextDecorator):  # noqa: N801 - used like a function
         if self.debug or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             return
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        text = "\n".join(one_line(line, None, shown=True) for line in text.split("\n"))
         rank = f"[rank {comm.get_rank()}] " if comm.get_rank() else ""
         print(f"{rank}error: {text}", file=sys.stderr)
         if not rank:
@@ -276,8 +278,7 @@ def default_setup(cfg: Any, args: Any) -> None:
     resume = bool(getattr(args, "resume", False))
     eval_only = bool(getattr(args, "eval_only", False))
     check_output_dir(output)
-    if not eval_only:
-        hold_output_dir(output)
+    hold_output_dir(output)  # also to evaluate: config.yaml and the results have fixed names
     if not resume:
         check_weights(_try_get_key(cfg, "MODEL.WEIGHTS", "train.init_checkpoint", default=""))
     setup_logger(output, distributed_rank=rank, name="fvcore")

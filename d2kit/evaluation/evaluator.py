@@ -17,6 +17,7 @@ from torch import nn
 from d2kit.utils import comm
 from d2kit.utils.comm import get_world_size, is_main_process
 from d2kit.utils.logger import log_every_n_seconds
+from d2kit.utils.stopping import leave_if_asked
 
 T = TypeVar("T")
 
@@ -252,6 +253,7 @@ def _run_batches(
     progress = _progress(data_loader, total)
     asked = time.perf_counter()
     for inputs in progress:
+        leave_if_asked()
         started = time.perf_counter()
         _call(callbacks, "before_inference")
         outputs = model(inputs)

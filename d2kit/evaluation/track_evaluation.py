@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from d2kit.evaluation._mot_rows import MOST_FRAMES, Row, checked_row, read_mot_text
+from d2kit.utils.text import one_line
 
 __all__ = ["METRICS", "evaluate_tracks"]
 
@@ -19,8 +22,8 @@ METRICS = (
 )
 """Names in the result; the first eight in percent, the others are counts."""
 
+_RANGE = ("first_frame", "last_frame", "stride")
 _FAMILIES = ["HOTA", "CLEAR", "Identity"]
-Rows = list[tuple[int, int, float, float, float, float, float]]  # frame from 1, id, XYWH, score
 
 
 def evaluate_tracks(
@@ -67,24 +70,33 @@ def evaluate_tracks(
 
 
 class _Video:
-    """The tracks of one video: a MOT file, or rows; and which frames were looked at at all."""
+    """The tracks of one video: where they come from, rows, and which frames were looked at."""
 
-    def __init__(self, path: Path, rows: Rows | None = None, frames: range | None = None) -> None:
+    def __init__(self, path: Path, rows: list[Row], frames: range | None = None) -> None:
         self.path, self.rows, self.frames = path, rows, frames
 
-    def write(self, path: Path, frames: range | None) -> bool:
-        """Write MOT text, of some frames only where given; return whether there is any line."""
-        if self.rows is None and frames is None:
-            shutil.copyfile(self.path, path)
-            return path.stat().st_size > 0
-        rows = self.rows if self.rows is not None else _mot_rows(self.path)
-        kept = [row for row in rows if frames is None or row[0] - 1 in frames]
+    def kept(self, frames: range | None) -> list[Row]:
+        """Return the rows that count, of some frames only where given."""
+        return [r for r in self.rows if r.counts and (frames is None or r.frame - 1 in frames)]
+
+    def write(self, path: Path, frames: range | None, *, truth: bool) -> bool:
+        """Write MOT text in one form, whatever was read; return whether a row counts.
+
+        Args:
+            path: the file.
+            frames: those that count; None: all.
+            truth: write what does not count too: what a tracker finds there is no mistake.
+        """
+        kept = self.kept(frames)
+        rows = self.rows if truth else kept
         lines = [
-            f"{frame},{identity},{x:.3f},{y:.3f},{w:.3f},{h:.3f},{score:.4f},1,1\n"
-            for frame, identity, x, y, w, h, score in kept
+            f"{r.frame},{r.identity},{r.x:.3f},{r.y:.3f},{r.width:.3f},{r.height:.3f},"
+            f"{0 if r.score == 0 else 1},{r.kind},1\n"
+            for r in rows
+            if frames is None or r.frame - 1 in frames
         ]
         path.write_text("".join(lines), encoding="utf-8")
-        return bool(lines)
+        return bool(kept)
 
 
 def _load(path: Path, classes: Sequence[str]) -> dict[str, _Video]:
@@ -115,10 +127,10 @@ def _load_file(path: Path, name: str, classes: Sequence[str]) -> dict[str, _Vide
     if path.suffix != ".json":
         if classes:
             raise ValueError(f"{path}: MOT text has no names of classes; leave --classes out")
-        return {name: _Video(path)}
+        return {name: _Video(path, read_mot_text(path))}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
         raise ValueError(
@@ -128,16 +140,18 @@ def _load_file(path: Path, name: str, classes: Sequence[str]) -> dict[str, _Vide
     annotations = [
         a
         for a in data["annotations"]
-        if not a.get("iscrowd") and (wanted is None or a.get("category_id") in wanted)
+        if not _object(a, "an annotation", path).get("iscrowd")
+        and (wanted is None or a.get("category_id") in wanted)
     ]
     try:
         if "images" in data:
             return _coco_videos(data, annotations, path, name)
-        rows = [_json_row(a["frame"], a) for a in annotations]
-        video = data["videos"][0]
+        rows = [_json_row(a["frame"], a, path) for a in annotations]
+        video = _object(data["videos"][0], "a video", path)
         frames = None
         if "stride" in video:
-            frames = range(video["first_frame"], video["last_frame"] + 1, video["stride"])
+            first, last, step = (_whole(video[k], k, path) for k in _RANGE)
+            frames = range(first, last + 1, max(step, 1))
         return {Path(video.get("name") or name).stem: _Video(path, rows, frames)}
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{path}: an annotation, image or video lacks {error}") from error
@@ -146,7 +160,11 @@ def _load_file(path: Path, name: str, classes: Sequence[str]) -> dict[str, _Vide
 def _category_ids(data: dict[str, Any], classes: Sequence[str], path: Path) -> set[int] | None:
     if not classes:
         return None
-    ids = {c["name"]: c["id"] for c in data.get("categories", [])}
+    try:
+        ids = {str(c["name"]): c["id"] for c in data.get("categories", [])}
+        hash(tuple(ids.values()))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: a category is no object with name and id ({error})") from error
     unknown = [name for name in classes if name not in ids]
     if unknown:
         raise ValueError(f"{path}: no class {', '.join(unknown)}; there are {sorted(ids)}")
@@ -157,33 +175,46 @@ def _coco_videos(
     data: dict[str, Any], annotations: list[dict[str, Any]], path: Path, name: str
 ) -> dict[str, _Video]:
     """Split COCO-video JSON into its videos."""
-    names = {v["id"]: Path(v.get("name") or v["file_name"]).stem for v in data.get("videos", [])}
-    images = {im["id"]: (im.get("video_id"), int(im["frame_id"])) for im in data["images"]}
-    rows: dict[Any, Rows] = {video: [] for video, _ in images.values()}
+    videos = [_object(v, "a video", path) for v in data.get("videos", [])]
+    names = {v["id"]: Path(v.get("name") or v["file_name"]).stem for v in videos}
+    entries = [_object(im, "an image", path) for im in data["images"]]
+    images = {
+        im["id"]: (im.get("video_id"), _whole(im["frame_id"], "frame_id", path)) for im in entries
+    }
+    rows: dict[Any, list[Row]] = {video: [] for video, _ in images.values()}
     for annotation in annotations:
         video, frame = images[annotation["image_id"]]
-        rows[video].append(_json_row(frame, annotation))
+        rows[video].append(_json_row(frame, annotation, path))
     return {names.get(video, name): _Video(path, listed) for video, listed in rows.items()}
 
 
-def _json_row(frame: int, annotation: dict[str, Any]) -> Any:
-    identity = annotation["track_id" if "track_id" in annotation else "instance_id"]
-    x, y, w, h = annotation["bbox"]
-    return (int(frame) + 1, int(identity), x, y, w, h, annotation.get("score", 1.0))
+def _json_row(frame: Any, annotation: dict[str, Any], path: Path) -> Row:
+    where = f"{path}, annotation {one_line(annotation.get('id', 'without id'), 40)}"
+    box = annotation["bbox"]
+    if not isinstance(box, list) or len(box) != 4:
+        raise ValueError(f"{where}: bbox must be a list of 4 numbers, got {one_line(box, 60)}")
+    values = {
+        "frame": _whole(frame, "frame", path) + 1,
+        "id": annotation["track_id" if "track_id" in annotation else "instance_id"],
+        **dict(zip(("left", "top", "width", "height"), box, strict=True)),
+    }
+    # a score of 0 in JSON is a score, not a mark
+    return checked_row(values, where)
 
 
-def _mot_rows(path: Path) -> Rows:
-    """Read what MOT text counts: pedestrians that are not marked to be left out."""
-    from trackers import load_mot_file
+def _object(value: Any, what: str, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: {what} must be an object, got {one_line(value, 60)}")
+    return value
 
-    return [
-        (frame, int(identity), *box.tolist(), float(score))
-        for frame, data in load_mot_file(path).items()
-        for identity, box, score, kind in zip(
-            data.ids, data.boxes, data.confidences, data.classes, strict=True
+
+def _whole(value: Any, name: str, path: Path) -> int:
+    if type(value) is not int or not 0 <= value < MOST_FRAMES:
+        raise ValueError(
+            f"{path}: {name} must be a whole number in [0, {MOST_FRAMES:,}), got "
+            f"{one_line(value, 40)}"
         )
-        if score != 0 and kind in (1, -1)
-    ]
+    return value
 
 
 def _paired(
@@ -206,10 +237,10 @@ def _evaluate_video(truth: _Video, found: _Video, folder: Path, threshold: float
     from trackers.eval import evaluate_mot_sequence
 
     left, right = folder / "truth.txt", folder / "found.txt"
-    if not truth.write(left, found.frames):
+    if not truth.write(left, found.frames, truth=True):
         raise ValueError(f"{truth.path}: no ground truth in the frames that were tracked")
-    if not found.write(right, None):
-        return _nothing_found(left, threshold)
+    if not found.write(right, None, truth=False):
+        return _nothing_found(truth.kept(found.frames), threshold)
     result = evaluate_mot_sequence(left, right, metrics=_FAMILIES, threshold=threshold)
     return {
         "HOTA": result.HOTA.to_dict(include_arrays=True, arrays_as_list=False),  # type: ignore[union-attr]
@@ -218,7 +249,7 @@ def _evaluate_video(truth: _Video, found: _Video, folder: Path, threshold: float
     }
 
 
-def _nothing_found(truth: Path, threshold: float) -> dict[str, Any]:
+def _nothing_found(rows: list[Row], threshold: float) -> dict[str, Any]:
     """Return the metrics of a video in which nothing was tracked; the package refuses its file."""
     from trackers.eval import (
         compute_clear_metrics,
@@ -226,10 +257,12 @@ def _nothing_found(truth: Path, threshold: float) -> dict[str, Any]:
         compute_identity_metrics,
     )
 
-    rows = _mot_rows(truth)
-    numbers = {identity: k for k, identity in enumerate(sorted({row[1] for row in rows}))}
-    frames = range(1, max(row[0] for row in rows) + 1)
-    ids = [np.array([numbers[r[1]] for r in rows if r[0] == f], np.intp) for f in frames]
+    numbers = {identity: k for k, identity in enumerate(sorted({row.identity for row in rows}))}
+    by_frame: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        by_frame[row.frame].append(numbers[row.identity])
+    frames = range(1, max(by_frame) + 1)
+    ids = [np.array(by_frame.get(f, []), np.intp) for f in frames]
     none = [np.zeros(0, np.intp) for _ in frames]
     overlap = [np.zeros((len(here), 0)) for here in ids]
     return {

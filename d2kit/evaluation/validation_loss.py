@@ -13,6 +13,7 @@ from d2kit.evaluation.evaluator import modes_kept
 from d2kit.utils import comm
 from d2kit.utils.env import derive_seed
 from d2kit.utils.events import EventStorage
+from d2kit.utils.stopping import leave_if_asked
 
 __all__ = ["build_validation_loader", "validation_losses"]
 
@@ -77,6 +78,7 @@ def validation_losses(model: nn.Module, loader: Any) -> dict[str, float]:
     kept = [(module, module.training_state()) for module in stateful]
     with _as_in_training(model), EventStorage():
         for number, batch in enumerate(loader, start=first):
+            leave_if_asked()
             for module, state in kept:
                 module.load_training_state(state)
             for name, value in _losses_of(model, batch, derive_seed(0, number)).items():

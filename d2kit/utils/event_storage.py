@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import io
 import json
 import logging
 import math
@@ -13,9 +12,9 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,9 @@ from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 from typing_extensions import Self
 
+from d2kit.utils.auxiliary import auxiliary
 from d2kit.utils.file_io import PathManager, atomic_write
+from d2kit.utils.text import one_line
 
 _STACK: list[EventStorage] = []
 _MEASURED = re.compile("time|eta|second|memory")  # names of scalars that differ from run to run
@@ -317,6 +318,10 @@ class EventStorage:
         _STACK.pop()
 
 
+logger = logging.getLogger(__name__)
+LONGEST = 1 << 20  # bytes of a line
+
+
 class EventWriter(ABC):
     """Something that writes the values of the current `EventStorage` when `write` is called."""
 
@@ -331,32 +336,47 @@ class EventWriter(ABC):
         """Release files; nothing by default."""
 
 
-def _open_for_appending(path: str) -> IO[str]:
-    """Open a file of lines at its end; an unfinished last line (of a killed process) is cut off."""
-    local = PathManager.get_local_path(path) if PathManager.exists(path) else path
-    if os.path.exists(local):
-        with open(local, "rb+") as file:
-            content = file.read()
-            if content and not content.endswith(b"\n"):
-                file.truncate(content.rfind(b"\n") + 1)
-    stream: IO[str] = PathManager.open(path, "a")
-    return stream
+def _append(path: str, lines: bytes) -> None:
+    """Append whole lines to a local file, or nothing of them.
+
+    An unfinished last line, of a killed process, is cut off.
+
+    Raises:
+        OSError: if the system does not take all of it.
+    """
+    with open(path, "ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        start = max(end - LONGEST, 0)
+        file.seek(start)
+        tail = file.read(LONGEST) if end else b""
+        if tail and not tail.endswith(b"\n"):
+            end = start + tail.rfind(b"\n") + 1
+            file.truncate(end)
+        try:
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
 
 
-def _iteration_of(line: str) -> float:
-    """Return the iteration that a line of ``metrics.json`` is of; -1 if it is of none."""
+def _iteration_of(line: bytes) -> int | None:
+    """Return the iteration of a line of ``metrics.json``, -1 without one; None: it is no JSON."""
     try:
         found = json.loads(line).get("iteration", -1)
-    except (ValueError, AttributeError):
-        return -1
-    return found if isinstance(found, int) else -1
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return found if type(found) is int else -1
 
 
 class JSONWriter(EventWriter):
     """Appends one JSON object per line: ``{"iteration": 19, "total_loss": 1.2, ...}``.
 
     A value stands in the line of the iteration that it was put at, whenever `write` is called.
-    NaN and infinity, which JSON does not know, are written as null.
+    NaN and infinity, which JSON does not know, are written as null. Lines that the disk does not
+    take wait, after one warning, and are written when it has room again.
 
     Args:
         json_file: path of the file; an existing one is continued.
@@ -365,23 +385,31 @@ class JSONWriter(EventWriter):
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
         self._path = str(json_file)
-        self._file = _open_for_appending(self._path)
         self._window_size = window_size
         self._last_write = -1
+        self._waiting: list[bytes] = []
 
     def continue_from(self, iteration: int) -> None:
         """Remove the lines of `iteration` and later, where a killed run was ahead of its resume."""
-        if not isinstance(self._file, io.TextIOWrapper) or not os.path.isfile(self._path):
+        if not os.path.isfile(self._path):
             return
-        with open(self._path, encoding="utf-8") as file:
+        with open(self._path, "rb") as file:
             lines = file.readlines()
-        kept = [line for line in lines if _iteration_of(line) < iteration]
-        self._last_write = max(int(_iteration_of(line)) for line in ["", *kept])
-        if len(kept) < len(lines):
-            self._file.close()
-            with atomic_write(self._path, "w") as file:
-                file.writelines(kept)
-            self._file = _open_for_appending(self._path)
+        numbers = [_iteration_of(line) for line in lines]
+        places = [i for i, n in enumerate(numbers) if n is not None and n < iteration]
+        garbage = [i + 1 for i, n in enumerate(numbers) if n is None and lines[i].endswith(b"\n")]
+        if garbage:
+            logger.warning(
+                "%s: left out %d lines that are no JSON, the first is line %d: %s",
+                self._path,
+                len(garbage),
+                garbage[0],
+                one_line(lines[garbage[0] - 1].decode(errors="replace").strip(), 80),
+            )
+        self._last_write = max([-1, *(numbers[i] or 0 for i in places)])
+        if len(places) < len(lines):
+            with atomic_write(self._path) as file:
+                file.writelines(lines[i] for i in places)
 
     def write(self) -> None:
         """Append the values that came since the last call."""
@@ -392,14 +420,27 @@ class JSONWriter(EventWriter):
                 lines[iteration][name] = value if math.isfinite(value) else None
         for iteration in sorted(lines):
             record = {"iteration": iteration, **lines[iteration]}
-            self._file.write(json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
+            text = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
+            self._waiting.append(text.encode())
         if lines:
             self._last_write = max(lines)
-        self._file.flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Append what waits; it goes on waiting where that fails."""
+        if not self._waiting:
+            return
+        with auxiliary(self._path):
+            if "://" in self._path:  # a medium of a path handler
+                with PathManager.open(self._path, "ab") as file:
+                    file.write(b"".join(self._waiting))
+            else:
+                _append(self._path, b"".join(self._waiting))
+            self._waiting.clear()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Write what still waits."""
+        self._flush()
 
 
 class TensorboardXWriter(EventWriter):

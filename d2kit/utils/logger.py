@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from d2kit.utils.text import one_line
+
 __all__ = [
     "create_small_table",
     "log_every_n",
@@ -42,6 +44,9 @@ class _Formatter(logging.Formatter):
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        line = "\n".join(one_line(part, None, shown=True) for part in record.message.split("\n"))
+        if line != record.message:
+            record.message = line  # no escape sequence of a name reaches a terminal
         line = super().formatMessage(record)
         if record.levelno < logging.WARNING:
             return line

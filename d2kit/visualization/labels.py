@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from d2kit.utils.text import drawn
+
 Color = tuple[float, float, float]
 
 _OFF_WHITE: Color = (1.0, 1.0, 240.0 / 255)
@@ -133,7 +135,7 @@ def _create_text_labels(
     if classes is not None:
         names = class_names or ()
         indices = [int(c) for c in classes]
-        parts.append([str(names[c]) if 0 <= c < len(names) else str(c) for c in indices])
+        parts.append([drawn(names[c]) if 0 <= c < len(names) else str(c) for c in indices])
     if scores is not None:
         parts.append([f"{float(score):.0%}" for score in scores])
     if not parts:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+
+from d2kit.utils.text import html_text
 
 __all__ = ["make_page"]
 
@@ -50,7 +51,7 @@ def make_page(
         if size > MAX_BYTES:
             left_out += 1
             continue
-        text = html.escape(name, quote=True)
+        text = html_text(name)
         data = base64.b64encode(_thumbnail(picture)).decode()
         figures.append(
             f'<figure><img loading="lazy" alt="{text}" src="data:image/jpeg;base64,{data}">'
@@ -58,7 +59,7 @@ def make_page(
         )
         size += len(figures[-1])
     rows = "".join(
-        f"<tr><td>{_swatch((colors or {}).get(name))}{html.escape(name)}</td>"
+        f"<tr><td>{_swatch((colors or {}).get(name))}{html_text(name)}</td>"
         f"<td>{n}</td><td>{k}</td></tr>"
         for name, n, k in counts
     )
@@ -67,15 +68,15 @@ def make_page(
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(title)}</title>"
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><div>{html.escape(summary)}</div>"
+        f"<title>{html_text(title)}</title>"
+        f"<style>{STYLE}</style><h1>{html_text(title)}</h1><div>{html_text(summary, None)}</div>"
         f"{f'<table>{head}{rows}</table>' if rows else ''}<main>{''.join(figures)}</main>"
         f"{more}</html>\n"
     )
 
 
 def _swatch(color: str | None) -> str:
-    return f'<i style="background:{html.escape(color, quote=True)}"></i>' if color else ""
+    return f'<i style="background:{html_text(color)}"></i>' if color else ""
 
 
 def _thumbnail(picture: np.ndarray) -> bytes:

@@ -54,7 +54,7 @@ def test_round_trip_is_exact_and_readable_by_torch(tmp_path):
     checkpointer = make(tmp_path, trainer=Counter(optimizer_state))
     checkpointer.save("model_x", iteration=5, note="hello")
     raw = torch.load(tmp_path / "model_x.pth", weights_only=True)
-    assert set(raw) == {"model", "trainer", "iteration", "note", "run_started"}
+    assert set(raw) == {"model", "trainer", "iteration", "note", "run", "run_started"}
     other = make(tmp_path, trainer=Counter())
     nn.init.zeros_(other.model.weight)
     extra = other.load(str(tmp_path / "model_x.pth"))

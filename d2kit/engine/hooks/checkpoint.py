@@ -14,6 +14,7 @@ from fvcore.common.checkpoint import PeriodicCheckpointer as FvcorePeriodicCheck
 from d2kit.checkpoint.files import oldest_first
 from d2kit.engine.hooks.average import WeightAveraging
 from d2kit.engine.trainer_base import HookBase
+from d2kit.utils.auxiliary import auxiliary
 
 __all__ = ["BestCheckpointer", "PeriodicCheckpointer"]
 
@@ -89,7 +90,8 @@ class PeriodicCheckpointer(FvcorePeriodicCheckpointer, HookBase):
         files = [Path(path) for path in self.checkpointer.get_all_checkpoint_files()]
         numbered = oldest_first(path for path in files if name.fullmatch(path.name))
         for path in numbered[:-keep]:
-            path.unlink(missing_ok=True)
+            with auxiliary(path):
+                path.unlink(missing_ok=True)
         self.recent_checkpoints = [str(path) for path in numbered[-keep:]]
 
 

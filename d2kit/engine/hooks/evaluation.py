@@ -20,6 +20,7 @@ from d2kit.engine.trainer_base import HookBase
 from d2kit.utils import comm
 from d2kit.utils.events import EventStorage, get_event_storage, has_event_storage
 from d2kit.utils.file_io import atomic_write
+from d2kit.utils.text import drawn, file_name
 
 logger = logging.getLogger(__name__)
 
@@ -265,14 +266,14 @@ def build_evaluation_pictures(
         model = model.module
     for name in cfg.DATASETS.TEST:
         dataset = build_loader(cfg, name).dataset  # its loader is not started: no draw by chance
-        folder = Path(cfg.OUTPUT_DIR) / FOLDER / name
+        folder = Path(cfg.OUTPUT_DIR) / FOLDER / file_name(name)
         folder.mkdir(parents=True, exist_ok=True)
         for index in pick_evenly(len(dataset), cfg.TEST.VIS_IMAGES):
             sample = dataset[index]
             with inference_context(model), torch.no_grad(), comm.on_its_own():
                 output = model([sample])[0]
             record = dataset.record(index) if hasattr(dataset, "record") else sample
-            label = f"{index:06d}_{Path(record['file_name']).stem}"
+            label = f"{index:06d}_{file_name(Path(record['file_name']).stem)}"
             picture = side_by_side(record, output, MetadataCatalog.get(name), done)
             with atomic_write(folder / f"{label}_iter{done:07d}.jpg") as file:
                 file.write(_jpeg(picture))
@@ -317,7 +318,7 @@ def side_by_side(
     pictures = [pane.output.get_image() for pane in panes]
     gap = np.full((pictures[0].shape[0], 6, 3), 255, dtype=np.uint8)
     body = np.concatenate([pictures[0], gap, pictures[1]], axis=1)
-    name = "/".join(Path(record["file_name"]).parts[-2:])
+    name = drawn("/".join(Path(record["file_name"]).parts[-2:]))
     return np.concatenate([_title(body.shape[1], name, titles), body])
 
 

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 from d2kit.engine.trainer_base import HookBase, TrainerBase
 from d2kit.solver import LRMultiplier
 from d2kit.utils import comm
-from d2kit.utils.events import EventWriter
+from d2kit.utils.auxiliary import auxiliary
+from d2kit.utils.events import EventWriter, JSONWriter
 
 logger = logging.getLogger(__name__)
 
@@ -147,20 +149,40 @@ class PeriodicWriter(HookBase):
         """Give the storage what a resumed run knew, and cut files back to where it goes on."""
         self.trainer.storage.load_state_dict(self._history)
         for writer in self._writers:
-            writer.continue_from(self.trainer.start_iter)
+            with _going_on(writer):
+                writer.continue_from(self.trainer.start_iter)
+
+    def make_up(self) -> None:
+        """Write the line of the iteration before the first, if a kill came between it and the save.
+
+        The checkpoint of an iteration is older than its line. What was written already is not
+        written again; writers that cannot tell are left out.
+        """
+        start = self.trainer.start_iter
+        if start == 0 or start % self._period:
+            return
+        for writer in self._writers:
+            if isinstance(writer, JSONWriter):
+                with _going_on(writer):
+                    writer.write()
 
     def after_step(self) -> None:
         """Write, if it is time."""
         done = self.trainer.iter + 1
         if done % self._period == 0 or done == self.trainer.max_iter:
-            for writer in self._writers:
+            self._write()
+
+    def _write(self) -> None:
+        for writer in self._writers:
+            with _going_on(writer):
                 writer.write()
 
     def after_train(self) -> None:
         """Write what came since, and close."""
+        self._write()
         for writer in self._writers:
-            writer.write()
-            writer.close()
+            with _going_on(writer):
+                writer.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the latest values of the scalars, of which writers take medians."""
@@ -170,6 +192,11 @@ class PeriodicWriter(HookBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take what `state_dict` returned, for the storage of the training to come."""
         self._history = state_dict.get("history", {})
+
+
+def _going_on(writer: EventWriter) -> AbstractContextManager[None]:
+    """Return a context in which a failing writer is one warning: it must not end a training."""
+    return auxiliary(f"what {type(writer).__name__} writes")
 
 
 class LRScheduler(HookBase):

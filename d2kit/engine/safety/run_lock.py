@@ -7,11 +7,12 @@ import os
 import re
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from d2kit.utils import comm
-from d2kit.utils.file_io import remove_leftovers
+from d2kit.utils.file_io import atomic_write, remove_leftovers
 
 __all__ = ["RunLock", "hold_output_dir", "release_output_dir"]
 
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 NAME = ".running"
 HEARTBEAT = 10.0  # seconds between two signs of life
+LONGEST = 1 << 16  # bytes of a lock file
+WATCHED = 2.5 * HEARTBEAT  # seconds for a sign of life from a machine whose clock was ahead
 STALE = 60.0  # seconds without one, after which a process on another machine counts as dead
 
 
@@ -26,7 +29,8 @@ class RunLock:
     """Holds a folder for this process: a file in it names the process and is touched regularly.
 
     A file left by a dead process does not hold: on this machine the process is looked up, by
-    number and time of its start; on another one the file must have been untouched for a minute.
+    number and time of its start; on another one the file must have been untouched for a minute. One
+    that names no process, empty or damaged, is taken over at once.
 
     Args:
         folder: must exist and be writable.
@@ -52,7 +56,10 @@ class RunLock:
                 )
             if other is not None:
                 logger.warning("Taking over '%s' from %s, which is dead", folder, other)
-            self.path.write_text(json.dumps(self.owner), encoding="utf-8")
+            if self.path.is_dir() and not self.path.is_symlink():
+                raise IsADirectoryError(f"'{self.path}' is a folder; remove it")
+            with atomic_write(self.path, "w") as file:  # never seen half-written
+                json.dump(self.owner, file)
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
         atexit.register(self.release)
 
@@ -89,12 +96,15 @@ class _alone:  # noqa: N801 - used like a function
 
 
 def _read(path: Path) -> dict[str, object] | None:
-    """Return who is named in a lock file; None if there is none."""
+    """Return who is named in a lock file, {} for nobody; None if there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        regular = path.is_file() and path.stat().st_size < LONGEST  # a pipe would be waited for
+        if not regular and not os.path.lexists(path):
+            return None
+        found = json.loads(path.read_text(encoding="utf-8")) if regular else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {}
 
@@ -111,9 +121,11 @@ def _start(pid: int) -> str:
 
 def _lives(owner: dict[str, object], path: Path) -> bool:
     """Tell whether the process that a lock names is alive."""
-    pid = owner.get("pid")
-    if owner.get("host") != socket.gethostname() or not isinstance(pid, int):
-        return _age(path) < STALE
+    pid, host = owner.get("pid"), owner.get("host")
+    if not isinstance(host, str) or type(pid) is not int or not 0 < pid < 1 << 31:
+        return False  # complete files only take the name: this is none of ours
+    if host != socket.gethostname():
+        return _beats(path)
     if Path("/proc/self/stat").exists():
         return bool(_start(pid)) and _start(pid) == owner.get("start")
     try:
@@ -123,6 +135,23 @@ def _lives(owner: dict[str, object], path: Path) -> bool:
     except OSError:
         pass
     return True
+
+
+def _beats(path: Path) -> bool:
+    """Tell whether the process of another machine goes on touching its file.
+
+    A time in the future is of a clock that was ahead, and says nothing: then it is watched.
+    """
+    age = _age(path)
+    if age >= 0:
+        return age < STALE
+    before, end = path.stat().st_mtime_ns, time.monotonic() + WATCHED
+    while time.monotonic() < end:
+        time.sleep(0.2)
+        with suppress(OSError):
+            if path.stat().st_mtime_ns != before:
+                return True
+    return False
 
 
 def _age(path: Path) -> float:
