@@ -11,11 +11,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 SHORTCUTS = {
-    "Predictor": "d2kit.predict.predictor",
-    "inference_detector": "d2kit.predict.predictor",
-    "init_detector": "d2kit.predict.predictor",
+    "Predictor": "d2kit.predict",
+    "inference_detector": "d2kit.predict",
+    "init_detector": "d2kit.predict",
     "register_dataset": "d2kit.data.datasets",
-    "show_result": "d2kit.predict.predictor",
+    "show_result": "d2kit.predict",
 }
 """Name in this package -> the module that has it."""
 

@@ -36,8 +36,7 @@ from d2kit.engine import (
     launch,
     user_errors,
 )
-from d2kit.engine.resolve import start_loader_at
-from d2kit.engine.trainers import amp_precision
+from d2kit.engine.resolve import choose_precision, start_loader_at
 from d2kit.evaluation import inference_on_dataset, print_csv_format
 from d2kit.solver import LRMultiplier
 from d2kit.utils import comm
@@ -81,9 +80,13 @@ def train(cfg: Any, resume: bool) -> Mapping[str, Any]:
     optimizer = instantiate(cfg.optimizer)
     loader = build_loader(cfg)
     model = create_ddp_model(model, **cfg.train.ddp)
-    trainer = SimpleTrainer(model, loader, optimizer)
+    precision = None
     if cfg.train.amp.enabled:
-        precision = amp_precision(cfg.train.amp.get("precision", "float16"))
+        device = next(model.parameters()).device
+        precision = choose_precision(cfg.train.amp.get("precision", "float16"), device)
+    if precision is None:
+        trainer = SimpleTrainer(model, loader, optimizer)
+    else:
         trainer = AMPTrainer(model, loader, optimizer, precision=precision)
     trainer.seed = cfg.train.seed
     checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)

@@ -1,10 +1,14 @@
 """Training: the loop, its hooks, processes, and defaults that put them together."""
 
+from typing import TYPE_CHECKING, Any
+
 from d2kit.utils.env import paused_gc
+
+if TYPE_CHECKING:
+    from d2kit.predict import DefaultPredictor
 
 with paused_gc():
     from d2kit.engine.defaults import (
-        DefaultPredictor,
         DefaultTrainer,
         create_ddp_model,
         default_argument_parser,
@@ -58,3 +62,12 @@ __all__ = [
     "launch",
     "user_errors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the predictor, and the models with it, when it is first used."""
+    if name != "DefaultPredictor":
+        raise AttributeError(f"module 'd2kit.engine' has no attribute '{name}'")
+    from d2kit.predict import DefaultPredictor
+
+    return DefaultPredictor

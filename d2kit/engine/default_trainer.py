@@ -33,17 +33,10 @@ from d2kit.engine.hooks.progress import (
     report_epochs,
     writing_period,
 )
-from d2kit.engine.preflight.data import (
-    check_classes,
-    check_output_dir,
-    default_num_classes,
-    number_of_images,
-)
+from d2kit.engine.preflight.data import check_output_dir, number_of_images
 from d2kit.engine.preflight.report import build_preflight_report
 from d2kit.engine.resolve import (
-    build_class_weights_cfg,
-    build_iterations_cfg,
-    build_named_cfg,
+    build_run,
     build_scaled_cfg,
     default_check_datasets,
     start_loader_at,
@@ -59,7 +52,7 @@ from d2kit.engine.setup import (
     default_writers,
 )
 from d2kit.engine.trainer_base import HookBase, TrainerBase
-from d2kit.engine.trainers import AMPTrainer, SimpleTrainer, amp_precision, check_accumulation
+from d2kit.engine.trainers import AMPTrainer, SimpleTrainer, amp_precision
 from d2kit.solver import build_lr_scheduler, build_optimizer
 from d2kit.utils import comm, stopping
 from d2kit.utils.auxiliary import auxiliary
@@ -218,8 +211,9 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         data_loader: the training loader.
         scheduler: the learning-rate schedule.
         checkpointer: saves and loads.
-        cfg: the config used, scaled to the number of processes (`auto_scale_workers`), with the
-            seed of the run in ``SEED`` and class weights as numbers.
+        cfg: the config of the run (`d2kit.engine.resolve`): scaled to the number of processes
+            (`auto_scale_workers`), with seed, class names, class weights as numbers, iterations
+            for epochs, and a device and precision that the machine has.
 
     Raises:
         KeyError: if a dataset is not registered.
@@ -240,19 +234,9 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         hold_output_dir(cfg.OUTPUT_DIR)
         default_tracker_check(cfg)
         default_check_datasets(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        self.cfg = self._with_seed(cfg, self.seed)
-
-        check_accumulation(
-            cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.ACCUMULATE_STEPS
-        )
-        data_loader = self.build_train_loader(self.cfg)
-        self.cfg = build_iterations_cfg(self.cfg, number_of_images(data_loader))
-        self._test_counts = check_classes(
-            default_num_classes(self.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
-        )
-        self.cfg = build_class_weights_cfg(build_named_cfg(self.cfg), data_loader)
+        run = build_run(cfg, scale=self.auto_scale_workers, build_loader=self.build_train_loader)
+        self.cfg, self.seed, data_loader = run.cfg, run.cfg.SEED, run.loader
+        self._test_counts = run.test_counts
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)

@@ -1,5 +1,7 @@
 """What most trainings need: arguments, set-up, the default trainer and predictor."""
 
+from typing import TYPE_CHECKING, Any
+
 from d2kit.engine import hooks
 from d2kit.engine.default_trainer import DefaultTrainer
 from d2kit.engine.setup import (
@@ -12,7 +14,9 @@ from d2kit.engine.setup import (
     user_errors,
 )
 from d2kit.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
-from d2kit.predict.default_predictor import DefaultPredictor
+
+if TYPE_CHECKING:
+    from d2kit.predict import DefaultPredictor
 
 __all__ = [
     "AMPTrainer",
@@ -27,3 +31,12 @@ __all__ = [
     "hooks",
     "user_errors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the predictor, and the models with it, when it is first used."""
+    if name != "DefaultPredictor":
+        raise AttributeError(f"module 'd2kit.engine.defaults' has no attribute '{name}'")
+    from d2kit.predict import DefaultPredictor
+
+    return DefaultPredictor

@@ -25,6 +25,7 @@ from torch.distributed import PrefixStore, Store
 from d2kit.engine.safety.preemption import SIGNALS
 from d2kit.engine.safety.watchdog import watchdog
 from d2kit.utils import comm
+from d2kit.utils.devices import available_cores
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
 
@@ -418,8 +419,7 @@ def _run(
     if gpus:
         _choose_gpu(place, gpus)
     else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, (cores or 1) // place.local_size))
+        torch.set_num_threads(max(1, available_cores() // place.local_size))
     if place.world_size == 1 and not spawned:
         main_func(*args)
         return

@@ -1,26 +1,38 @@
-"""Fits a config to the number of processes, and a loader to the iteration it starts at."""
+"""Turns the config that a user gives into the config of the run, once, and says what it changed.
+
+Seed, device, precision, scaling, epochs, class names and class weights are decided here, in this
+order, each on what the ones before it decided. Nothing rewrites the config afterwards.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from d2kit.config import CfgNode
 from d2kit.config.yaml import load_yaml
 from d2kit.engine.preflight.data import (
+    DatasetCounts,
+    check_classes,
     check_dataset_names,
     count_records,
     default_num_classes,
+    number_of_images,
     records_of,
 )
+from d2kit.engine.trainers import amp_precision, check_accumulation
 from d2kit.utils import comm
+from d2kit.utils.devices import choose_device, computes_bfloat16
 from d2kit.utils.file_io import atomic_write
+from d2kit.utils.nested import flatten
 
-if TYPE_CHECKING:
-    from d2kit.data import Metadata
+__all__ = ["Change", "Run", "build_run", "choose_precision", "choose_seed", "describe_changes"]
 
 
 logger = logging.getLogger(__name__)
@@ -123,45 +135,6 @@ def default_check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
     check_dataset_names(names)
 
 
-def build_metadata(cfg: CfgNode) -> Metadata:
-    """Return what is known of a model's classes without reading a dataset.
-
-    It is the metadata of the first test set (without one: training set). Where these do not have
-    the names of MODEL.CLASS_NAMES it is a copy that has them: the model knows its classes on a
-    machine without its datasets.
-    """
-    from d2kit.data import Metadata, MetadataCatalog, register_datasets
-
-    register_datasets(cfg.DATASETS.REGISTER_COCO)
-    datasets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-    metadata = MetadataCatalog.get(datasets[0] if datasets else "__unused")
-    names = list(cfg.MODEL.CLASS_NAMES)
-    if not names or names == metadata.get("thing_classes"):
-        return metadata
-    return Metadata(**{**metadata.as_dict(), "thing_classes": names})
-
-
-def build_class_names(cfg: CfgNode) -> list[str]:
-    """Return the names of a model's classes in the order of their ids.
-
-    They come from MODEL.CLASS_NAMES, the metadata of the first test (or training) set, or its
-    annotations, if they are there; else they are numbers, "0", "1", ...
-    """
-    from d2kit.data import DatasetCatalog
-
-    metadata = build_metadata(cfg)
-    names, dataset = metadata.get("thing_classes"), metadata.name
-    if (
-        names is None
-        and os.path.isfile(metadata.get("json_file") or "")
-        and (dataset in DatasetCatalog)
-    ):
-        DatasetCatalog.get(dataset)  # a dataset of one's own tells its classes when it is read
-        names = metadata.get("thing_classes")
-    count = default_num_classes(cfg) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    return list(names or map(str, range(count)))
-
-
 def build_named_cfg(cfg: CfgNode) -> CfgNode:
     """Return a copy of a training's config with the names of its classes in MODEL.CLASS_NAMES.
 
@@ -225,16 +198,8 @@ def _build_batch_cfg(cfg: CfgNode) -> CfgNode:
     frozen = cfg.is_frozen()
     cfg = cfg.clone()
     cfg.defrost()
-    before = cfg.SOLVER.BASE_LR
-    cfg.SOLVER.BASE_LR = before * batch / reference
+    cfg.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR * batch / reference
     cfg.SOLVER.REFERENCE_BATCH = batch
-    logger.info(
-        "Scaled BASE_LR from %g for %d images per iteration to %g for %d (SOLVER.REFERENCE_BATCH)",
-        before,
-        reference,
-        cfg.SOLVER.BASE_LR,
-        batch,
-    )
     if frozen:
         cfg.freeze()
     return cfg
@@ -264,17 +229,6 @@ def _build_world_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
     solver.CHECKPOINT_PERIOD = max(round(solver.CHECKPOINT_PERIOD / scale), 1)
     cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
     solver.REFERENCE_WORLD_SIZE = num_workers
-    logger.info(
-        "Scaled from %d to %d processes: IMS_PER_BATCH %d, BASE_LR %g, MAX_ITER %d, "
-        "WARMUP_ITERS %d, STEPS %s",
-        old,
-        num_workers,
-        solver.IMS_PER_BATCH,
-        solver.BASE_LR,
-        solver.MAX_ITER,
-        solver.WARMUP_ITERS,
-        solver.STEPS,
-    )
     if frozen:
         cfg.freeze()
     return cfg
@@ -351,3 +305,179 @@ def start_loader_at(loader: Any, batch: int) -> None:
             type(loader).__name__,
             batch,
         )
+
+
+LONGEST = 48  # characters of a value in the table
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One key that differs between what the user gave and what the run uses."""
+
+    key: str
+    given: Any
+    used: Any
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a training works with.
+
+    Attributes:
+        cfg: the config of the run, frozen.
+        loader: the training loader, built of it.
+        changes: what differs from the config that was given.
+        test_counts: test set -> what it holds; None for one that is no list of records.
+    """
+
+    cfg: CfgNode
+    loader: Any
+    changes: list[Change]
+    test_counts: dict[str, DatasetCounts | None]
+
+
+class _Changes:
+    """Applies steps to a config, and notes what each of them changed."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+        self.rows: dict[str, Change] = {}
+
+    def take(self, cfg: CfgNode, why: str) -> None:
+        """Make `cfg` the config from here on."""
+        before, after = flatten(self.cfg), flatten(cfg)
+        for key, value in after.items():
+            if before.get(key) != value:
+                first = self.rows[key].given if key in self.rows else before.get(key)
+                self.rows[key] = Change(key, first, value, why)
+        self.cfg = cfg
+
+
+def build_run(
+    cfg: CfgNode,
+    *,
+    scale: Callable[[CfgNode, int], CfgNode],
+    build_loader: Callable[[CfgNode], Any],
+) -> Run:
+    """Resolve the config of a training, build its loader on the way, and log the changes.
+
+    Args:
+        cfg: what the user gave, with its datasets registered; not changed.
+        scale: `DefaultTrainer.auto_scale_workers`: (cfg, processes) -> scaled config.
+        build_loader: `DefaultTrainer.build_train_loader`. Epochs, names and class weights are
+            facts of the training set, which is read when its loader is built.
+
+    Raises:
+        ValueError: if datasets, batch, schedule, classes or precision do not fit each other.
+    """
+    processes = comm.get_world_size()
+    changes = _Changes(cfg)
+    changes.take(scale(cfg, processes), f"scaled to the batch and to {processes} process(es)")
+    changes.take(_build_seeded(changes.cfg), "drawn: repeat the run with it")
+    changes.take(*_build_machine_cfg(changes.cfg))
+    solver = changes.cfg.SOLVER
+    check_accumulation(solver.IMS_PER_BATCH, processes, solver.ACCUMULATE_STEPS)
+    loader = build_loader(changes.cfg)
+    images = number_of_images(loader)
+    in_iterations = build_iterations_cfg(changes.cfg, images)
+    changes.take(in_iterations, f"from epochs of {images} images")
+    test_counts = check_classes(
+        default_num_classes(changes.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
+    )
+    changes.take(build_named_cfg(changes.cfg), "names of the training set")
+    weighted = build_class_weights_cfg(changes.cfg, loader)
+    changes.take(weighted, "balanced over the training set")
+    rows = list(changes.rows.values())
+    if rows and comm.is_main_process():
+        logger.info("Config keys that the run sets:\n%s", describe_changes(rows))
+    return Run(changes.cfg, loader, rows, test_counts)
+
+
+def _build_seeded(cfg: CfgNode) -> CfgNode:
+    """Return a frozen copy with a seed, the same in all processes."""
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    cfg.freeze()
+    return cfg
+
+
+def _build_machine_cfg(cfg: CfgNode) -> tuple[CfgNode, str]:
+    """Return a frozen copy with a device and a precision that this machine has, and why."""
+    device = choose_device(cfg.MODEL.DEVICE)
+    cfg = cfg.clone()
+    cfg.defrost()
+    why = []
+    if torch.device(device).type == "cpu" and cfg.MODEL.DEVICE != "cpu":
+        why.append(f"this machine has no {cfg.MODEL.DEVICE}")
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED and choose_precision(cfg.SOLVER.AMP.PRECISION, device) is None:
+        why.append(f"no native bfloat16 on this {device.type.upper()}: float32")
+        cfg.SOLVER.AMP.ENABLED = False
+    cfg.freeze()
+    return cfg, "; ".join(why)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """Return the type of a forward pass in mixed precision on a device.
+
+    Args:
+        name: "float16" or "bfloat16" (SOLVER.AMP.PRECISION).
+        device: of the model.
+
+    Returns:
+        None for float32, with a log line: where bfloat16 is not native it is emulated, slower than
+        float32 and less exact.
+
+    Raises:
+        ValueError: for another name.
+    """
+    precision = amp_precision(name)
+    if precision is torch.bfloat16 and not computes_bfloat16(device):
+        logger.warning(
+            "SOLVER.AMP: this %s does not compute bfloat16 natively, which would be slower: "
+            "training in float32",
+            device.type.upper(),
+        )
+        return None
+    return precision
+
+
+def choose_seed(seed: int, output_dir: str, *, resume: bool) -> int:
+    """Return `seed`; a negative one becomes that of the run to resume, or a new one.
+
+    Args:
+        seed: as given.
+        output_dir: folder of the checkpoints.
+        resume: whether to look for a checkpoint there.
+
+    Returns:
+        The same number in all processes.
+    """
+    if seed >= 0:
+        return seed
+    found: int | None = None
+    if resume and comm.is_main_process():
+        from d2kit.checkpoint import DetectionCheckpointer
+        from d2kit.checkpoint.files import read_checkpoint
+
+        path = DetectionCheckpointer(nn.Module(), output_dir).get_checkpoint_file()
+        trainer = read_checkpoint(Path(path)).get("trainer") if path else None
+        found = trainer.get("seed") if isinstance(trainer, dict) else None
+    found = comm.all_gather(found)[0]
+    return comm.shared_random_seed() if found is None else found
+
+
+def describe_changes(changes: list[Change]) -> str:
+    """Return changes as a table, one line per key."""
+    from tabulate import tabulate
+
+    rows = [(c.key, _short(c.given), _short(c.used), c.why) for c in changes]
+    return tabulate(rows, headers=["key", "given", "used", "why"], disable_numparse=True)
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."

@@ -21,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2kit.config import CfgNode, LazyConfig, get_cfg
 from d2kit.engine.preflight.data import check_output_dir, check_weights
+from d2kit.engine.resolve import choose_seed
 from d2kit.engine.safety.run_lock import hold_output_dir
 from d2kit.utils import comm
+from d2kit.utils.devices import available_cores
 from d2kit.utils.env import seed_all_rng
 from d2kit.utils.events import (
     CommonMetricPrinter,
@@ -226,22 +228,6 @@ def _changed_keys(cfg: CfgNode, base: CfgNode, prefix: str = "") -> list[str]:
     return lines
 
 
-def _choose_seed(seed: int, output_dir: str, resume: bool) -> int:
-    """Return `seed`, or if negative that of the run to resume, or a new one, same on all ranks."""
-    if seed >= 0:
-        return seed
-    found: int | None = None
-    if resume and comm.is_main_process():
-        from d2kit.checkpoint import DetectionCheckpointer
-        from d2kit.checkpoint.files import read_checkpoint
-
-        path = DetectionCheckpointer(nn.Module(), output_dir).get_checkpoint_file()
-        trainer = read_checkpoint(Path(path)).get("trainer") if path else None
-        found = trainer.get("seed") if isinstance(trainer, dict) else None
-    found = comm.all_gather(found)[0]
-    return comm.shared_random_seed() if found is None else found
-
-
 def _set_seed(cfg: Any, seed: int) -> None:
     """Write the seed of the run into a config, where it has a place for it."""
     if not isinstance(cfg, CfgNode):
@@ -286,10 +272,12 @@ def default_setup(cfg: Any, args: Any) -> None:
     logger = setup_logger(output, distributed_rank=rank)
 
     given = _try_get_key(cfg, "SEED", "train.seed", default=-1)
-    seed = _choose_seed(given, output, resume)
+    seed = choose_seed(given, output, resume=resume)
     if seed != given:
         _set_seed(cfg, seed)
     seed_all_rng(seed + rank)
+    # torch counts the machine's cores, also where a container or scheduler allows fewer
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
     if comm.is_main_process():
         default_log(cfg, args, logger, output)

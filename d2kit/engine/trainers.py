@@ -393,9 +393,7 @@ class SimpleTrainer(TrainerBase):
 
     def _modules_with_state(self) -> list[tuple[str, Any]]:
         """Return the modules that keep more than weights, with their names."""
-        model = self.model
-        if isinstance(model, (DistributedDataParallel, DataParallel)):
-            model = model.module
+        model = comm.unwrap_model(self.model)
         return [(k, m) for k, m in model.named_modules() if hasattr(m, "training_state")]
 
     def after_train(self) -> None:

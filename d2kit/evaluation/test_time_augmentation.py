@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from d2kit.config import CfgNode, configurable
 from d2kit.data.dataset_mapper import image_to_tensor
@@ -29,10 +28,12 @@ from d2kit.data.transforms import (
     Transform,
     TransformList,
 )
+from d2kit.modeling.facts import build_facts
 from d2kit.modeling.meta_arch import GeneralizedRCNN
 from d2kit.modeling.postprocessing import detector_postprocess
 from d2kit.modeling.roi_heads.detections import suppress
 from d2kit.structures import Boxes, Instances
+from d2kit.utils import comm
 
 __all__ = ["DatasetMapperTTA", "GeneralizedRCNNWithTTA"]
 
@@ -106,7 +107,7 @@ def build_tta_settings(cfg: CfgNode) -> dict[str, Any]:
             )
     return {
         "image_format": cfg.INPUT.FORMAT,
-        "nms_thresh": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+        "nms_thresh": build_facts(cfg).nms_threshold,
         "topk": cfg.TEST.DETECTIONS_PER_IMAGE,
     }
 
@@ -138,8 +139,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         batch_size: int = 3,
     ) -> None:
         super().__init__()
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
+        model = comm.unwrap_model(model)
         if not isinstance(model, GeneralizedRCNN):
             raise TypeError(
                 "GeneralizedRCNNWithTTA needs a GeneralizedRCNN (MODEL.META_ARCHITECTURE), got "

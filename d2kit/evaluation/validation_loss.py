@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from d2kit.config import CfgNode
 from d2kit.evaluation.evaluator import modes_kept
@@ -69,8 +68,7 @@ def validation_losses(model: nn.Module, loader: Any) -> dict[str, float]:
     Raises:
         ValueError: if there is no image.
     """
-    if isinstance(model, (DistributedDataParallel, DataParallel)):
-        model = model.module
+    model = comm.unwrap_model(model)
     sums: dict[str, float] = {}
     images = 0
     first = sum(comm.all_gather(len(loader))[: comm.get_rank()])

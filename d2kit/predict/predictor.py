@@ -1,33 +1,40 @@
-"""Inference in a few lines: `Predictor`, and MMDetection's two calls on top of it."""
+"""Inference in a few lines: `Predictor`, `DefaultPredictor` and MMDetection's two calls."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode, get_cfg
-from d2kit.engine.resolve import build_class_names, build_metadata
+from d2kit.data.detection_utils import build_augmentation
 from d2kit.layers import nms
 from d2kit.modeling import build_model, optimize_for_inference
+from d2kit.modeling.facts import build_facts, build_with_thresholds
 from d2kit.modeling.postprocessing import roi_masks_kept
+from d2kit.predict import (
+    Predictor,
+    find_images,
+    inference_detector,
+    init_detector,
+)
+from d2kit.predict.classes import build_class_names, build_metadata
+from d2kit.predict.inputs import ColorOrder, Image, check_color, model_input, to_array
 from d2kit.predict.tiles import merge_tiles, tile_boxes
 from d2kit.structures import Instances
+from d2kit.utils.devices import choose_device
+from d2kit.utils.image_files import IMAGE_SUFFIXES, find_image_files
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = ["Predictor", "find_images", "inference_detector", "init_detector", "show_result"]
-
-ColorOrder = Literal["RGB", "BGR"]
-Image = np.ndarray | str | os.PathLike
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+__all__ = ["DefaultPredictor", "Predictor", "find_images", "inference_detector", "init_detector"]
 
 
 def find_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
@@ -36,32 +43,55 @@ def find_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
     Raises:
         FileNotFoundError: if one of them does not exist, or there is no image in any.
     """
-    found: list[Path] = []
-    for entry in map(Path, inputs):
-        if entry.is_dir():
-            found += sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES)
-        elif entry.is_file():
-            found.append(entry)
-        else:
-            raise FileNotFoundError(f"{entry}: no such file or folder")
-    if not found:
+    found = find_image_files(inputs)
+    if found.bad:
+        raise FileNotFoundError("; ".join(f"{path}: {reason}" for path, reason in found.bad))
+    if not found.files:
         names = ", ".join(str(entry) for entry in inputs)
-        raise FileNotFoundError(f"no image ({', '.join(sorted(SUFFIXES))}) in {names}")
-    return found
+        raise FileNotFoundError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {names}")
+    return found.files
+
+
+def _is_collection(images: Any) -> bool:
+    """Tell whether it is several images: anything that can be gone through, and is none itself."""
+    single = (str, bytes, os.PathLike, np.ndarray, torch.Tensor)
+    return isinstance(images, Iterable) and not isinstance(images, single)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def _share(name: str, value: Any) -> float:
+    number = float(value) if isinstance(value, numbers.Real) else math.nan
+    if not 0 <= number <= 1:  # also where it is NaN
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}")
+    return number
+
+
+def build_loaded_model(cfg: CfgNode) -> nn.Module:
+    """Return the model of a config with the weights of MODEL.WEIGHTS, for inference."""
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
 
 
 class Predictor:
     """Detects in images: one, a list, a folder, or a stream of any length.
 
-    An image is an (H, W, 3) uint8 array or a path. Images are batched only with neighbours that
-    the network sees at the same size, so that a result does not depend on the batch.
+    An image is an (H, W, 3) uint8 array, a path or a PIL image. Images are batched only with
+    neighbours that the network sees at the same size: a result does not depend on the batch.
 
     Args:
         config: a config, a YAML file, or a name of the model zoo.
         weights: file, URL or zoo name; None: ``MODEL.WEIGHTS`` of the config, or the published
             weights of a name of the model zoo.
-        device: "cpu", "cuda:0", ...; None: ``MODEL.DEVICE``, the CPU where there is no CUDA device.
-        confidence: detections with a lower score are left out; None: the config's threshold.
+        device: "cpu", "cuda:0", 0, "auto", ...; None: ``MODEL.DEVICE``; the CPU, with a warning,
+            where there is no CUDA device.
+        confidence: in [0, 1]; detections with a lower score are left out; None: the config's
+            threshold, wherever the model's family keeps it.
         batch_size: images (or tiles) that go through the network at once.
         color: order of the channels of arrays; files are read rightly whatever it is.
         agnostic_nms: IoU in [0, 1] above which the better of two detections stays alone whatever
@@ -86,7 +116,7 @@ class Predictor:
         config: CfgNode | str | os.PathLike,
         weights: str | os.PathLike | None = None,
         *,
-        device: str | None = None,
+        device: str | int | torch.device | None = None,
         confidence: float | None = None,
         batch_size: int = 4,
         color: ColorOrder = "BGR",
@@ -95,15 +125,25 @@ class Predictor:
         tile_overlap: float = 0.2,
         optimize: bool = True,
     ) -> None:
-        from d2kit.data.detection_utils import build_augmentation
-
-        _check(color=color, batch_size=batch_size, tile=tile, tile_overlap=tile_overlap)
-        self.cfg = build_inference_cfg(config, weights, device, confidence)
+        check_color(color)
+        self.batch_size = _whole("batch_size", batch_size, 1)
+        self.tile = None if tile is None else _whole("tile", tile, 16)
+        self.tile_overlap = _share("tile_overlap", tile_overlap)
+        if self.tile_overlap == 1:
+            raise ValueError("tile_overlap: expected a share in [0, 1), got 1")
+        self.agnostic_nms = None if agnostic_nms is None else _share("agnostic_nms", agnostic_nms)
+        least = None if confidence is None else _share("confidence", confidence)
+        self.color = color
+        self.cfg = build_inference_cfg(config, weights, device, least)
         self.settings = build_settings(self.cfg)
-        self.color, self.batch_size, self.agnostic_nms = color, batch_size, agnostic_nms
-        self.tile, self.tile_overlap = tile, tile_overlap
-        model = build_model(self.cfg).eval()
-        DetectionCheckpointer(model).load(self.settings.weights)
+        self.facts = build_facts(self.cfg)
+        if self.facts.rotated and (self.tile is not None or self.agnostic_nms is not None):
+            raise ValueError(
+                "tile and agnostic_nms are for upright boxes; this model's are rotated: leave them"
+            )
+        # a model that we do not know has no threshold that we could set
+        self._least = least if self.facts.score_key is None else None
+        model = build_loaded_model(self.cfg)
         self.model = optimize_for_inference(model) if optimize else model
         self.metadata = build_metadata(self.cfg)
         self._resize = build_augmentation(self.cfg, is_train=False)[0]
@@ -127,9 +167,9 @@ class Predictor:
             `pred_classes` and, by the model, `pred_masks` (R, H, W) bool and `pred_keypoints`; a
             list of them for a list or folder.
         """
-        if isinstance(images, (str, os.PathLike)) and Path(images).is_dir():
+        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
             return [found for _, found in self.stream(find_images([images]))]
-        if isinstance(images, (np.ndarray, str, os.PathLike)):
+        if not _is_collection(images):
             return next(self.stream([images]))[1]
         return [found for _, found in self.stream(images)]
 
@@ -164,9 +204,24 @@ class Predictor:
         for (image, _), instances in zip(waiting, found, strict=True):
             yield image, self._finish(instances)
 
-    def _run(self, items: list[dict[str, Any]]) -> list[Instances]:
+    def outputs(self, images: Sequence[Image]) -> list[dict[str, Any]]:
+        """Run the model on some images in one batch, and return what it returns.
+
+        Args:
+            images: as of `stream`; of one size where the result must not depend on the batch.
+
+        Returns:
+            One dict per image, on the model's device, such as ``{"instances": Instances}``.
+        """
+        return self._outputs([self._prepare(self._read(image)) for image in images])
+
+    def _outputs(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with torch.inference_mode():
-            results = self.model(items)
+            results: list[dict[str, Any]] = self.model(items)
+        return results
+
+    def _run(self, items: list[dict[str, Any]]) -> list[Instances]:
+        results = self._outputs(items)
         if "instances" not in results[0]:
             raise ValueError(
                 f"Predictor is for models that detect instances; this one gives {list(results[0])}:"
@@ -175,6 +230,8 @@ class Predictor:
         return [result["instances"].to("cpu") for result in results]
 
     def _finish(self, found: Instances) -> Instances:
+        if self._least is not None:
+            found = found[found.scores >= self._least]
         if self.agnostic_nms is None:
             return found
         return found[nms(found.pred_boxes.tensor, found.scores, self.agnostic_nms)]
@@ -197,34 +254,68 @@ class Predictor:
         return self._finish(merged)
 
     def _read(self, image: Image) -> np.ndarray:
-        """Return (H, W, 3) uint8 in the order that the model was trained with."""
-        from d2kit.data.detection_utils import read_image
-
-        wanted = self.settings.input_format
-        if isinstance(image, (str, os.PathLike)):
-            return read_image(os.fspath(image), wanted)
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"Predictor: expected an image (H, W, 3), got shape {image.shape}")
-        return image if wanted == self.color else image[:, :, ::-1]
+        """Return (H, W, 3) in the order that the model was trained with."""
+        return to_array(image, color=self.color, wanted=self.settings.input_format)
 
     def _prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """Return the model's input for one image."""
-        resized = self._resize.get_transform(image).apply_image(image)
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1), np.float32))
-        return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+        return model_input(image, self._resize)
 
 
-def _check(
-    *, color: str, batch_size: int = 1, tile: int | None = None, tile_overlap: float = 0.0
-) -> None:
-    if color not in ("RGB", "BGR"):
-        raise ValueError(f"color: expected 'RGB' or 'BGR', got {color!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    if tile is not None and tile < 16:
-        raise ValueError(f"tile: expected a side of at least 16 pixels, got {tile}")
-    if not 0 <= tile_overlap < 1:
-        raise ValueError(f"tile_overlap: expected a share in [0, 1), got {tile_overlap}")
+class DefaultPredictor:
+    """Runs the model of a config on single images: Detectron2's call, a thin view of `Predictor`.
+
+    Loads MODEL.WEIGHTS, takes BGR images whatever INPUT.FORMAT is, and resizes by
+    INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST. The model keeps its norms, so that its state dict is
+    complete; `Predictor` folds them and takes several images at a time.
+
+    Args:
+        cfg: the config; copied.
+
+    Attributes:
+        cfg: the config.
+        model: the model, in evaluation mode.
+        metadata: of the first test set, with the names of MODEL.CLASS_NAMES; None without either.
+        aug: resizes an image to the size that the network sees.
+        input_format: INPUT.FORMAT.
+
+    Raises:
+        ValueError: if INPUT.FORMAT is neither BGR nor RGB.
+        FileNotFoundError: if the weights cannot be found.
+
+    Example:
+        >>> predictor = DefaultPredictor(cfg)  # doctest: +SKIP
+        >>> instances = predictor(cv2.imread("image.jpg"))["instances"]  # doctest: +SKIP
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg.clone()
+        self.input_format = cfg.INPUT.FORMAT
+        if self.input_format not in ("RGB", "BGR"):
+            raise ValueError(
+                f"DefaultPredictor: INPUT.FORMAT must be BGR or RGB, got '{self.input_format}'"
+            )
+        known = len(cfg.DATASETS.TEST) + len(cfg.MODEL.CLASS_NAMES)
+        self.metadata = build_metadata(cfg) if known else None
+        self.model = build_loaded_model(self.cfg)
+        self.aug = build_augmentation(cfg, is_train=False)[0]
+
+    def __call__(self, original_image: Image) -> dict[str, Any]:
+        """Detect in one image.
+
+        Args:
+            original_image: (H, W, 3) uint8, BGR, as OpenCV reads it; or a path or PIL image.
+
+        Returns:
+            What the model returns for the image, e.g. ``{"instances": Instances}`` with boxes in
+            pixels of `original_image`.
+
+        Raises:
+            ValueError: if it is no image of 8 bits and three channels.
+        """
+        image = to_array(original_image, color="BGR", wanted=self.input_format)
+        with torch.no_grad():
+            result: dict[str, Any] = self.model([model_input(image, self.aug)])[0]
+        return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +330,11 @@ class Settings:
 
 def build_settings(cfg: CfgNode) -> Settings:
     """Return what a predictor needs to know of a config."""
-    heads = cfg.MODEL.RETINANET if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else None
+    threshold = build_facts(cfg).nms_threshold
     return Settings(
         weights=cfg.MODEL.WEIGHTS,
         input_format=cfg.INPUT.FORMAT,
-        nms_threshold=(heads or cfg.MODEL.ROI_HEADS).NMS_THRESH_TEST,
+        nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST if threshold is None else threshold,
         most=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
 
@@ -251,7 +342,7 @@ def build_settings(cfg: CfgNode) -> Settings:
 def build_inference_cfg(
     config: CfgNode | str | os.PathLike,
     weights: str | os.PathLike | None,
-    device: str | None,
+    device: str | int | torch.device | None,
     confidence: float | None,
 ) -> CfgNode:
     """Return an own, changeable config of a node, a file, or a name of the zoo."""
@@ -268,20 +359,18 @@ def build_inference_cfg(
             cfg.merge_from_file(model_zoo.get_config_file(path))
             weights = weights or model_zoo.get_checkpoint_url(path)
     cfg.defrost()
-    if device is not None:
-        cfg.MODEL.DEVICE = device
+    cfg.MODEL.DEVICE = str(choose_device(cfg.MODEL.DEVICE if device is None else device))
     if weights is not None:
         cfg.MODEL.WEIGHTS = os.fspath(weights)
-    if confidence is not None:
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(confidence)
-        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = float(confidence)
+    if confidence is not None and build_facts(cfg).score_key is not None:
+        cfg = build_with_thresholds(cfg, score=confidence)
     return cfg
 
 
 def init_detector(
     config: CfgNode | str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
-    device: str | None = None,
+    device: str | int | torch.device | None = None,
     cfg_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Predictor:
@@ -315,54 +404,3 @@ def inference_detector(model: Predictor, imgs: Image | Iterable[Image]) -> Any:
         `Instances` for one image, else a list of them; see `Predictor.__call__`.
     """
     return model(imgs)
-
-
-def show_result(
-    img: Image,
-    result: Instances,
-    class_names: Sequence[str] | None = None,
-    score_thr: float = 0.3,
-    *,
-    color: ColorOrder = "BGR",
-    out_file: str | os.PathLike | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw detections over their image with matplotlib, one colour per instance.
-
-    The names of the first four arguments and of `out_file` are MMDetection's.
-
-    Args:
-        img: array (H, W, 3) uint8 or path.
-        result: its detections.
-        class_names: names in the order of class ids; `Predictor.class_names`.
-        score_thr: detections with a lower score are left out.
-        color: order of the channels where `img` is an array.
-        out_file: picture to write, by suffix; None: none.
-        ax: axes to draw into; None: a new figure of the image's shape.
-
-    Returns:
-        The axes; ``plt.show()`` shows them, a notebook does so by itself.
-
-    Raises:
-        ValueError: if `result` is not of one image, or `color` is neither of the two.
-    """
-    from d2kit.data.detection_utils import read_image
-    from d2kit.visualization import Visualizer
-    from d2kit.visualization.plots import show_image
-
-    _check(color=color)
-    if not isinstance(result, Instances):
-        raise ValueError(
-            f"show_result: expected the detections of one image, got {type(result).__name__}; "
-            "call it for each image of a list"
-        )
-    if isinstance(img, (str, os.PathLike)):
-        rgb = read_image(os.fspath(img), "RGB")
-    else:
-        rgb = img if color == "RGB" else img[:, :, ::-1]
-    metadata = {"thing_classes": list(class_names)} if class_names is not None else {}
-    kept = result[result.scores >= score_thr]
-    drawn = Visualizer(rgb, metadata).draw_instance_predictions(kept)
-    if out_file is not None:
-        drawn.save(os.fspath(out_file))
-    return show_image(drawn.get_image(), ax)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 __all__ = [
     "all_gather",
@@ -27,6 +28,7 @@ __all__ = [
     "reduce_dict",
     "shared_random_seed",
     "synchronize",
+    "unwrap_model",
 ]
 
 _ALONE: ContextVar[bool] = ContextVar("d2kit_process_on_its_own", default=False)
@@ -243,3 +245,18 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value / world
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the model inside what distributes it over devices or processes.
+
+    Args:
+        model: a model, or `DistributedDataParallel` or `DataParallel` of one.
+
+    Returns:
+        The model; `model` itself where nothing is around it.
+    """
+    if isinstance(model, (DistributedDataParallel, DataParallel)):
+        inner: nn.Module = model.module
+        return inner
+    return model

@@ -23,8 +23,7 @@ import torch
 
 from d2kit.config import CfgNode
 from d2kit.data.datasets.rle import rle_problem
-from d2kit.engine.resolve import build_class_names
-from d2kit.predict.default_predictor import DefaultPredictor
+from d2kit.predict import Predictor
 from d2kit.structures import Boxes, Instances
 
 FORMAT = "d2kit detections 1"
@@ -281,10 +280,10 @@ class BatchDetector:
     """Runs a model on some frames at a time.
 
     Args:
-        predictor: `DefaultPredictor`, whose model, resizing and colour format are used.
+        predictor: takes frames in BGR.
     """
 
-    def __init__(self, predictor: Any) -> None:
+    def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
 
     def __call__(
@@ -303,17 +302,8 @@ class BatchDetector:
         Raises:
             ValueError: if the model does not find instances.
         """
-        with torch.inference_mode():
-            outputs = self._predictor.model([self._input(image) for image in images])
+        outputs = self._predictor.outputs(images)
         return [_record(*row) for row in zip(indices, times, outputs, strict=True)]
-
-    def _input(self, image: np.ndarray) -> dict[str, Any]:
-        height, width = image.shape[:2]
-        if self._predictor.input_format == "RGB":
-            image = image[:, :, ::-1]
-        resized = self._predictor.aug.get_transform(image).apply_image(image)
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
 
 
 def _record(index: int, time: float, output: dict[str, Any]) -> FrameDetections:
@@ -342,4 +332,5 @@ def build_detector(cfg: CfgNode) -> tuple[BatchDetector, list[str]]:
     Returns:
         The detector and the names of its classes.
     """
-    return BatchDetector(DefaultPredictor(cfg)), build_class_names(cfg)
+    predictor = Predictor(cfg)
+    return BatchDetector(predictor), predictor.class_names

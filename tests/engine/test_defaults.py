@@ -218,7 +218,8 @@ def test_mixed_precision_and_precise_bn_by_config(tmp_path, images):
     assert "grad_scaler" in saved["trainer"]["_trainer"]
 
 
-def test_precision_of_mixed_precision_by_config(tmp_path, images):
+def test_precision_of_mixed_precision_by_config(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     options = ["SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1, "SOLVER.AMP.PRECISION"]
     inner = tiny.TinyTrainer(tiny.tiny_cfg(tmp_path, *options, "bfloat16"))._trainer
     assert (inner.precision, inner.grad_scaler.is_enabled()) == (torch.bfloat16, False)

@@ -228,7 +228,8 @@ def test_memory_of_average_and_mixed_precision_is_what_they_hold():
     assert memory.total() == sum(memory)
 
 
-def test_memory_is_told_with_the_switches(tmp_path):
+def test_memory_is_told_with_the_switches(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     folder = tmp_path / "images"
     folder.mkdir()
     tiny.register(folder)

@@ -1,7 +1,5 @@
 """Batch, rate and schedule of a config follow the batch and the number of processes."""
 
-import logging
-
 import pytest
 
 from d2kit.config import get_cfg
@@ -53,13 +51,11 @@ REFERENCE = ("SOLVER.REFERENCE_BATCH", 16)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_rate_follows_the_batch_once(frozen, caplog):
+def test_rate_follows_the_batch_once(frozen):
     cfg = rate(*REFERENCE)
     if frozen:
         cfg.freeze()
-    with caplog.at_level(logging.INFO):
-        scaled = DefaultTrainer.auto_scale_workers(cfg, 1)
-    assert "BASE_LR from 0.02 for 16 images per iteration to 0.005 for 4" in caplog.text
+    scaled = DefaultTrainer.auto_scale_workers(cfg, 1)
     assert (scaled.SOLVER.BASE_LR, scaled.SOLVER.IMS_PER_BATCH) == (0.005, 4)
     assert scaled.SOLVER.MAX_ITER == cfg.SOLVER.MAX_ITER
     assert scaled.is_frozen() == frozen

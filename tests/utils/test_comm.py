@@ -92,3 +92,9 @@ def test_world_of_two(tmp_path):
         assert result["unchanged"] == result["rank"] + 1
         assert result["local"] == [0, 1]
         assert result["twice"] == "refused"
+
+
+def test_a_model_is_unwrapped():
+    model = torch.nn.Linear(2, 2)
+    assert comm.unwrap_model(torch.nn.DataParallel(model)) is model
+    assert comm.unwrap_model(model) is model

@@ -13,8 +13,7 @@ import numpy as np
 from d2kit.curate.findings import true_area
 from d2kit.data.datasets.validate import DatasetError, Problems, check_coco, path_problem, read_json
 from d2kit.utils.file_io import atomic_write
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
+from d2kit.utils.image_files import IMAGE_SUFFIXES
 
 Polygons = list[list[float]]
 

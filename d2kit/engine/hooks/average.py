@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from d2kit.engine.trainer_base import HookBase
+from d2kit.utils import comm
 
 __all__ = ["WeightAveraging"]
 
@@ -47,9 +47,7 @@ class WeightAveraging(HookBase):
     ) -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"the decay (SOLVER.EMA.DECAY) must be in [0, 1), got {decay}")
-        if isinstance(model, (DistributedDataParallel, DataParallel)):
-            model = model.module
-        self._model: nn.Module = model
+        self._model: nn.Module = comm.unwrap_model(model)
         self._decay = decay
         self._warmup = warmup
         self._checkpointer = checkpointer

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from d2kit.config import CfgNode
 from d2kit.engine.preflight.data import pick_evenly
@@ -262,8 +261,7 @@ def build_evaluation_pictures(
     from d2kit.data import MetadataCatalog
     from d2kit.evaluation import inference_context
 
-    if isinstance(model, (DistributedDataParallel, DataParallel)):
-        model = model.module
+    model = comm.unwrap_model(model)
     for name in cfg.DATASETS.TEST:
         dataset = build_loader(cfg, name).dataset  # its loader is not started: no draw by chance
         folder = Path(cfg.OUTPUT_DIR) / FOLDER / file_name(name)

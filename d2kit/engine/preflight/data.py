@@ -155,15 +155,6 @@ def table_of_classes(classes: Mapping[int, int], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-# Meta-architecture -> config key with its number of classes; of others we do not know.
-CLASS_KEYS = {
-    "GeneralizedRCNN": "ROI_HEADS",
-    "PanopticFPN": "ROI_HEADS",
-    "RetinaNet": "RETINANET",
-    "FCOS": "FCOS",
-}
-
-
 def check_output_dir(path: str) -> None:
     """Make the output folder, and make sure that a file can be written there.
 
@@ -218,8 +209,9 @@ def check_dataset_names(names: Iterable[str]) -> None:
 
 def default_num_classes(cfg: CfgNode) -> int | None:
     """Return how many classes a config's model detects; None for models we do not know."""
-    section = CLASS_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    return cfg.MODEL[section].NUM_CLASSES if section else None
+    from d2kit.modeling.facts import build_facts
+
+    return build_facts(cfg).detected_classes
 
 
 def check_classes(

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from d2kit.config import CfgNode
 from d2kit.engine.preflight.data import (
@@ -69,7 +68,7 @@ def build_preflight_report(
     joined = None if records is None else count_records(records, limit)
     counts = _build_train_counts(cfg, joined)
     counts |= {("test", name): found for name, found in test_counts.items()}
-    model = _unwrapped(trainer.model)
+    model = comm.unwrap_model(trainer.model)
     parts: dict[str, Callable[[], str]] = {"Datasets": lambda: table_of_datasets(counts)}
     if joined is not None and records is not None:
         parts[f"Classes of {_of(joined)}"] = lambda: _build_classes(cfg, joined)
@@ -92,13 +91,6 @@ def _told(part: Callable[[], str]) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    if isinstance(model, (DistributedDataParallel, DataParallel)):
-        inner: nn.Module = model.module
-        return inner
-    return model
 
 
 # ---- data

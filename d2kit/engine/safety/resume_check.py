@@ -23,6 +23,7 @@ HARMLESS = (
     *(
         "SOLVER.CHECKPOINT_PERIOD",
         "MODEL.DEVICE",
+        "SOLVER.AMP.ENABLED",  # the machine decides, as it does the device
         "CUDNN_BENCHMARK",
         "DETERMINISTIC",
         "INPUT.MIN_SIZE_TEST",

@@ -1,12 +1,10 @@
 """Registry of whole models."""
 
-import logging
-
-import torch
 from torch import nn
 
 from d2kit.config import CfgNode
 from d2kit.modeling.freezing import freeze_by_pattern
+from d2kit.utils.devices import choose_device
 from d2kit.utils.registry import Registry
 
 __all__ = ["META_ARCH_REGISTRY", "build_model"]
@@ -48,12 +46,4 @@ def build_model(cfg: CfgNode) -> nn.Module:
             "MODEL.FCOS.FOCAL_LOSS_ALPHA / GAMMA, any model by DATALOADER.SAMPLER_TRAIN "
             "RepeatFactorTrainingSampler"
         )
-    device = torch.device(cfg.MODEL.DEVICE)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning(
-            "MODEL.DEVICE is '%s', but this machine has no CUDA device: using the CPU. "
-            "Set MODEL.DEVICE cpu to silence this.",
-            cfg.MODEL.DEVICE,
-        )
-        device = torch.device("cpu")
-    return model.to(device)
+    return model.to(choose_device(cfg.MODEL.DEVICE))

@@ -10,7 +10,7 @@ import torch
 import d2kit
 from d2kit.engine import DefaultPredictor
 from d2kit.modeling import build_model
-from d2kit.predict.predictor import Predictor, find_images
+from d2kit.predict import Predictor, find_images
 from d2kit.predict.tiles import merge_tiles, tile_boxes
 from d2kit.structures import Boxes, Instances, ROIMasks
 from tests.support.tiny_model import tiny_config

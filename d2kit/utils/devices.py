@@ -1,0 +1,88 @@
+"""What this machine computes on: devices by their usual names, native precisions, cores."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+__all__ = ["available_cores", "choose_device", "computes_bfloat16"]
+
+logger = logging.getLogger(__name__)
+
+_ALIASES = {"gpu": "cuda", "": "cpu"}
+
+
+def choose_device(name: str | int | torch.device, source: str = "MODEL.DEVICE") -> torch.device:
+    """Return the device of a name; the CPU, with a warning, where the machine has no such kind.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", "gpu", 1 or "1" (a CUDA device), "mps", "auto" (CUDA, MPS or
+            the CPU, what there is), or a `torch.device`.
+        source: where the name comes from, for messages.
+
+    Raises:
+        ValueError: if it is no device's name, or this machine has fewer devices of the kind.
+    """
+    text = str(name).strip().lower()
+    if text == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    text = f"cuda:{text}" if text.isdigit() else _ALIASES.get(text, text)
+    kind, _, number = text.partition(":")
+    text = f"{_ALIASES.get(kind, kind)}:{number}" if number else text
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise ValueError(
+            f"{source}: expected cpu, cuda, cuda:N, mps or auto, got {name!r}"
+        ) from None
+    available: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if device.type in available and not available[device.type]():
+        logger.warning(
+            "%s is '%s', but this machine has no %s device: using the CPU. Set it to cpu to "
+            "silence this.",
+            source,
+            name,
+            device.type.upper(),
+        )
+        return torch.device("cpu")
+    if device.type == "cuda" and device.index is not None:
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise ValueError(
+                f"{source}: '{name}', but this machine has {count} CUDA "
+                f"device{'s' * (count != 1)}: cuda:0 to cuda:{count - 1}"
+            )
+    return device
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device computes bfloat16 natively; elsewhere it is emulated, and slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return True
+    # torch has no public question for the CPU's units; each of these is False where it is absent
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if any(getattr(torch.cpu, name, lambda: False)() for name in questions):
+        return True
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return False  # x86: the questions above are all there are
+    arm = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(arm()) if arm is not None else False
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: affinity, and the limit of its container."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # no such limit ("max"), or another system
+        return cores

@@ -1,0 +1,53 @@
+"""Devices by their usual names, and what they compute natively."""
+
+import logging
+import os
+
+import pytest
+import torch
+
+from d2kit.utils.devices import available_cores, choose_device, computes_bfloat16
+
+
+@pytest.mark.parametrize("name", ["cpu", "CPU", "", "cpu:0", torch.device("cpu")])
+def test_the_cpu(name):
+    assert choose_device(name).type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda", "gpu", "GPU:1", 0, "1", "cuda:3", torch.device("cuda")])
+def test_without_cuda_the_cpu_and_a_word(name, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        assert choose_device(name) == torch.device("cpu")
+    assert "no CUDA device: using the CPU" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda:1", 1), (1, 1), ("gpu", None), ("0", 0)])
+def test_cuda_by_number(name, index, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device(name) == torch.device("cuda" if index is None else f"cuda:{index}")
+    with pytest.raises(ValueError, match="this machine has 2 CUDA devices: cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["cudda", "cuda:x", -1, None, "cuda:-1"])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match="expected cpu, cuda, cuda:N, mps or auto, got"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "capability", "native"),
+    [(False, False, "AVX2", False), (False, False, "AVX512", False)]
+    + [(True, False, "AVX512", True), (False, True, "AVX512", True)],
+)
+def test_the_processor_is_asked(avx512, amx, capability, native, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert computes_bfloat16(torch.device("cpu")) is native
+
+
+def test_cores_are_those_this_process_may_use():
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)
