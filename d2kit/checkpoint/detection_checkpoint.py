@@ -149,6 +149,8 @@ class DetectionCheckpointer(Checkpointer):
         self.path_manager = PathManager
         self.logger = logging.getLogger(__name__)
         self.resumed_from = ""
+        # names of the model that the file loaded last lacks; None: nothing was loaded
+        self.not_loaded: list[str] | None = None
         self.run_started = time.time()
         self._loaded_run = 0.0
         self._source = ""
@@ -274,6 +276,7 @@ class DetectionCheckpointer(Checkpointer):
         """
         if not path:
             self.logger.info("No weights are given: the model keeps its initial ones")
+            self.not_loaded = None
             return {}
         name, _, query = str(path).partition("?")
         if os.path.isfile(path):
@@ -335,6 +338,8 @@ class DetectionCheckpointer(Checkpointer):
         return weights
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
+        misshapen = {name for name, _, _ in incompatible.incorrect_shapes}
+        self.not_loaded = sorted({*incompatible.missing_keys, *misshapen})
         text = report(
             self._source,
             len(self.model.state_dict()),

@@ -6,6 +6,7 @@ with paused_gc():
     from d2kit.engine.defaults import (
         DefaultPredictor,
         DefaultTrainer,
+        check_evaluated_weights,
         create_ddp_model,
         default_argument_parser,
         default_setup,
@@ -51,6 +52,7 @@ __all__ = [
     "TorchProfiler",
     "TrainerBase",
     "WeightAveraging",
+    "check_evaluated_weights",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",

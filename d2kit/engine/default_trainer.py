@@ -37,7 +37,11 @@ from d2kit.engine.preflight.data import (
     check_output_dir,
     default_num_classes,
     number_of_images,
+    records_of,
+    uses_default_mapper,
 )
+from d2kit.engine.preflight.judge import build_schedule_warnings
+from d2kit.engine.preflight.records import DefaultRecordCheck
 from d2kit.engine.preflight.report import build_preflight_report
 from d2kit.engine.resolve import (
     build_class_weights_cfg,
@@ -226,6 +230,8 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        from d2kit.data.datasets.coco import prefer_class_order
+
         super().__init__()
         if not logging.getLogger("d2kit").isEnabledFor(logging.INFO):
             setup_logger()  # a script without default_setup
@@ -233,6 +239,8 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         hold_output_dir(cfg.OUTPUT_DIR)
         default_tracker_check(cfg)
         default_check_datasets(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if cfg.MODEL.CLASS_NAMES else ():
+            prefer_class_order(name, cfg.MODEL.CLASS_NAMES)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.cfg = self._with_seed(cfg, self.seed)
@@ -242,9 +250,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         )
         data_loader = self.build_train_loader(self.cfg)
         self.cfg = build_iterations_cfg(self.cfg, number_of_images(data_loader))
-        self._test_counts = check_classes(
-            default_num_classes(self.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
-        )
+        self._check_datasets(data_loader)
         self.cfg = build_class_weights_cfg(build_named_cfg(self.cfg), data_loader)
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
@@ -258,9 +264,28 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             trainer=weakref.proxy(self),
         )
         self._last_eval_results: dict[str, Any] = {}
+        self._has_trained = False
         self.start_iter = 0
         self.max_iter = self.cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
+
+    def _check_datasets(self, loader: Any) -> None:
+        """Refuse what mapper, model or evaluator would; keep warnings and counts for the report."""
+        names, cfg = self.cfg.DATASETS, self.cfg
+        classes = default_num_classes(cfg)
+        found = DefaultRecordCheck(cfg)
+        records = records_of(loader)
+        if records is not None and uses_default_mapper(loader):
+            found.look_at_training(", ".join(names.TRAIN), records, classes)
+        own = getattr(type(self).build_evaluator, "__func__", None)
+        known = own is DefaultEvaluation.build_evaluator.__func__
+        look = found.look_at_test if known else None
+        self._test_counts = check_classes(classes, names.TRAIN, names.TEST, look)
+        found.raise_if_any()
+        self._warnings = [*found.warnings, *build_schedule_warnings(cfg, cfg.SOLVER.MAX_ITER)]
+        if comm.is_main_process():
+            for line in self._warnings:
+                logger.warning("%s", line)
 
     @staticmethod
     def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
@@ -295,8 +320,15 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             than rank 0, and where there is no test set.
 
         Raises:
+            RuntimeError: if this trainer has trained before.
             SystemExit: if the results are not the expected ones.
         """
+        if self._has_trained:
+            raise RuntimeError(
+                f"this trainer has done its training ({self.max_iter} iterations); to train on, "
+                "raise SOLVER.MAX_ITER, build a new trainer and call resume_or_load(resume=True); "
+                "to begin anew, build a new trainer with another OUTPUT_DIR"
+            )
         if self.start_iter > 0:
             start_loader_at(self._trainer.data_loader, self.start_iter)
         self.preflight()
@@ -304,6 +336,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         add_preemption(self, self.checkpointer)
         try:
             super().train(self.start_iter, self.max_iter)
+            self._has_trained = True
         finally:
             release_output_dir(self.cfg.OUTPUT_DIR)
         report_epochs(self, self.cfg.OUTPUT_DIR)
@@ -335,7 +368,9 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
     def preflight(self) -> None:
         """Log what is about to be trained (``PREFLIGHT`` in the config); `train` does it first."""
         if comm.is_main_process():
-            logger.info("%s", build_preflight_report(self.cfg, self, self._test_counts))
+            logger.info(
+                "%s", build_preflight_report(self.cfg, self, self._test_counts, self._warnings)
+            )
 
     # ---- state
 

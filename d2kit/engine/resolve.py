@@ -85,7 +85,7 @@ def build_class_weights_cfg(cfg: CfgNode, loader: Any) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     weights = balanced_weights(counts.classes, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS = weights
+    cfg.MODEL.ROI_HEADS["CLASS_WEIGHTS"] = weights  # in place of a word
     logger.info(
         "Class weights, balanced over %s objects: %s; background 1",
         f"{counts.objects:,}",
@@ -160,6 +160,34 @@ def build_class_names(cfg: CfgNode) -> list[str]:
         names = metadata.get("thing_classes")
     count = default_num_classes(cfg) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
     return list(names or map(str, range(count)))
+
+
+def build_trained_classes(cfg: CfgNode) -> tuple[list[str], str]:
+    """Return the names of a model's classes as its training had them, and where they stand.
+
+    They come from MODEL.CLASS_NAMES, else from the first training set where it is at hand; none
+    where they are not known or of another number than the model's classes.
+    """
+    from d2kit.data import DatasetCatalog, DatasetError, MetadataCatalog
+    from d2kit.data.datasets.validate import read_json
+
+    if cfg.MODEL.CLASS_NAMES:
+        return list(cfg.MODEL.CLASS_NAMES), "the model (MODEL.CLASS_NAMES)"
+    name = next(iter(cfg.DATASETS.TRAIN), "")
+    if name not in DatasetCatalog:
+        return [], ""
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes")
+    file = metadata.get("json_file") or ""
+    if names is None and os.path.isfile(file):
+        try:
+            categories = read_json(file, file).get("categories") or []
+            names = [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
+        except (DatasetError, KeyError, TypeError):
+            names = None  # the training set's damage is no matter of an evaluation
+    if not names or len(names) != default_num_classes(cfg):
+        return [], ""
+    return [str(n) for n in names], f"training set '{name}'"
 
 
 def build_named_cfg(cfg: CfgNode) -> CfgNode:
