@@ -24,6 +24,9 @@ from d2kit.engine import user_errors
 from d2kit.evaluation.groups import ground_truth_ap
 from d2kit.utils.file_io import atomic_write
 
+LISTED = 20
+"""Lines of one kind that are printed one by one."""
+
 ENOUGH = 99.995
 """AP in percent from which rounding alone explains what is missing to 100."""
 
@@ -53,11 +56,29 @@ def survey(args: argparse.Namespace) -> dict[str, ImageFile] | None:
         return survey_images(images, args.images, bar.update)
 
 
+def grouped(found: Sequence[Finding]) -> list[str]:
+    """Return the lines; of many of one field and kind the first ones, and their number."""
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for f in found:
+        kind = f.where.partition(" ")[0]
+        # numbers and names differ from line to line, the words are the cause
+        cause = " ".join(w for w in f.what.split() if w.isalpha())
+        groups.setdefault((kind, f.field, cause), []).append(f)
+    lines = []
+    for (kind, field, _), members in groups.items():
+        lines += map(str, members[:LISTED])
+        if len(members) > LISTED:
+            more = len(members) - LISTED
+            lines.append(f"... and {more} more of this kind ({len(members)} {kind}s: {field})")
+    return lines
+
+
 def show(found: Sequence[Finding], limit: int) -> int:
     """Print findings, errors first; return the number of errors."""
     errors = [f for f in found if f.level == "error"]
     notes = [f for f in found if f.level != "error"]
-    for lines, prefix in ((errors, ""), (notes, "note: ")):
+    for group, prefix in ((errors, ""), (notes, "note: ")):
+        lines = grouped(group)
         print("".join(f"{prefix}{line}\n" for line in lines[:limit]), end="")
         if len(lines) > limit:
             print(f"{prefix}... and {len(lines) - limit} more")

@@ -28,6 +28,7 @@ from d2kit.data import build_detection_train_loader
 from d2kit.engine import (
     AMPTrainer,
     SimpleTrainer,
+    check_evaluated_weights,
     create_ddp_model,
     default_argument_parser,
     default_setup,
@@ -133,6 +134,7 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
         model = build_model(cfg)
         checkpointer = DetectionCheckpointer(model, cfg.train.output_dir)
         checkpointer.resume_or_load(cfg.train.init_checkpoint or "", resume=args.resume)
+        check_evaluated_weights(checkpointer, args.allow_untrained)
         return evaluate(cfg, create_ddp_model(model))
 
 

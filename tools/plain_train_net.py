@@ -20,6 +20,7 @@ from d2kit.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from d2kit.config import CfgNode, get_cfg
 from d2kit.data import build_detection_test_loader, build_detection_train_loader
 from d2kit.engine import (
+    check_evaluated_weights,
     create_ddp_model,
     default_argument_parser,
     default_setup,
@@ -118,6 +119,7 @@ def main(args: argparse.Namespace) -> OrderedDict:
         if args.eval_only:
             checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            check_evaluated_weights(checkpointer, args.allow_untrained)
         else:
             train(cfg, create_ddp_model(model), args.resume)
         return evaluate(cfg, model)

@@ -20,6 +20,7 @@ from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import (
     DefaultTrainer,
     HookBase,
+    check_evaluated_weights,
     default_argument_parser,
     default_setup,
     launch,
@@ -82,6 +83,7 @@ def main(args: argparse.Namespace) -> OrderedDict:
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        check_evaluated_weights(checkpointer, args.allow_untrained)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_TTA(cfg, model))

@@ -151,6 +151,8 @@ class DetectionCheckpointer(Checkpointer):
         self.path_manager = PathManager
         self.logger = logging.getLogger(__name__)
         self.resumed_from = ""
+        # names of the model that the file loaded last lacks; None: nothing was loaded
+        self.not_loaded: list[str] | None = None
         self.run_started = time.time()
         self.run = 0  # number of this training in the folder; found when it first saves
         self._loaded_run = (0, 0.0)
@@ -282,6 +284,7 @@ class DetectionCheckpointer(Checkpointer):
         """
         if not path:
             self.logger.info("No weights are given: the model keeps its initial ones")
+            self.not_loaded = None
             return {}
         name, _, query = str(path).partition("?")
         if os.path.isfile(path):
@@ -351,6 +354,8 @@ class DetectionCheckpointer(Checkpointer):
         return weights
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
+        misshapen = {name for name, _, _ in incompatible.incorrect_shapes}
+        self.not_loaded = sorted({*incompatible.missing_keys, *misshapen})
         text = report(
             self._source,
             len(self.model.state_dict()),

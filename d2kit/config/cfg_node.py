@@ -28,9 +28,13 @@ def decode(value: Any) -> Any:
 
 
 def plain_scalar(value: Any) -> Any:
-    """Return a numpy or torch scalar as a Python number, and anything else unchanged."""
+    """Return a numpy or torch scalar as a Python number, in lists too; the rest unchanged."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
+    if type(value) in (list, tuple):
+        plain = [plain_scalar(item) for item in value]
+        if any(new is not old for new, old in zip(plain, value, strict=True)):
+            return type(value)(plain)
     return value
 
 
@@ -50,8 +54,9 @@ def _kind(value: Any) -> str:
 def coerce(value: Any, raw: Any, current: Any, full: str, where: str) -> Any:
     """Return `value` as it may replace `current`.
 
-    Equal types pass; so does anything for None and None for anything, an int where a float is, a
-    list where a tuple is and the reverse. Text for a string key is kept as it was written where it
+    Equal types pass; so does anything for None, None for anything but an int, an int where a
+    float is, a whole float where an int is, a list where a tuple is and the reverse. Text for a
+    string key is kept as it was written where it
     happens to be a literal of another type (an output folder named ``2024``).
 
     Args:
@@ -68,15 +73,17 @@ def coerce(value: Any, raw: Any, current: Any, full: str, where: str) -> Any:
     leaves = new in LEAF_TYPES and old in LEAF_TYPES
     if old in (list, tuple) and new in (list, tuple):
         return _as(old, value, current)
-    if new is old or (leaves and (value is None or current is None)):
+    if new is old or current is None and leaves or value is None and old is not int:
         return value
     if old is float and new is int:
         return float(value)
+    if old is int and new is float and value.is_integer():
+        return int(value)
     if old is str and isinstance(raw, str):
         return raw
     hint = ""
     if old in (list, tuple) and new in (str, int, float):
-        hint = f'; for one element write "({value!r},)"'
+        hint = f'; for one element write "({value!r},)" with the comma, or "[{value!r}]"'
     raise ValueError(
         f"{where}: {full} expects a {_kind(current)} (now {current!r}), "
         f"got the {_kind(value)} {value!r}{hint}"
@@ -176,9 +183,13 @@ class CfgNode(_FvcoreCfgNode):
         ``NUM_CLASSES``. ``cfg.SECTION["NAME"] = value`` or `set_new_allowed(True)` set it anyway.
         A name that exists in a section below (``cfg.MODEL.NUM_CLASSES``) is a warning.
 
+        The new value of an existing key must fit the present one by the rules of a config file
+        (`coerce`): text for a number is read as one, a text for a tuple of names is an error.
+
         Raises:
             AttributeError: if the config is frozen or the name is refused.
             TypeError: if the value is none that a config file can hold.
+            ValueError: if the value is of another type than the key's.
         """
         val = plain_scalar(val)
         if type(val) not in LEAF_TYPES and not isinstance(val, dict):
@@ -186,7 +197,9 @@ class CfgNode(_FvcoreCfgNode):
                 f"config key '{name}' got a {type(val).__name__} ({val!r}); expected a number, "
                 "string, bool, None, list, tuple or CfgNode"
             )
-        if name not in self and not isinstance(val, dict) and not self.is_new_allowed():
+        if name in self and not self.is_frozen():
+            val = self._checked(name, val)
+        elif name not in self and not isinstance(val, dict) and not self.is_new_allowed():
             section, defaults = self.__dict__.get(_SECTION, ("", ()))
             slips = [key for key in defaults if key in self and looks_like_typo(name, key)]
             if slips:
@@ -204,6 +217,14 @@ class CfgNode(_FvcoreCfgNode):
                     " or ".join(below),
                 )
         super().__setattr__(name, val)
+
+    def _checked(self, name: str, val: Any) -> Any:
+        """Return a new value of an existing key as a config file would set it."""
+        if isinstance(val, dict) or isinstance(self[name], dict):
+            return val
+        section, _ = self.__dict__.get(_SECTION, ("", ()))
+        full = f"{section}.{name}" if section else name
+        return coerce(decode(val), val, self[name], full, "set from Python")
 
     def mark_defaults(self, section: str = "") -> None:
         """Remember the present keys as the defaults that slips are compared with.

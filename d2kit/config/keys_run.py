@@ -43,6 +43,15 @@ _DATA: dict[str, tuple[Any, str]] = {
         "Datasets of your own in COCO format: [name, annotations.json, folder of images] each; "
         "relative paths count from the current folder, else from D2KIT_DATASETS.",
     ),
+    "DATASETS.KEYPOINT_NAMES": (
+        [],
+        "Names of the keypoints of the datasets, in order; empty: those of the annotation file.",
+    ),
+    "DATASETS.KEYPOINT_FLIP_MAP": (
+        [],
+        "Pairs of keypoints that change places in a mirrored image, [[left_eye, right_eye], ...]; "
+        "empty: the dataset's, else pairs by the words left and right in the names.",
+    ),
     "DATASETS.TRAIN": ((), "Names of registered datasets to train on."),
     "DATASETS.PROPOSAL_FILES_TRAIN": ((), "Proposal files, one per dataset of TRAIN."),
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": (2000, "Proposals used per image, training."),

@@ -130,6 +130,7 @@ def parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         _check_form(text, path)
         node = loader.get_single_node()
+        _check_doubles(node, path)  # before aliases of whole sections (<<) are written out
         values = {} if node is None else loader.construct_document(node)
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
@@ -153,6 +154,31 @@ def parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         _collect_lines(node, "", str(path), lines)
     _check_leaves(values, "", str(path), lines)
     return values, lines
+
+
+def _check_doubles(node: yaml.Node | None, path: Path) -> None:
+    """Raise ValueError where a mapping says a key twice: YAML would keep the last, silently."""
+    pending, seen = [node], set()
+    while pending:
+        part = pending.pop()
+        if not isinstance(part, yaml.CollectionNode) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, yaml.SequenceNode):
+            pending += part.value
+            continue
+        lines: dict[str, int] = {}
+        for key, value in part.value:
+            line = key.start_mark.line + 1
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name in lines:
+                raise ValueError(
+                    f"{path}:{line}: key '{name}' is said twice in one section, in line "
+                    f"{lines[name]} and in line {line}; only the last would count: join them"
+                )
+            if name is not None and name != "<<":
+                lines[name] = line
+            pending.append(value)
 
 
 def _collect_lines(node: yaml.MappingNode, prefix: str, path: str, lines: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from d2kit.curate.findings import (
     Finding,
     Findings,
     ImageFile,
+    mask_disagrees,
     reaches_far,
     roots_of_classes,
     survey_images,
@@ -96,7 +97,11 @@ def _check_annotations(tables: CocoTables, found: Findings) -> None:
 def _annotation_problems(
     a: Mapping[str, Any], image: Mapping[str, Any], has_masks: bool
 ) -> Iterator[tuple[str, str]]:
-    width, height = a["bbox"][2:]
+    width, height = a["bbox"][2:4]
+    if len(a["bbox"]) == 4 and a.get("segmentation") and not a.get("iscrowd"):
+        apart = mask_disagrees(a, image)
+        if apart:
+            yield "bbox", apart
     if min(width, height) == 0:
         yield "bbox", f"of size zero: {a['bbox']}; nothing can be learned from it"
     if "iscrowd" not in a:
@@ -158,6 +163,8 @@ def _health(tables: CocoTables, found: Findings) -> None:
         if all(type(im.get(k)) is int and 0 < im[k] < 2**31 for k in ("width", "height"))
         and isinstance(im.get("file_name"), str)
     }
+    if any(len(a["bbox"]) != 4 for a in tables.annotations):
+        return  # its rules are those of upright boxes
     coco = {
         "images": _only(usable.values(), ("id", "file_name", "width", "height")),
         "categories": _only(tables.categories.values(), ("id", "name")),

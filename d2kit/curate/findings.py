@@ -102,7 +102,7 @@ def true_area(annotation: Mapping[str, Any], height: int, width: int) -> float:
     """
     masks = annotation.get("segmentation")
     if not masks:
-        return float(annotation["bbox"][2] * annotation["bbox"][3])
+        return float(annotation["bbox"][2] * annotation["bbox"][3])  # of rotated ones, too
     from pycocotools import mask as mask_util
 
     if isinstance(masks, dict):
@@ -111,6 +111,41 @@ def true_area(annotation: Mapping[str, Any], height: int, width: int) -> float:
     else:
         rle = mask_util.merge(mask_util.frPyObjects(masks, height, width))
     return float(mask_util.area(rle))
+
+
+def bounds_of_polygons(masks: Any) -> list[float] | None:
+    """Return the box [x, y, width, height] around polygons; None for other masks."""
+    if not isinstance(masks, list):
+        return None
+    points = [p for p in masks if isinstance(p, list) and len(p) >= 6]
+    xs, ys = [x for p in points for x in p[::2]], [y for p in points for y in p[1::2]]
+    if not xs or not ys:
+        return None
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def mask_disagrees(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> str | None:
+    """Say how a box and its polygons contradict each other; None where they fit.
+
+    Args:
+        annotation: with `bbox` [x, y, width, height] and `segmentation`.
+        image: its entry; polygons beyond the border are compared as far as they are inside.
+    """
+    bounds = bounds_of_polygons(annotation.get("segmentation"))
+    if bounds is None:
+        return None
+    x, y, w, h = annotation["bbox"]
+    u, v, s, t = bounds
+    across = min(x + w, u + s) - max(x, u)
+    down = min(y + h, v + t) - max(y, v)
+    common = max(across, 0) * max(down, 0)
+    near = all(
+        abs(p - q) <= 3 for p, q in zip((x, y, x + w, y + h), (u, v, u + s, v + t), strict=True)
+    )
+    if near or common >= 0.5 * (w * h + s * t - common):
+        return None
+    shown = [round(n, 1) for n in bounds]
+    return f"{[x, y, w, h]}, but its mask lies in {shown} (x, y, width, height)"
 
 
 class ImageFile(NamedTuple):

@@ -8,11 +8,14 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from d2kit.curate.findings import (
     Finding,
     Findings,
     ImageFile,
+    bounds_of_polygons,
+    mask_disagrees,
     reaches_far,
     roots_of_classes,
     survey_images,
@@ -63,7 +66,14 @@ def _exists(name: str, root: Path) -> bool:
 
 
 def _nearest(name: str, whole: Mapping[str, list[str]], last: Mapping[str, list[str]]) -> str:
-    """Return the only file that has most of the last parts of a name; nothing if there is none."""
+    """Return the only file that has most of the last parts of a name; nothing if there is none.
+
+    Names of web addresses (Label Studio: ``/data/local-files/?d=images/b%C3%A4r.png``) are decoded.
+    """
+    if "%" in name or "?" in name:
+        plain = unquote(name.partition("?d=")[2] or name.partition("?")[0])
+        if plain != name:
+            return _nearest(plain, whole, last)
     parts = name.replace("\\", "/").lower().split("/")
     for start in range(len(parts)):
         files = whole.get("/".join(parts[start:]), [])
@@ -172,6 +182,12 @@ def mend_box(a: Mapping[str, Any], width: int, height: int) -> list[float] | Non
         [x, y, width, height], or None where it cannot be told.
     """
     box = a.get("bbox")
+    if all_numbers(box) and len(box) == 5:  # type: ignore[arg-type]
+        return None  # a rotated one
+    if all_numbers(box) and len(box) == 4 and not a.get("iscrowd"):  # type: ignore[arg-type]
+        witness = bounds_of_polygons(a.get("segmentation"))
+        if witness and mask_disagrees({**a, "bbox": box}, {}):
+            box = witness  # the mask was drawn, the box is a number beside it
     if not all_numbers(box) or len(box) != 4 or 0 in box[2:]:  # type: ignore[arg-type,index]
         box = _box_of(a.get("segmentation"), width, height)
         if box is None:
@@ -208,6 +224,8 @@ def _box_of(masks: Any, width: int, height: int) -> list[float] | None:
 
 Entry = dict[str, Any]
 
+NO_MASK = "it has no mask, as most others do; MODEL.MASK_ON False trains all, as boxes"
+
 
 def repair_coco(
     data: Mapping[str, Any],
@@ -228,6 +246,7 @@ def repair_coco(
         The repaired dictionary, which `load_coco_json` accepts, and what was done.
     """
     done = Findings(file)
+    data = _numbered(data, done)
     entries = data.get("images")
     moved = moved_files(entries, folder) if folder and isinstance(entries, list) else {}
     if moved and folder:
@@ -248,6 +267,43 @@ def repair_coco(
         done.add(finding.where, finding.field, f"left out: {finding.what}")
     fixed["annotations"] = _finish(tables.annotations, images, done)
     return fixed, done.found
+
+
+def _numbered(data: Mapping[str, Any], done: Findings) -> Mapping[str, Any]:
+    """Number images and categories whose ids are text or negative, wherever they are named."""
+    data = dict(data)
+    annotations = [dict(a) if isinstance(a, dict) else a for a in _list(data.get("annotations"))]
+    for kind, field in (("images", "image_id"), ("categories", "category_id")):
+        entries = data.get(kind)
+        if not isinstance(entries, list):
+            continue
+        ids = [e.get("id") for e in entries if isinstance(e, dict)]
+        odd = [i for i in ids if isinstance(i, str) and to_integer(i) is None]
+        odd += [i for i in ids if type(i) is int and i < 0]
+        if not odd or len(set(map(repr, odd))) < len(odd):
+            continue
+        fresh = 1 + max((n for n in map(to_integer, ids) if n is not None and n >= 0), default=0)
+        new = {value: fresh + place for place, value in enumerate(odd)}
+        data[kind] = [
+            {**e, "id": new[e["id"]]} if isinstance(e, dict) and _is_in(e.get("id"), new) else e
+            for e in entries
+        ]
+        for a in annotations:
+            if isinstance(a, dict) and _is_in(a.get(field), new):
+                a[field] = new[a[field]]
+        what = f"{len(new)} ids that are text or negative -> {fresh}, {fresh + 1}, ..."
+        done.add(kind, "id", f"{what} (in '{field}' of the annotations, too)")
+    if isinstance(data.get("annotations"), list):
+        data["annotations"] = annotations
+    return data
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_in(value: Any, table: Mapping[Any, int]) -> bool:
+    return isinstance(value, (str, int)) and value in table
 
 
 def _entries(entries: Any, kind: str, done: Findings) -> Iterable[tuple[str, Entry]]:
@@ -287,6 +343,14 @@ def _images(
         name = image.get("file_name")
         file = survey.get(name) if survey and isinstance(name, str) else None
         if file is not None and not file.problem:
+            if (image.get("width"), image.get("height")) == (file.height, file.width) and (
+                file.width != file.height
+            ):
+                what = "left out: its picture is turned (EXIF), its size and labels are not"
+                done.add(
+                    where, "width, height", f"{what}; turn the picture's pixels, or the labels"
+                )
+                continue
             for key, size in (("width", file.width), ("height", file.height)):
                 if image.get(key) != size:
                     _set(image, key, size, where, done)
@@ -369,20 +433,20 @@ def _finish(annotations: list[Entry], images: Mapping[int, Entry], done: Finding
     kept = []
     for a in annotations:
         where = f"annotation {a['id']}"
-        if min(a["bbox"][2:]) <= 0:
+        if min(a["bbox"][2:4]) <= 0:
             done.add(where, "bbox", f"left out: of size zero, {a['bbox']}")
             continue
         if masks and boxes_only and a.get("segmentation") and not a.get("iscrowd"):
             _set(a, "segmentation", [], where, done)  # most have none: a dataset of boxes
         elif masks and not boxes_only and not a.get("segmentation"):
-            done.add(where, "segmentation", "left out: it has no mask, as most others do")
+            done.add(where, "segmentation", f"left out: {NO_MASK}")
             continue
         image = images[a["image_id"]]
         area = true_area(a, image["height"], image["width"])
         if area <= 0:
             done.add(where, "segmentation", "left out: its mask has no pixel")
             continue
-        slack = 0.1 * area + sum(a["bbox"][2:])
+        slack = 0.1 * area + sum(a["bbox"][2:4])
         low = area - slack if a.get("segmentation") else 0
         if "area" not in a or not max(low, 1e-9) <= a["area"] <= area + slack:
             _set(a, "area", round(area, 2), where, done)

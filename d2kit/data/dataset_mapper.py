@@ -11,6 +11,7 @@ from d2kit.config import configurable
 from d2kit.data import detection_utils as utils
 from d2kit.data import transforms as T  # noqa: N812
 from d2kit.data.annotations import transform_annotations, transform_rotated_annotations
+from d2kit.data.keypoints import build_keypoint_flips
 from d2kit.structures import Boxes, BoxMode, Instances
 
 __all__ = ["DatasetMapper"]
@@ -95,9 +96,7 @@ class DatasetMapper:
             "use_rotated_boxes": cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN",
         }
         if cfg.MODEL.KEYPOINT_ON and is_train:  # a test may name no training set
-            arguments["keypoint_hflip_indices"] = utils.create_keypoint_hflip_indices(
-                cfg.DATASETS.TRAIN
-            )
+            arguments["keypoint_hflip_indices"] = build_keypoint_flips(cfg)
         if cfg.MODEL.LOAD_PROPOSALS:
             arguments["precomputed_proposal_topk"] = (
                 cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN

@@ -8,6 +8,7 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch.utils import data as torchdata
 
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
+from d2kit.data.datasets.coco import prefer_class_order
 from d2kit.data.datasets.validate import MAX_LISTED, DatasetError
 from d2kit.data.detection_utils import check_metadata_consistency
 from d2kit.data.samplers import RepeatFactorTrainingSampler
@@ -182,7 +184,7 @@ def print_instances_class_histogram(
         for annotation in d["annotations"]:
             if not annotation.get("iscrowd", 0):
                 counts[annotation["category_id"]] += 1
-    wrong = [c for c in counts if not isinstance(c, int) or not 0 <= c < len(class_names)]
+    wrong = [c for c in counts if not isinstance(c, Integral) or not 0 <= c < len(class_names)]
     if wrong:
         raise ValueError(
             f"annotations have category_id {wrong[:5]}, but the dataset has {len(class_names)} "
@@ -298,7 +300,12 @@ def get_detection_dataset_dicts(
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise ValueError("no dataset is named: set DATASETS.TRAIN (or DATASETS.TEST) in the config")
-    loaded = [DatasetCatalog.get(name) for name in names]
+    loaded = [DatasetCatalog.get(names[0])]
+    classes = MetadataCatalog.get(names[0]).get("thing_classes")
+    for name in names[1:]:
+        if classes is not None:
+            prefer_class_order(name, classes)
+        loaded.append(DatasetCatalog.get(name))
     if isinstance(loaded[0], torchdata.Dataset):
         return _join_torch_datasets(names, loaded)
     for name, records in zip(names, loaded, strict=True):

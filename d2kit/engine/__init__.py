@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 with paused_gc():
     from d2kit.engine.defaults import (
         DefaultTrainer,
+        check_evaluated_weights,
         create_ddp_model,
         default_argument_parser,
         default_setup,
@@ -55,6 +56,7 @@ __all__ = [
     "TorchProfiler",
     "TrainerBase",
     "WeightAveraging",
+    "check_evaluated_weights",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",

@@ -33,7 +33,17 @@ from d2kit.engine.hooks.progress import (
     report_epochs,
     writing_period,
 )
-from d2kit.engine.preflight.data import check_output_dir, number_of_images
+from d2kit.engine.preflight.data import (
+    DatasetCounts,
+    check_classes,
+    check_output_dir,
+    default_num_classes,
+    number_of_images,
+    records_of,
+    uses_default_mapper,
+)
+from d2kit.engine.preflight.judge import build_schedule_warnings
+from d2kit.engine.preflight.records import DefaultRecordCheck
 from d2kit.engine.preflight.report import build_preflight_report
 from d2kit.engine.resolve import (
     build_run,
@@ -227,6 +237,8 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        from d2kit.data.datasets.coco import prefer_class_order
+
         super().__init__()
         if not logging.getLogger("d2kit").isEnabledFor(logging.INFO):
             setup_logger()  # a script without default_setup
@@ -234,7 +246,14 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         hold_output_dir(cfg.OUTPUT_DIR)
         default_tracker_check(cfg)
         default_check_datasets(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-        run = build_run(cfg, scale=self.auto_scale_workers, build_loader=self.build_train_loader)
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if cfg.MODEL.CLASS_NAMES else ():
+            prefer_class_order(name, cfg.MODEL.CLASS_NAMES)
+        run = build_run(
+            cfg,
+            scale=self.auto_scale_workers,
+            build_loader=self.build_train_loader,
+            check_datasets=self._check_datasets,
+        )
         self.cfg, self.seed, data_loader = run.cfg, run.cfg.SEED, run.loader
         self._test_counts = run.test_counts
         model = self.build_model(self.cfg)
@@ -249,9 +268,29 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             trainer=weakref.proxy(self),
         )
         self._last_eval_results: dict[str, Any] = {}
+        self._has_trained = False
         self.start_iter = 0
         self.max_iter = self.cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
+
+    def _check_datasets(self, cfg: CfgNode, loader: Any) -> dict[str, DatasetCounts | None]:
+        """Refuse what mapper, model or evaluator would; keep warnings and counts for the report."""
+        names = cfg.DATASETS
+        classes = default_num_classes(cfg)
+        found = DefaultRecordCheck(cfg)
+        records = records_of(loader)
+        if records is not None and uses_default_mapper(loader):
+            found.look_at_training(", ".join(names.TRAIN), records, classes)
+        own = getattr(type(self).build_evaluator, "__func__", None)
+        known = own is DefaultEvaluation.build_evaluator.__func__
+        look = found.look_at_test if known else None
+        counts = check_classes(classes, names.TRAIN, names.TEST, look)
+        found.raise_if_any()
+        self._warnings = [*found.warnings, *build_schedule_warnings(cfg, cfg.SOLVER.MAX_ITER)]
+        if comm.is_main_process():
+            for line in self._warnings:
+                logger.warning("%s", line)
+        return counts
 
     @staticmethod
     def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
@@ -286,8 +325,15 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             than rank 0, and where there is no test set.
 
         Raises:
+            RuntimeError: if this trainer has trained before.
             SystemExit: if the results are not the expected ones.
         """
+        if self._has_trained:
+            raise RuntimeError(
+                f"this trainer has done its training ({self.max_iter} iterations); to train on, "
+                "raise SOLVER.MAX_ITER, build a new trainer and call resume_or_load(resume=True); "
+                "to begin anew, build a new trainer with another OUTPUT_DIR"
+            )
         if self.start_iter > 0:
             start_loader_at(self._trainer.data_loader, self.start_iter)
         self.preflight()
@@ -295,6 +341,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         add_preemption(self, self.checkpointer)
         try:
             super().train(self.start_iter, self.max_iter)
+            self._has_trained = True
         except stopping.StopAsked as asked:  # before the first step or after the last one is saved
             logger.warning("%s: stopped in an evaluation; --resume makes up for it", asked)
             raise SystemExit(128 + asked.number) from None
@@ -337,7 +384,9 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
     def preflight(self) -> None:
         """Log what is about to be trained (``PREFLIGHT`` in the config); `train` does it first."""
         if comm.is_main_process():
-            logger.info("%s", build_preflight_report(self.cfg, self, self._test_counts))
+            logger.info(
+                "%s", build_preflight_report(self.cfg, self, self._test_counts, self._warnings)
+            )
 
     # ---- state
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2kit.engine import hooks
 from d2kit.engine.default_trainer import DefaultTrainer
+from d2kit.engine.evaluate import check_evaluated_weights
 from d2kit.engine.setup import (
     _highlight,  # noqa: F401 - imported from here by user code
     _try_get_key,  # noqa: F401
@@ -24,6 +25,7 @@ __all__ = [
     "DefaultTrainer",
     "SimpleTrainer",
     "TrainerBase",
+    "check_evaluated_weights",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode
-from d2kit.engine.resolve import default_check_datasets
+from d2kit.engine.preflight.records import check_same_classes
+from d2kit.engine.resolve import build_trained_classes, default_check_datasets
 from d2kit.utils import comm
+from d2kit.utils.logger import setup_logger
 from d2kit.utils.registry import nearest_names
 
 
@@ -22,7 +26,8 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | N
     Args:
         cfg: the config; a model of rotated boxes is evaluated by rotated boxes.
         dataset_name: a registered dataset.
-        output_dir: where the evaluators write; default: ``inference`` in OUTPUT_DIR.
+        output_dir: where the evaluators write; default: ``inference`` in OUTPUT_DIR, and in it a
+            folder of the dataset's name where DATASETS.TEST has several.
 
     Returns:
         One evaluator, or `DatasetEvaluators` of several (panoptic datasets).
@@ -33,7 +38,7 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | N
     from d2kit import evaluation
     from d2kit.data import MetadataCatalog
 
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference") if output_dir is None else output_dir
+    folder = _build_folder(cfg, dataset_name) if output_dir is None else output_dir
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type")
     if kind is None and metadata.get("thing_classes") is not None:
@@ -74,6 +79,14 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | N
         report = evaluation.ClassificationReport(dataset_name, output_dir=folder)
         return evaluation.DatasetEvaluators([evaluator, report])
     return evaluator
+
+
+def _build_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Return where a test set's results go: each of several has a folder of its own."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    if len(cfg.DATASETS.TEST) <= 1:
+        return folder
+    return os.path.join(folder, re.sub(r"[^\w.-]+", "_", dataset_name))
 
 
 def table_of_results(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -136,8 +149,11 @@ class DefaultEvaluation:
             processes than rank 0.
 
         Raises:
-            ValueError: if the number of evaluators is not that of the datasets.
+            ValueError: if the number of evaluators is not that of the datasets, or a dataset has
+                other classes than the model or the training set (another order is mapped by name).
         """
+        from d2kit.data import MetadataCatalog
+        from d2kit.data.datasets.coco import prefer_class_order
         from d2kit.evaluation import DatasetEvaluator, inference_on_dataset
 
         names = list(cfg.DATASETS.TEST)
@@ -145,10 +161,17 @@ class DefaultEvaluation:
             evaluators = [evaluators]
         if evaluators is not None and len(evaluators) != len(names):
             raise ValueError(f"{len(names)} test datasets, but {len(evaluators)} evaluators")
+        if not logging.getLogger("d2kit").isEnabledFor(logging.INFO):
+            setup_logger()  # a script without default_setup
         default_check_datasets(cfg, names)
+        classes, source = build_trained_classes(cfg)
+        for name in names:
+            prefer_class_order(name, classes)
         results: dict[str, Any] = OrderedDict()
         for index, name in enumerate(names):
             loader = cls.build_test_loader(cfg, name)
+            known = MetadataCatalog.get(name).get("thing_classes") or ()
+            check_same_classes(name, known, source, classes)
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
             results[name] = inference_on_dataset(model, loader, evaluator)
             if comm.is_main_process():
@@ -183,3 +206,30 @@ def _log_results(name: str, results: Mapping[str, Any]) -> None:
 
     logger.info("Evaluation results for %s in csv format:", name)
     print_csv_format(results)
+
+
+def check_evaluated_weights(checkpointer: DetectionCheckpointer, allow: bool = False) -> None:
+    """Refuse to evaluate a model that was not, or not wholly, loaded from a file.
+
+    Args:
+        checkpointer: after `resume_or_load`.
+        allow: warn only.
+
+    Raises:
+        ValueError: no weights were loaded, or some of the model were not in the file.
+    """
+    lacking = checkpointer.not_loaded
+    if lacking == []:
+        return
+    if lacking is None:
+        what = "no weights were loaded (MODEL.WEIGHTS is empty, and nothing was resumed)"
+    else:
+        shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        what = f"{len(lacking)} weights of the model did not fit the file ({shown})"
+    text = f"{what}: the figures would be those of an untrained model"
+    if not allow:
+        raise ValueError(
+            f"{text}; give MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a training, or "
+            "--allow-untrained to evaluate all the same"
+        )
+    logger.warning("%s", text)

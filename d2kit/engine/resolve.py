@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from d2kit.config import CfgNode
 from d2kit.config.yaml import load_yaml
 from d2kit.engine.preflight.data import (
     DatasetCounts,
-    check_classes,
     check_dataset_names,
     count_records,
     default_num_classes,
@@ -97,7 +97,7 @@ def build_class_weights_cfg(cfg: CfgNode, loader: Any) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     weights = balanced_weights(counts.classes, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS = weights
+    cfg.MODEL.ROI_HEADS["CLASS_WEIGHTS"] = weights  # in place of a word
     logger.info(
         "Class weights, balanced over %s objects: %s; background 1",
         f"{counts.objects:,}",
@@ -133,6 +133,34 @@ def default_check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
 
     register_datasets(cfg.DATASETS.REGISTER_COCO)
     check_dataset_names(names)
+
+
+def build_trained_classes(cfg: CfgNode) -> tuple[list[str], str]:
+    """Return the names of a model's classes as its training had them, and where they stand.
+
+    They come from MODEL.CLASS_NAMES, else from the first training set where it is at hand; none
+    where they are not known or of another number than the model's classes.
+    """
+    from d2kit.data import DatasetCatalog, DatasetError, MetadataCatalog
+    from d2kit.data.datasets.validate import read_json
+
+    if cfg.MODEL.CLASS_NAMES:
+        return list(cfg.MODEL.CLASS_NAMES), "the model (MODEL.CLASS_NAMES)"
+    name = next(iter(cfg.DATASETS.TRAIN), "")
+    if name not in DatasetCatalog:
+        return [], ""
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes")
+    file = metadata.get("json_file") or ""
+    if names is None and os.path.isfile(file):
+        try:
+            categories = read_json(file, file).get("categories") or []
+            names = [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
+        except (DatasetError, KeyError, TypeError):
+            names = None  # the training set's damage is no matter of an evaluation
+    if not names or len(names) != default_num_classes(cfg):
+        return [], ""
+    return [str(n) for n in names], f"training set '{name}'"
 
 
 def build_named_cfg(cfg: CfgNode) -> CfgNode:
@@ -359,6 +387,7 @@ def build_run(
     *,
     scale: Callable[[CfgNode, int], CfgNode],
     build_loader: Callable[[CfgNode], Any],
+    check_datasets: Callable[[CfgNode, Any], dict[str, DatasetCounts | None]],
 ) -> Run:
     """Resolve the config of a training, build its loader on the way, and log the changes.
 
@@ -367,6 +396,8 @@ def build_run(
         scale: `DefaultTrainer.auto_scale_workers`: (cfg, processes) -> scaled config.
         build_loader: `DefaultTrainer.build_train_loader`. Epochs, names and class weights are
             facts of the training set, which is read when its loader is built.
+        check_datasets: (cfg, loader) -> what each test set holds; refuses what mapper, model or
+            evaluator would.
 
     Raises:
         ValueError: if datasets, batch, schedule, classes or precision do not fit each other.
@@ -382,9 +413,7 @@ def build_run(
     images = number_of_images(loader)
     in_iterations = build_iterations_cfg(changes.cfg, images)
     changes.take(in_iterations, f"from epochs of {images} images")
-    test_counts = check_classes(
-        default_num_classes(changes.cfg), cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
-    )
+    test_counts = check_datasets(changes.cfg, loader)
     changes.take(build_named_cfg(changes.cfg), "names of the training set")
     weighted = build_class_weights_cfg(changes.cfg, loader)
     changes.take(weighted, "balanced over the training set")

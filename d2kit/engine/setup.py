@@ -166,6 +166,11 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         help="continue from the newest intact checkpoint in OUTPUT_DIR, if there is one",
     )
     parser.add_argument("--eval-only", action="store_true", help="only evaluate")
+    parser.add_argument(
+        "--allow-untrained",
+        action="store_true",
+        help="with --eval-only: evaluate without weights, or with weights that fit in part",
+    )
     parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs *per machine*")
     parser.add_argument(
         "--num-processes",

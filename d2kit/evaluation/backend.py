@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import math
 import warnings
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from pycocotools.cocoeval import COCOeval
 
+from d2kit.data.datasets.validate import read_json
 from d2kit.evaluation.fast_eval_api import COCOeval_opt, to_hotcoco
 from d2kit.layers.rotated_boxes import pairwise_iou_rotated
 
@@ -86,10 +86,13 @@ def load_ground_truth(json_file: str, use_fast_impl: bool) -> Any:
                 try:
                     return hotcoco.COCO(json_file)
                 except ValueError:  # it is strict about fields that no figure depends on
-                    return hotcoco.COCO(_without_description(json_file))
+                    return hotcoco.COCO(_for_figures(read_json(json_file, json_file)))
             from pycocotools.coco import COCO
 
-            return COCO(json_file)
+            truth = COCO()
+            truth.dataset = _for_figures(read_json(json_file, json_file))
+            truth.createIndex()
+            return truth
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"The annotation file {json_file} does not exist; check the `json_file` under "
@@ -99,22 +102,40 @@ def load_ground_truth(json_file: str, use_fast_impl: bool) -> Any:
             raise ValueError(f"{json_file} is not a COCO annotation file: {error}") from error
 
 
-def _without_description(json_file: str) -> dict[str, Any]:
-    """Read a COCO file without what only describes it: Roboflow writes the year as text."""
-    with open(json_file, encoding="utf-8-sig") as file:
-        coco = json.load(file)
-    described = ("license", "date_captured", "coco_url", "flickr_url")
-    return {
-        **{k: v for k, v in coco.items() if k not in ("info", "licenses")},
-        "images": [
-            {k: v for k, v in image.items() if k not in described and v is not None}
-            for image in coco["images"]
-        ],
-        "categories": [
-            {k: v for k, v in category.items() if k != "supercategory"}
-            for category in coco["categories"]
-        ],
+_FIGURE_KEYS = {
+    "images": ("id", "file_name", "width", "height"),
+    "categories": ("id", "name"),
+    "annotations": (
+        *("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+        *("segmentation", "keypoints", "num_keypoints"),
+    ),
+}
+"""What the figures depend on; hotcoco is strict about the rest (Roboflow writes years as text)."""
+
+
+def _for_figures(coco: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy ground truth with the fields that figures depend on, as both backends need them.
+
+    Annotation ids become 1, 2, ... where they are not positive and unique: pycocotools takes a
+    match with id 0 for none. Objects are no crowds unless they say so, and without an area have
+    that of their box.
+    """
+    kept = {
+        part: [
+            {k: e[k] for k in keys if e.get(k) is not None}
+            for e in coco.get(part, [])
+            if isinstance(e, Mapping)
+        ]
+        for part, keys in _FIGURE_KEYS.items()
     }
+    objects = kept["annotations"]
+    ids = [a.get("id") for a in objects]
+    sound = all(type(i) is int and i > 0 for i in ids) and len(set(ids)) == len(ids)
+    for number, entry in enumerate(objects, 1):
+        entry["id"] = entry["id"] if sound else number
+        entry["iscrowd"] = int(entry.get("iscrowd", 0))
+        entry.setdefault("area", float(entry["bbox"][2] * entry["bbox"][3]))
+    return kept
 
 
 def _load_detections(coco_gt: Any, coco_results: list[dict[str, Any]]) -> Any:

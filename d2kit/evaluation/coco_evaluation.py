@@ -10,7 +10,7 @@ import pickle
 import shutil
 import tempfile
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 
 from d2kit.config import CfgNode
 from d2kit.data.catalog import MetadataCatalog
+from d2kit.data.datasets.coco import plain_id
 from d2kit.evaluation.backend import _evaluate_predictions_on_coco, load_ground_truth
 from d2kit.evaluation.coco_results import (
     _evaluate_box_proposals,
@@ -119,7 +120,28 @@ class COCOEvaluator(DatasetEvaluator):
         self._metadata = MetadataCatalog.get(dataset_name)
         self._coco_api = self._ground_truth(self._annotation_file(dataset_name, allow_cached_coco))
         self._do_evaluation = bool(self._coco_api.getAnnIds())
+        self._warn_of_crowded_images(dataset_name)
         self.reset()
+
+    def _warn_of_crowded_images(self, dataset_name: str) -> None:
+        """Warn where a perfect model could not reach AP 100 for the limit of detections."""
+        given = self._max_dets_per_image
+        limit = 100 if given is None else given if isinstance(given, int) else max(given)
+        api = self._coco_api
+        crowded = [i for i in api.getImgIds() if len(api.getAnnIds(imgIds=[i])) > limit]
+        classes = [
+            (max(Counter(a["category_id"] for a in api.loadAnns(api.getAnnIds([i]))).values()), i)
+            for i in crowded
+        ]
+        over = [entry for entry in classes if entry[0] > limit]
+        if over:
+            most, image = max(over)
+            self._logger.warning(
+                "Dataset '%s': %d images have more than %d objects of one class (image %s: %d), "
+                "and the evaluation counts the best %d detections of an image and class: no model "
+                "reaches AP 100; COCOEvaluator(max_dets_per_image=%d) counts more",
+                *(dataset_name, len(over), limit, image, most, limit, most),
+            )
 
     def _ground_truth(self, path: str) -> Any:
         """Read an annotation file."""
@@ -161,11 +183,12 @@ class COCOEvaluator(DatasetEvaluator):
                 ``proposals``.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            prediction: dict[str, Any] = {"image_id": image["image_id"]}
+            image_id = plain_id(image["image_id"])
+            prediction: dict[str, Any] = {"image_id": image_id}
             if "instances" in output:
                 instances = output["instances"].to(self._cpu_device)
                 self._seen_tasks.update(t for f, t in _TASK_OF_FIELD.items() if instances.has(f))
-                prediction["instances"] = instances_to_coco_json(instances, image["image_id"])
+                prediction["instances"] = instances_to_coco_json(instances, image_id)
             if "proposals" in output:
                 prediction["proposals"] = output["proposals"].to(self._cpu_device)
             if len(prediction) > 1:

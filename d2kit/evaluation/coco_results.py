@@ -177,8 +177,8 @@ def derive_results(
     Args:
         coco_eval: after `accumulate`: ``eval["precision"]`` is (T, R, K, A, M).
         iou_type: ``bbox``, ``segm`` or ``keypoints``.
-        class_names: K names in the order of the category axis; None or one name: no figure per
-            class.
+        class_names: K names in the order of the category axis, a number is added to equal ones;
+            None or one name: no figure per class.
 
     Returns:
         Percent; nan where no ground truth defines the figure. ``AP``, ``AP50``, ... and
@@ -199,9 +199,17 @@ def derive_results(
             f"{len(class_names)} class names for {precision.shape[2]} evaluated categories; the "
             "metadata's thing_classes and the annotation file do not belong together"
         )
-    for index, name in enumerate(class_names):
+    for index, name in enumerate(unique_names(class_names)):
         results[f"AP-{name}"] = _percent(precision[:, :, index, areas.index("all"), -1])
     return results
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return class names with their number behind those that several classes have."""
+    return [
+        f"{name} ({names[:index].count(name) + 1})" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
 
 
 def summary_table(results: Mapping[str, float]) -> str:

@@ -21,12 +21,6 @@ from d2kit.layers import nms
 from d2kit.modeling import build_model, optimize_for_inference
 from d2kit.modeling.facts import build_facts, build_with_thresholds
 from d2kit.modeling.postprocessing import roi_masks_kept
-from d2kit.predict import (
-    Predictor,
-    find_images,
-    inference_detector,
-    init_detector,
-)
 from d2kit.predict.classes import build_class_names, build_metadata
 from d2kit.predict.inputs import ColorOrder, Image, check_color, model_input, to_array
 from d2kit.predict.tiles import merge_tiles, tile_boxes

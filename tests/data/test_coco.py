@@ -160,7 +160,7 @@ def test_registering_with_conflicting_metadata_leaves_nothing(write_coco, names)
 
 def test_class_names_that_differ_from_the_file(write_coco, names):
     name = names()
-    register_coco_instances(name, {"thing_classes": ["cat", "dog"]}, write_coco(), "images")
+    register_coco_instances(name, {"thing_classes": ["cat", "cow"]}, write_coco(), "images")
     with pytest.raises(ValueError, match="thing_classes"):
         DatasetCatalog.get(name)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gc
+import hashlib
 import itertools
 import json
 import logging
+import operator
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,7 @@ from d2kit.data.datasets.validate import (
     check_coco,
     path_problem,
     read_json,
+    short,
 )
 from d2kit.structures import BoxMode
 from d2kit.structures.masks import polygon_area
@@ -34,6 +37,7 @@ __all__ = [
     "convert_to_coco_json",
     "load_coco_json",
     "load_sem_seg",
+    "prefer_class_order",
     "register_coco_instances",
     "register_dataset",
 ]
@@ -121,7 +125,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, record in enumerate(records):
-        image_id = record.get("image_id", number)
+        image_id = plain_id(record.get("image_id", number))
         images.append(
             {
                 "id": image_id,
@@ -141,12 +145,21 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
         "info": {
             "date_created": datetime.datetime.now().isoformat(timespec="seconds"),
             "description": f"Dataset '{dataset_name}', converted by d2kit.",
+            "digest": _digest(images, annotations, categories),
         },
         "images": images,
         "categories": categories,
         "annotations": annotations,
         "licenses": [],
     }
+
+
+def plain_id(value: Any) -> Any:
+    """Return an id of numpy's or torch's integers as Python's, and any other as it is."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 def _annotation_entry(annotation: dict[str, Any], where: str) -> dict[str, Any]:
@@ -207,8 +220,8 @@ def convert_to_coco_json(
     Args:
         dataset_name: see `convert_to_coco_dict`.
         output_file: appears only when it is complete; its folder is made.
-        allow_cached: keep an existing file as it is. It is not compared with the dataset: delete it
-            where the dataset has changed.
+        allow_cached: keep an existing file that has the dataset's present content (its digest is in
+            ``info``), or that d2kit did not write; another one of d2kit's is written anew.
 
     Raises:
         KeyError: unknown dataset.
@@ -216,17 +229,44 @@ def convert_to_coco_json(
     """
     path = Path(output_file)
     if allow_cached and path.exists():
+        info = _info_of(path)
+        if info is None:
+            logger.warning(
+                "Using the existing COCO file %s, which d2kit did not write; delete it if dataset "
+                "'%s' has changed since",
+                path,
+                dataset_name,
+            )
+            return
+        content = convert_to_coco_dict(dataset_name)
+        if info.get("digest") == content["info"]["digest"]:
+            logger.info("Using the COCO file %s: dataset '%s' is as it was", path, dataset_name)
+            return
         logger.warning(
-            "Using the existing COCO file %s; delete it if dataset '%s' has changed since",
-            path,
-            dataset_name,
+            "Writing %s anew: dataset '%s' has changed since it was converted", path, dataset_name
         )
-        return
+    else:
+        content = convert_to_coco_dict(dataset_name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = convert_to_coco_dict(dataset_name)
     with atomic_write(path, "w") as file:
         json.dump(content, file)
     logger.info("Wrote dataset '%s' to %s", dataset_name, path)
+
+
+def _info_of(path: Path) -> dict[str, Any] | None:
+    """Return "info" of a COCO file that a dataset was converted to; None for one of others."""
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))["info"]
+        ours = "converted by d2kit" in info["description"] or "Detectron2" in info["description"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return info if ours else None
+
+
+def _digest(*parts: Any) -> str:
+    """Return a digest of JSON content."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 Record = dict[str, Any]
@@ -309,14 +349,44 @@ def image_paths(tables: CocoTables, root: str, problems: Problems) -> dict[int, 
     return paths
 
 
+_CLASS_ORDERS: dict[str, list[str]] = {}
+
+
+def prefer_class_order(dataset_name: str, names: Sequence[str]) -> None:
+    """Let a COCO dataset that is loaded later have its classes in another order, by name.
+
+    Nothing happens where its names are others than these or not unique.
+
+    Args:
+        dataset_name: a registered dataset.
+        names: of the model's classes, in its order.
+    """
+    _CLASS_ORDERS[dataset_name] = [str(name) for name in names]
+
+
 def _name_classes(tables: CocoTables, dataset_name: str) -> dict[int, int]:
     """Set the class names of a dataset; return category id -> contiguous index."""
     ids = sorted(tables.categories)
     metadata = MetadataCatalog.get(dataset_name)
+    # once named, a dataset keeps its order: records may be in use
+    wanted = metadata.get("thing_classes") or _CLASS_ORDERS.get(dataset_name, [])
+    names = [tables.categories[i]["name"] for i in ids]
+    same = sorted(names) == sorted(map(str, wanted)) and len(set(names)) == len(names)
+    if same and names != list(wanted):
+        place = {name: index for index, name in enumerate(wanted)}
+        ids = sorted(ids, key=lambda i: place[tables.categories[i]["name"]])
+        logger.info(
+            "Classes of '%s' are in another order (%s) and are mapped by name to %s",
+            *(dataset_name, short(names), short(list(wanted))),
+        )
     metadata.thing_classes = [tables.categories[i]["name"] for i in ids]
+    if metadata.get("keypoint_names") is None:
+        named = [c["keypoints"] for c in tables.categories.values() if c.get("keypoints")]
+        if named and all(points == named[0] for points in named):
+            metadata.keypoint_names = list(named[0])
     id_map = {category_id: index for index, category_id in enumerate(ids)}
     metadata.thing_dataset_id_to_contiguous_id = id_map
-    if ids != list(range(1, len(ids) + 1)) and "coco" not in dataset_name:
+    if sorted(ids) != list(range(1, len(ids) + 1)) and "coco" not in dataset_name:
         logger.warning(
             "Category ids of '%s' are not 1..%d; they are mapped to 0..%d in their order.",
             dataset_name,

@@ -188,7 +188,11 @@ def _by_id(entries: list[Any], kind: str, check: Any, problems: Problems) -> dic
         if not isinstance(entry, dict):
             problems.add(where, "entry", f"expected an object, got {short(entry)}")
             continue
-        found = _id_problem(entry, table)
+        found = _id_problem(entry, table) or (
+            f"expected an integer >= 0, got {entry['id']}; COCO's evaluation has no other"
+            if entry["id"] < 0
+            else None
+        )
         if found:
             problems.add(where, "id", found)
             continue
@@ -222,6 +226,9 @@ def _image_problems(image: dict[str, Any]) -> Any:
 def _category_problems(category: dict[str, Any]) -> Any:
     if not isinstance(category.get("name"), str):
         yield "name", _expected("text", category, "name")
+    points = category.get("keypoints")
+    if points and not (isinstance(points, list) and all(isinstance(p, str) for p in points)):
+        yield "keypoints", _expected("a list of names", category, "keypoints")
 
 
 def _expected(what: str, entry: dict[str, Any], key: str) -> str:

@@ -1,1 +1,1 @@
-"""What is looked at before the first iteration."""
+"""What is looked for before the first iteration."""

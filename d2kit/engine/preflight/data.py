@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from d2kit.config import CfgNode
+from d2kit.engine.preflight.records import check_same_classes
 
 MAX_CLASSES = 20
 BAR = 30
@@ -92,6 +93,16 @@ def records_of(loader: Any) -> Sequence[Any] | None:
         return None
     first = dataset.record(0)
     return _Records(dataset) if isinstance(first, dict) and "annotations" in first else None
+
+
+def uses_default_mapper(loader: Any) -> bool:
+    """Whether a training set's records go through d2kit's own mapper, whose rules are known."""
+    from d2kit.data import DatasetMapper
+
+    dataset = loader
+    while dataset is not None and not hasattr(dataset, "record"):
+        dataset = getattr(dataset, "dataset", None)
+    return type(getattr(dataset, "_map_func", None)) is DatasetMapper
 
 
 def table_of_datasets(counts: Mapping[tuple[str, str], DatasetCounts | None]) -> str:
@@ -215,7 +226,10 @@ def default_num_classes(cfg: CfgNode) -> int | None:
 
 
 def check_classes(
-    num_classes: int | None, train: Iterable[str], test: Iterable[str]
+    num_classes: int | None,
+    train: Iterable[str],
+    test: Iterable[str],
+    look: Callable[[str, list[Any]], None] | None = None,
 ) -> dict[str, DatasetCounts | None]:
     """Load the test sets once, and compare the classes of all datasets with those of the model.
 
@@ -225,21 +239,26 @@ def check_classes(
         num_classes: of the model; None: not compared.
         train: names of registered datasets.
         test: names of registered datasets.
+        look: is called with the name and the records of each test set.
 
     Returns:
         Test set -> what it holds; None for one that is no list of records.
 
     Raises:
-        ValueError: if a dataset is damaged, empty, lacks image files or has another number of
-            classes.
+        ValueError: if a dataset is damaged, empty, lacks image files, or has another number of
+            classes or other names of them than the first training set.
     """
-    from d2kit.data import DatasetCatalog
+    from d2kit.data import DatasetCatalog, MetadataCatalog
     from d2kit.data.build import check_dataset_matches
+    from d2kit.data.datasets.coco import prefer_class_order
     from d2kit.data.records import check_image_files
 
     counts: dict[str, DatasetCounts | None] = {}
-    test = list(test)
+    train, test = list(train), list(test)
+    names = MetadataCatalog.get(train[0]).get("thing_classes") if train else None
     for name in test:  # damage must not come to light after the training
+        if names is not None:
+            prefer_class_order(name, names)
         records = DatasetCatalog.get(name)
         known = isinstance(records, list)
         if known and not records:
@@ -247,6 +266,11 @@ def check_classes(
         if known:
             check_image_files(name, records)
         counts[name] = count_records(records) if known else None
+        if known and look is not None:
+            look(name, records)
     if num_classes is not None:
         check_dataset_matches(num_classes, (*train, *test))
+        for name in test:
+            found = MetadataCatalog.get(name).get("thing_classes") or ()
+            check_same_classes(name, found, f"training set '{(*train, '')[0]}'", names or ())
     return counts

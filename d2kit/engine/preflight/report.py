@@ -11,10 +11,12 @@ from d2kit.engine.preflight.data import (
     DatasetCounts,
     count_records,
     number_of_images,
+    pick_evenly,
     records_of,
     table_of_classes,
     table_of_datasets,
 )
+from d2kit.engine.preflight.judge import build_object_warnings
 from d2kit.engine.preflight.model import (
     AnchorFit,
     estimate_memory,
@@ -43,7 +45,10 @@ def describe_length(max_iter: int, batch: int, images: int | None, seed: int | N
 
 
 def build_preflight_report(
-    cfg: CfgNode, trainer: Any, test_counts: Mapping[str, DatasetCounts | None]
+    cfg: CfgNode,
+    trainer: Any,
+    test_counts: Mapping[str, DatasetCounts | None],
+    warnings: Sequence[str] = (),
 ) -> str:
     """Describe data, anchors, parameters, schedule and memory of a run.
 
@@ -54,6 +59,7 @@ def build_preflight_report(
         cfg: the config in use.
         trainer: a `DefaultTrainer`, before its first iteration.
         test_counts: of the test sets.
+        warnings: what was found before; they come first.
 
     Returns:
         The text; only the length of the training where ``PREFLIGHT.ENABLED`` is off.
@@ -76,8 +82,22 @@ def build_preflight_report(
     parts["Parameters"] = lambda: _parameter_text(model)
     parts["Learning rate (largest of all groups)"] = lambda: _build_rate_text(cfg, trainer)
     parts["Memory of each process"] = lambda: _build_memory_text(cfg, model, trainer.optimizer)
-    texts = {"Length": length, **{title: _told(part) for title, part in parts.items()}}
+    judged = [*warnings]
+    if records is not None:
+        judged += _judged(cfg, records, limit)
+    texts = {"Look at this first": "\n".join(f"warning: {w}" for w in judged)} if judged else {}
+    texts |= {"Length": length, **{title: _told(part) for title, part in parts.items()}}
     return "\n".join(["Preflight", *(f"{k}\n{_indented(text)}" for k, text in texts.items())])
+
+
+def _judged(cfg: CfgNode, records: Sequence[Any], limit: int) -> list[str]:
+    """Return warnings about the sizes of objects; none where a judge fails."""
+    try:
+        chosen = pick_evenly(len(records), limit)
+        return build_object_warnings(cfg, records, chosen, _build_output_shape(cfg)[0])
+    except Exception:
+        logger.debug("The sizes of the objects could not be judged", exc_info=True)
+        return []
 
 
 def _told(part: Callable[[], str]) -> str:
