@@ -29,14 +29,17 @@ from tabulate import tabulate
 import project
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import user_errors
+from d2kit.utils.text import one_line
 from d2kit.video import (
     BLUR_MODES,
     COMPLETE,
     DAMAGED,
     INTERRUPTED,
+    PRESETS,
     TRACKERS,
     Selection,
     VideoOptions,
+    start_score,
     track_video,
 )
 
@@ -53,9 +56,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--input", default="", help="video, folder of pictures, or number of a camera")
     add("--output", type=Path, required=True, help="folder for the results")
     add("--tracker", choices=sorted(TRACKERS), help="default: TRACKER_HEADS.TRACKER_NAME")
-    add("--stride", type=int, default=1, help="every how manieth frame")
-    add("--start", type=float, default=0.0, help="seconds")
-    add("--end", type=float, help="seconds")
+    add("--stride", type=int, default=1, help="every N-th frame")
+    add("--start", type=float, default=0.0, help="seconds of the file's own clock")
+    add("--end", type=float, help="seconds of the file's own clock")
     add("--fps", type=float, default=25.0, help="of a folder of pictures")
     add("--batch-size", type=int, default=4, help="frames that are detected at a time")
     add("--from-detections", action="store_true", help="use the stored detections, never detect")
@@ -65,7 +68,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--subject", type=int, help="identity that stays visible with --blur bystanders")
     add("--blur-class", action="append", default=[], help="a class of people; may be repeated")
     add("--keep-frames", action="store_true", help="keep the frames, blurred where --blur says so")
-    add("--preset", default="veryfast", help="of x264: ultrafast ... veryslow")
+    add("--preset", default="veryfast", choices=PRESETS, help="of x264", metavar="PRESET")
     add("--crf", type=int, default=23, help="of x264: 18 looks lossless, 28 is small")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     return parser.parse_args(argv)
@@ -101,10 +104,33 @@ def options(args: argparse.Namespace) -> VideoOptions:
     )
 
 
-def report(summary: dict[str, Any], output: Path) -> None:
+def why_nobody(summary: dict[str, Any], cfg: CfgNode) -> str:
+    """Return the sentence that explains 0 identities: what was found, and what a track needs."""
+    node = cfg.TRACKER_HEADS
+    if not summary["detections"]:
+        return (
+            "0 identities: the detector found nothing in any frame. A lower score threshold of the "
+            "model (MODEL.ROI_HEADS.SCORE_THRESH_TEST), or other weights?"
+        )
+    start = start_score(cfg)
+    keys = f"TRACKER_HEADS.SCORE_THRESH ({node.SCORE_THRESH:g})"
+    if start > node.SCORE_THRESH:
+        keys += f" and the start of {node.TRACKER_NAME}, in TRACKER_HEADS.PARAMS"
+    reason = f"0 identities: the best score of {summary['detections']} detections is "
+    reason += f"{summary['best_score']:.4f}; {node.TRACKER_NAME} starts a track at score {start:g}"
+    if summary["best_score"] < start:
+        return f"{reason}: lower {keys}, or train longer"
+    return (
+        f"{reason}, and a track needs {node.MIN_TRACK_LENGTH} detections "
+        "(TRACKER_HEADS.MIN_TRACK_LENGTH) that overlap from frame to frame"
+    )
+
+
+def report(summary: dict[str, Any], output: Path, cfg: CfgNode) -> None:
     """Print what came out."""
     columns = ["id", "class_name", "first_time_s", "last_time_s", "frames", "mean_score"]
-    rows = [[track[c] for c in columns] for track in summary["tracks"][:30]]
+    shown = [track | {"class_name": one_line(track["class_name"])} for track in summary["tracks"]]
+    rows = [[track[c] for c in columns] for track in shown[:30]]
     print(tabulate(rows, columns))
     if summary["identities"] > 30:
         print(f"... and {summary['identities'] - 30} more identities")
@@ -114,6 +140,8 @@ def report(summary: dict[str, Any], output: Path) -> None:
         f"{summary['seconds']:.1f} s: {summary['frames_per_second']:.1f} frames per second\n"
         f"{output}"
     )
+    if not summary["identities"]:
+        print(why_nobody(summary, cfg))
     if summary["status"] != COMPLETE:
         reasons = [summary["problem"]]
         if summary["damaged_places"]:
@@ -136,8 +164,9 @@ def main(argv: list[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: end(stop))
-    summary = track_video(build_cfg(args), options(args), stop=stop)
-    report(summary, args.output)
+    cfg = build_cfg(args)
+    summary = track_video(cfg, options(args), stop=stop)
+    report(summary, args.output, cfg)
     return EXIT_CODES[summary["status"]]
 
 

@@ -48,7 +48,8 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
             own mode, unchanged.
 
     Returns:
-        (H, W, C) uint8 in 0..255, with C = 1 for "L"; float64 for "YUV-BT.601".
+        (H, W, C) uint8 in 0..255, with C = 1 for "L"; float64 for "YUV-BT.601". Writable and
+        contiguous whatever the file's format, so that it can be drawn on in place.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -80,7 +81,7 @@ def read_label_map(file_name: str | os.PathLike) -> np.ndarray:
     image = _load_upright(_open_image(_read_bytes(file_name), file_name), file_name)
     if image.mode == "1":
         image = image.convert("L")
-    labels = np.asarray(image)
+    labels = np.array(image)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{file_name}: a label map must be a grey or palette image with one integer per pixel, "
@@ -98,22 +99,24 @@ def convert_PIL_to_numpy(image: Any, format: str | None) -> np.ndarray:  # noqa:
 
     Returns:
         (H, W, C), as described at `read_image`; (H, W) where `format` is None or another
-        one-channel mode.
+        one-channel mode. Writable and contiguous, never a view of Pillow's memory.
 
     Raises:
         ValueError: for a format that is unknown.
     """
     if format is None:
-        return np.asarray(image)
+        return np.array(image)
     if format in ("BGR", "RGB", "YUV-BT.601"):
-        rgb = np.asarray(_eight_bit(image).convert("RGB"))
+        rgb = np.array(_eight_bit(image).convert("RGB"))
         if format == "RGB":
             return rgb
-        return rgb[:, :, ::-1] if format == "BGR" else rgb / 255.0 @ np.array(_M_RGB2YUV).T
+        if format == "BGR":
+            return np.ascontiguousarray(rgb[:, :, ::-1])
+        return rgb / 255.0 @ np.array(_M_RGB2YUV).T
     if format == "L":
-        return np.asarray(_eight_bit(image).convert("L"))[:, :, None]
+        return np.array(_eight_bit(image).convert("L"))[:, :, None]
     try:
-        return np.asarray(image.convert(format))
+        return np.array(image.convert(format))
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"unknown image format {format!r}: expected 'BGR', 'RGB', 'L', 'YUV-BT.601', or a mode "
@@ -144,7 +147,7 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str | None) -
     plane = image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
     if format in (None, "L"):
         return np.repeat(_to_uint8(plane)[:, :, None], 3, axis=2)
-    return np.asarray(Image.frombytes(format, plane.shape[1::-1], plane.tobytes()).convert("RGB"))
+    return np.array(Image.frombytes(format, plane.shape[1::-1], plane.tobytes()).convert("RGB"))
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:

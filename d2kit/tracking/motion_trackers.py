@@ -78,6 +78,19 @@ class MotionTracker(BaseTracker):
             "params": dict(zip(flat[::2], flat[1::2], strict=True)),
         }
 
+    @classmethod
+    def start_score(cls, params: dict[str, Any]) -> float:
+        """Return the score that a detection needs to begin a track, with these arguments.
+
+        The package's classes that have no threshold for it begin tracks with the sure detections.
+        """
+        import trackers
+
+        known = inspect.signature(getattr(trackers, cls.algorithm)).parameters
+        names = ("track_activation_threshold", "high_conf_det_threshold")
+        name = next(name for name in names if name in known)
+        return float(params.get(name, known[name].default))
+
     def update(self, instances: Instances, image: np.ndarray | None = None) -> Instances:
         """Give the detections of the next frame their identities.
 

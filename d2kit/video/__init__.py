@@ -1,9 +1,9 @@
 """Video: decode, detect, associate, draw and encode, in one pass of bounded memory."""
 
-from d2kit.video.association import TRACKERS, Associator, TrackedFrame
+from d2kit.video.association import TRACKERS, Associator, TrackedFrame, start_score
 from d2kit.video.detections import BatchDetector, DetectionStore, DetectionWriter, FrameDetections
 from d2kit.video.frames import Frame, Selection, SourceInfo
-from d2kit.video.outputs import CSV_COLUMNS, VideoEncoder
+from d2kit.video.outputs import CSV_COLUMNS, PRESETS, VideoEncoder
 from d2kit.video.plan import DETECTIONS, VideoOptions
 from d2kit.video.privacy import BLUR_MODES, LEAST_DIFFERENCE, Anonymizer
 from d2kit.video.run import COMPLETE, DAMAGED, INTERRUPTED, track_video
@@ -17,6 +17,7 @@ __all__ = [
     "DETECTIONS",
     "INTERRUPTED",
     "LEAST_DIFFERENCE",
+    "PRESETS",
     "TRACKERS",
     "Anonymizer",
     "Associator",
@@ -31,5 +32,6 @@ __all__ = [
     "VideoEncoder",
     "VideoOptions",
     "open_source",
+    "start_score",
     "track_video",
 ]

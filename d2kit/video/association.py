@@ -9,11 +9,26 @@ from typing import Any
 import numpy as np
 
 from d2kit.config import CfgNode
-from d2kit.tracking import BaseTracker, Sighting, TrackSmoother, build_tracker_head
+from d2kit.tracking import (
+    TRACKER_HEADS_REGISTRY,
+    BaseTracker,
+    Sighting,
+    TrackSmoother,
+    build_tracker_head,
+)
+from d2kit.tracking.motion_trackers import MotionTracker
 from d2kit.video.detections import FrameDetections
 from d2kit.video.frames import Frame
 
-__all__ = ["TRACKERS", "Associator", "MaskPatch", "TrackedFrame", "build_associator", "patch_of"]
+__all__ = [
+    "TRACKERS",
+    "Associator",
+    "MaskPatch",
+    "TrackedFrame",
+    "build_associator",
+    "patch_of",
+    "start_score",
+]
 
 TRACKERS = {
     "bytetrack": "ByteTrack",
@@ -50,7 +65,8 @@ class TrackedFrame:
         frame: the picture.
         found: all its detections, tracked or not.
         sightings: its tracks in order of identity; their masks are `MaskPatch`.
-        speeds: pixels per second of each since its last sighting; None at the first.
+        speeds: of each since its last sighting, in heights of a pixel per second: a step across is
+            multiplied by the sample aspect ratio; None at the first.
     """
 
     frame: Frame
@@ -67,6 +83,7 @@ class Associator:
         smoother: see `TrackSmoother`; new.
         score_threshold: detections below are not tracked.
         size: (height, width) of the frames.
+        aspect: width of a pixel over its height.
     """
 
     def __init__(
@@ -76,9 +93,10 @@ class Associator:
         *,
         score_threshold: float,
         size: tuple[int, int],
+        aspect: float = 1.0,
     ) -> None:
         self._tracker, self._smoother = tracker, smoother
-        self._least, self._size = score_threshold, size
+        self._least, self._size, self._aspect = score_threshold, size, aspect
         self._before: dict[int, tuple[float, tuple[float, float]]] = {}
 
     @property
@@ -132,9 +150,10 @@ class Associator:
         for sighting in sightings:
             before = self._before.get(sighting.track_id)
             elapsed = frame.time - before[0] if before else 0.0
-            path = math.dist(before[1], sighting.centroid) if before else 0.0
+            place = (sighting.centroid[0] * self._aspect, sighting.centroid[1])
+            path = math.dist(before[1], place) if before else 0.0
             speeds.append(path / elapsed if elapsed > 0 else None)
-            self._before[sighting.track_id] = (frame.time, sighting.centroid)
+            self._before[sighting.track_id] = (frame.time, place)
         return TrackedFrame(frame, found, sightings, speeds)
 
 
@@ -161,15 +180,40 @@ def _centroid(patch: MaskPatch) -> tuple[float, float]:
     )
 
 
-def build_associator(cfg: CfgNode, size: tuple[int, int]) -> Associator:
-    """Build what ``cfg.TRACKER_HEADS`` describes, for frames of `size` (height, width)."""
+def build_associator(cfg: CfgNode, size: tuple[int, int], aspect: float = 1.0) -> Associator:
+    """Build what ``cfg.TRACKER_HEADS`` describes.
+
+    Args:
+        cfg: the config.
+        size: (height, width) of the frames.
+        aspect: width of a pixel over its height.
+
+    Raises:
+        ValueError: for a value that is out of range, by the name of its key.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     node = cfg.TRACKER_HEADS
     node.VIDEO_HEIGHT, node.VIDEO_WIDTH = size
+    for key in ("SCORE_THRESH", "TRACK_IOU_THRESHOLD", "MIN_MATCH_IOU"):
+        if not 0 <= node[key] <= 1:  # neither does nan lie there
+            raise ValueError(f"TRACKER_HEADS.{key} must lie in [0, 1], got {node[key]}")
     smoother: TrackSmoother = TrackSmoother(
         fill_gap=node.FILL_GAP, min_track_length=node.MIN_TRACK_LENGTH
     )
     return Associator(
-        build_tracker_head(cfg), smoother, score_threshold=node.SCORE_THRESH, size=size
+        build_tracker_head(cfg),
+        smoother,
+        score_threshold=node.SCORE_THRESH,
+        size=size,
+        aspect=aspect,
     )
+
+
+def start_score(cfg: CfgNode) -> float:
+    """Return the score that a detection needs for a new track, by ``cfg.TRACKER_HEADS``."""
+    tracker = TRACKER_HEADS_REGISTRY.get(cfg.TRACKER_HEADS.TRACKER_NAME)
+    least = cfg.TRACKER_HEADS.SCORE_THRESH
+    if not issubclass(tracker, MotionTracker):
+        return least
+    return max(least, tracker.start_score(tracker.from_config(cfg)["params"]))

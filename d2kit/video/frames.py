@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -17,7 +18,7 @@ class Frame:
 
     Attributes:
         index: its number in the video, from 0, whatever was left out before.
-        time: its time stamp as the file has it, seconds.
+        time: its time stamp as the file has it, seconds; later than that of the frame before.
         image: (H, W, 3) uint8 BGR, upright; None where only stored detections are read.
     """
 
@@ -37,6 +38,8 @@ class SourceInfo:
         fps: average number of frames per second.
         expected: frames that will come, as the file announces; None where nobody knows.
         bytes: size of the file or files; 0 for a camera.
+        aspect: width of a pixel over its height as it is shown, upright (sample aspect ratio).
+        first: time of the first frame, seconds.
     """
 
     name: str
@@ -45,6 +48,8 @@ class SourceInfo:
     fps: float
     expected: int | None
     bytes: int
+    aspect: float = 1.0
+    first: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +57,12 @@ class Selection:
     """Which frames of a video are read.
 
     Attributes:
-        stride: every how manieth frame.
-        start: seconds; frames before are left out.
-        end: seconds; frames from there on are left out; None: to the end.
+        stride: every N-th frame.
+        start: seconds of the file's own clock; frames before are left out; 0: from the first.
+        end: likewise; frames from there on are left out; None: to the end.
+
+    Raises:
+        ValueError: for a number that is out of range or not finite, by the name of its option.
     """
 
     stride: int = 1
@@ -64,15 +72,18 @@ class Selection:
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise ValueError(f"--stride must be at least 1, got {self.stride}")
+        for name, value in (("--start", self.start), ("--end", self.end)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, got {value}")
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"--end must be after --start, got {self.start} and {self.end}")
 
-    def covers(self, count: int | None, fps: float) -> int | None:
-        """Return how many frames of `count` are selected, at an even frame rate."""
+    def covers(self, count: int | None, fps: float, begin: float = 0.0) -> int | None:
+        """Return how many frames of `count` are selected, at an even frame rate from `begin`."""
         if count is None:
             return None if self.end is None else round((self.end - self.start) * fps / self.stride)
-        first = max(0, round(self.start * fps)) if self.start > 0 else 0
-        last = count if self.end is None else min(count, round(self.end * fps))
+        first = max(0, round((self.start - begin) * fps)) if self.start > 0 else 0
+        last = count if self.end is None else min(count, round((self.end - begin) * fps))
         return max(0, -(-(last - first) // self.stride))
 
 

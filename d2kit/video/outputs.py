@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
@@ -14,23 +15,36 @@ from typing import IO, Any
 import numpy as np
 
 from d2kit.tracking import Sighting
+from d2kit.utils.text import csv_cell
 from d2kit.video.association import TrackedFrame
+from d2kit.video.results import disk_errors
+
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
+PRESETS += ("veryslow", "placebo")
+"""Of x264: how long it searches."""
 
 _CLOCK = 90_000  # ticks per second: exact for 24, 25, 30 and, to 11 microseconds, any other rate
+_SLOW_CLOCK = 1000  # for less than a frame a second: MP4 holds 31 bits of ticks between two frames
+_MOST_TICKS = 2**31 - 1
 
 
 class VideoEncoder:
     """H.264 in MP4 (yuv420p, index first), with the time stamps of the source.
 
-    It is written to a hidden name beside the target, which it takes when it is complete.
+    It is written to a hidden name beside the target, which it takes in `close`.
 
     Args:
         path: the target, ``.mp4``.
         width: pixels; odd ones are made even by repeating the last column.
         height: pixels; likewise.
         fps: average frame rate.
-        preset: of x264: how long it searches; ultrafast ... veryslow.
+        aspect: width of a pixel over its height, as the source is shown.
+        preset: of x264, see `PRESETS`.
         crf: constant rate factor of x264: 18 looks lossless, 28 is small.
+
+    Attributes:
+        partial: the hidden name.
+        frames: number of frames written.
     """
 
     def __init__(
@@ -40,25 +54,34 @@ class VideoEncoder:
         width: int,
         height: int,
         fps: float,
+        aspect: float = 1.0,
         preset: str = "veryfast",
         crf: int = 23,
     ) -> None:
         import av
 
-        self._path = path
-        self._partial = partial_name(path)
+        self._path, self.partial = path, partial_name(path)
         self._pad = (height % 2, width % 2)
         self._container: Any = av.open(
-            str(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
+            f"file:{self.partial}", "w", format="mp4", options={"movflags": "+faststart"}
         )
-        rate = Fraction(fps).limit_denominator(1001)
+        slow = fps < 1
+        self._clock = _SLOW_CLOCK if slow else _CLOCK
+        rate = Fraction(fps).limit_denominator(1001 if not slow else 10**7)
         self._stream: Any = self._container.add_stream("libx264", rate=rate)
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"crf": str(crf), "preset": preset}
-        self._stream.codec_context.time_base = Fraction(1, _CLOCK)
+        if slow:  # a reordered frame's offset has 31 bits, too
+            self._stream.options |= {"bf": "0"}
+        if aspect != 1:
+            pixel = Fraction(aspect).limit_denominator(255)
+            self._stream.codec_context.sample_aspect_ratio = pixel
+            self._stream.sample_aspect_ratio = pixel
+        self._stream.codec_context.time_base = Fraction(1, self._clock)
         self._first: float | None = None
-        self._last = -1
+        self._last, self._period = -1, max(1, round(self._clock / fps))
+        self._durations: dict[int, int] = {}
         self.frames = 0
 
     def write(self, image: np.ndarray, time: float) -> None:
@@ -75,23 +98,42 @@ class VideoEncoder:
         picture = av.VideoFrame.from_ndarray(image, format="bgr24")
         if self._first is None:
             self._first = time
-        self._last = max(self._last + 1, round((time - self._first) * _CLOCK))
-        picture.pts, picture.time_base = self._last, Fraction(1, _CLOCK)
-        for packet in self._stream.encode(picture):
-            self._container.mux(packet)
+        ticks = round((time - self._first) * self._clock)
+        before = self._last
+        self._last = min(max(before + 1, ticks), before + _MOST_TICKS)
+        if self.frames:
+            self._period = self._last - before
+            self._durations[before] = self._period
+        picture.pts, picture.time_base = self._last, Fraction(1, self._clock)
+        self._mux(self._stream.encode(picture))
         self.frames += 1
 
     def close(self) -> None:
-        """Finish the file and give it its name."""
-        for packet in self._stream.encode():
-            self._container.mux(packet)
+        """Complete the file and give it its name."""
+        self.complete()
+        os.replace(self.partial, self._path)
+
+    def complete(self) -> None:
+        """Complete the file under its hidden name, on the disk, for a name given later."""
+        self._durations[self._last] = self._period  # the last one is as long as the one before
+        self._mux(self._stream.encode())
         self._container.close()
-        os.replace(self._partial, self._path)
+        with self.partial.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _mux(self, packets: list[Any]) -> None:
+        """Write packets with the time for which their frames are shown."""
+        for packet in packets:
+            # x264 gives a packet out before the next frame is known: then the period is a guess,
+            # which MP4 replaces by the next stamp.
+            packet.duration = self._durations.pop(packet.pts, self._period)
+            self._container.mux(packet)
 
     def discard(self) -> None:
         """Remove what was written."""
-        self._container.close()
-        self._partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the disk is full: why it is discarded
+            self._container.close()
+        self.partial.unlink(missing_ok=True)
 
 
 def partial_name(path: Path) -> Path:
@@ -159,7 +201,7 @@ class TrackSummary:
 class TrackWriter:
     """Writes ``tracks.csv``, ``tracks.json`` and ``mot.txt`` as the frames come.
 
-    They take their names in `close`; only one line per identity is kept in memory.
+    `close` completes them under their hidden names; only one line per identity is kept in memory.
 
     Args:
         folder: where to.
@@ -190,9 +232,12 @@ class TrackWriter:
             )
             track.add(index, time, sighting)
             self._count += 1
-            self._write_csv(index, time, sighting, speed)
-            self._write_json(index, time, sighting)
-            self._write_mot(index, sighting)
+            with disk_errors(self._paths[0]):
+                self._write_csv(index, time, sighting, speed)
+            with disk_errors(self._paths[1]):
+                self._write_json(index, time, sighting)
+            with disk_errors(self._paths[2]):
+                self._write_mot(index, sighting)
 
     def _write_csv(self, index: int, time: float, s: Sighting, speed: float | None) -> None:
         self._csv.writerow(
@@ -201,7 +246,7 @@ class TrackWriter:
                 f"{time:.6f}",
                 s.track_id,
                 s.class_id,
-                _name(self._names, s.class_id),
+                csv_cell(_name(self._names, s.class_id)),
                 f"{s.score:.4f}",
                 *(f"{v:.2f}" for v in s.box),
                 "" if s.area is None else s.area,
@@ -236,7 +281,7 @@ class TrackWriter:
         self._files[2].write(f"{index + 1},{s.track_id},{box},{s.score:.4f},-1,-1,-1\n")
 
     def close(self, video: dict[str, Any]) -> list[dict[str, Any]]:
-        """Finish the files and give them their names.
+        """Complete the files under their hidden names, on the disk.
 
         Args:
             video: describes the video in ``tracks.json``.
@@ -248,16 +293,17 @@ class TrackWriter:
         tail = {"videos": [video], "tracks": tracks}
         self._files[1].write("\n], " + json.dumps(tail)[1:] + "\n")
         for file, path in zip(self._files, self._paths, strict=True):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            os.replace(partial_name(path), path)
+            with disk_errors(path):
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
         return tracks
 
     def discard(self) -> None:
         """Remove what was written."""
         for file, path in zip(self._files, self._paths, strict=True):
-            file.close()
+            with suppress(OSError):  # what it still holds does not fit on the disk
+                file.close()
             partial_name(path).unlink(missing_ok=True)
 
 

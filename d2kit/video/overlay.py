@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import logging
 import re
+import struct
 import time
 from collections.abc import Collection, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from d2kit.tracking import Sighting
+from d2kit.utils.text import one_line
 from d2kit.video.frames import Frame, Selection, SourceInfo
+from d2kit.visualization.canvas import fitted, inside, paste, plate
 from d2kit.visualization.labels import palette
 
-STILL_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+STILL_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jfif")
+    + (".jp2", ".avif", ".jpe", ".dib")
+)
+"""Endings of pictures: all are of formats that `read_image` reads."""
+_NEEDS = {".heic": "pillow-heif", ".heif": "pillow-heif"}  # ending -> package that reads it
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +33,27 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
     """Return a key by which frame10 comes after frame9."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+
+
+def encode_jpeg(image: np.ndarray, quality: int, aspect: float = 1.0) -> bytes:
+    """Return a picture as JPEG.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        quality: 1..100.
+        aspect: width of a pixel over its height, written into the file's header (JFIF density).
+    """
+    import cv2
+
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"a picture of shape {image.shape} cannot be written as JPEG")
+    jpeg = bytearray(data.tobytes())
+    if aspect != 1 and jpeg[6:11] == b"JFIF\0":
+        shape = Fraction(aspect).limit_denominator(255)
+        # No unit, only a ratio; of densities: of wide pixels there are few, the terms change place.
+        jpeg[13:18] = struct.pack(">BHH", 0, shape.denominator, shape.numerator)
+    return bytes(jpeg)
 
 
 class PictureFolder:
@@ -41,14 +71,15 @@ class PictureFolder:
     """
 
     def __init__(self, path: Path, selection: Selection, fps: float) -> None:
-        if fps <= 0:
-            raise ValueError(f"--fps must be above 0, got {fps}")
+        if not 0 < fps <= 1000:
+            raise ValueError(f"--fps must be above 0 and at most 1000, got {fps}")
         self._selection = selection
         self.seen, self.problem, self.damaged = 0, "", 0
-        self._files = sorted(
-            (p for p in path.iterdir() if p.suffix.lower() in STILL_SUFFIXES and p.is_file()),
-            key=_natural,
-        )
+        # ._x.jpg is what macOS puts beside x.jpg: no picture
+        entries = [p for p in path.iterdir() if not p.name.startswith(".")]
+        pictures = [p for p in entries if p.suffix.lower() in STILL_SUFFIXES]
+        self._files = sorted((p for p in pictures if p.is_file()), key=_natural)
+        self._left_out = sorted(set(entries) - set(self._files))
         if not self._files:
             raise ValueError(
                 f"--input {path}: no picture ({', '.join(sorted(STILL_SUFFIXES))}) in the folder; "
@@ -118,6 +149,16 @@ class PictureFolder:
             yield Frame(index, moment, image)
         if self.damaged:
             self.problem = f"{self.damaged} pictures could not be read"
+        if self._left_out:
+            self._tell_left_out()
+
+    def _tell_left_out(self) -> None:
+        """Say once, at the end, what of the folder was not looked at."""
+        left = self._left_out
+        names = ", ".join(one_line(p.name) for p in left[:5]) + (", ..." if len(left) > 5 else "")
+        packages = sorted({_NEEDS[p.suffix.lower()] for p in left if p.suffix.lower() in _NEEDS})
+        hint = f"; convert HEIC first, with the package {packages[0]}" if packages else ""
+        logger.warning("%d entries of the folder left out: %s%s", len(left), names, hint)
 
 
 class Camera:
@@ -233,7 +274,10 @@ def _box(image: np.ndarray, sighting: Sighting, names: Sequence[str], thick: int
     import cv2
 
     color = track_color(sighting.track_id)
-    x0, y0, x1, y1 = (round(v) for v in sighting.box)
+    # coordinates far outside would not fit into the integers of OpenCV
+    height, width = image.shape[:2]
+    x0, x1 = (round(min(max(v, -9.0), width + 9.0)) for v in sighting.box[::2])
+    y0, y1 = (round(min(max(v, -9.0), height + 9.0)) for v in sighting.box[1::2])
     line = thick if sighting.interpolated else 2 * thick
     cv2.rectangle(image, (x0, y0), (x1, y1), color, line)
     name = names[sighting.class_id] if sighting.class_id < len(names) else str(sighting.class_id)
@@ -243,19 +287,20 @@ def _box(image: np.ndarray, sighting: Sighting, names: Sequence[str], thick: int
 def _text(
     image: np.ndarray, text: str, corner: tuple[int, int], color: tuple[int, ...], thick: int
 ) -> None:
-    """Write on a ground of `color`, whose lower left corner is moved into the picture."""
-    import cv2
+    """Write on a ground of `color`, whose lower left corner is moved into the picture.
 
-    scale = 0.4 * thick
-    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
-    x = min(max(corner[0], 0), max(0, image.shape[1] - width - 4))
-    y = min(max(corner[1], height + below + 2), image.shape[0] - 2)
-    cv2.rectangle(image, (x, y - height - below), (x + width + 3, y + 2), color, cv2.FILLED)
+    As in pictures: every script for which there is a font. Colours stay in the order of the image.
+    """
+    size = 10 * thick + 2
     light = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2] > 128
     ink = (0, 0, 0) if light else (255, 255, 255)
-    cv2.putText(
-        image, text, (x + 2, y - below // 2), cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thick, 16
-    )
+    ground = (color[0], color[1], color[2])
+    line = fitted(text, size, image.shape[1])
+    picture = plate(line, size, ink, ground, 1.0)
+    height, width = picture.shape[:2]
+    place = (corner[0], corner[1] - height + 3)
+    x, y = inside(*place, (width, height), (image.shape[1], image.shape[0]))
+    paste(image, picture, x, y)
 
 
 def _clock(time: float) -> str:

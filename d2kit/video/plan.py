@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from d2kit.config import CfgNode
 from d2kit.video.detections import DetectionStore
 from d2kit.video.frames import Selection, SourceInfo
+from d2kit.video.outputs import PRESETS
+from d2kit.video.privacy import BLUR_MODES
 
 __all__ = ["DETECTIONS", "VideoOptions", "build_header", "stored_detections"]
 
@@ -40,6 +43,10 @@ class VideoOptions:
         preset: of x264.
         crf: of x264.
         progress: show a progress bar.
+
+    Raises:
+        ValueError: for a value that is out of range or does not go with another, by the name of its
+            option.
     """
 
     input: str
@@ -61,8 +68,20 @@ class VideoOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if not (math.isfinite(self.fps) and 0 < self.fps <= 1000):
+            raise ValueError(f"--fps must be above 0 and at most 1000, got {self.fps}")
+        if self.preset not in PRESETS:
+            raise ValueError(f"--preset must be one of {', '.join(PRESETS)}; got {self.preset!r}")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"--crf must lie in 0 (exact) ... 51 (worst), got {self.crf}")
+        if self.subject is not None and self.subject < 1:
+            raise ValueError(f"--subject must be an identity, 1 or above, got {self.subject}")
         if self.subject is not None and self.blur != "bystanders":
             raise ValueError(f"--subject {self.subject} goes with --blur bystanders")
+        if self.blur_classes and self.blur is None:
+            raise ValueError(f"--blur-class {self.blur_classes[0]} goes with --blur")
+        if self.blur is not None and self.blur not in BLUR_MODES:
+            raise ValueError(f"--blur must be one of {', '.join(BLUR_MODES)}; got {self.blur!r}")
         if not self.input and (self.draws or not self.from_detections):
             raise ValueError("--input is missing: a video, a folder of pictures, or a camera")
 
@@ -115,7 +134,8 @@ def build_header(
                 digest.update(block)
     else:
         digest.update(weights.encode())
-    return {
+    aspect = {} if info.aspect == 1 else {"aspect": info.aspect}
+    return aspect | {
         "source": os.path.basename(info.name),
         "bytes": info.bytes,
         "width": info.width,
@@ -148,7 +168,9 @@ def stored_detections(options: VideoOptions, header: dict[str, Any]) -> Detectio
             f"{path}: holds an earlier recording of a camera; choose another --output, or "
             "--from-detections to track it again"
         )
-    different = [k for k in header if store.header.get(k) != header[k]]
+    # The shape of the pixels follows from the source; older files do not tell it.
+    compared = [k for k in header if k != "aspect"]
+    different = [k for k in compared if store.header.get(k) != header[k]]
     if different:
         listed = "; ".join(
             f"{k}: {store.header.get(k)!r} there, {header[k]!r} now" for k in different

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from d2kit.config import CfgNode
 from d2kit.engine.resolve import build_class_names
-from d2kit.utils.file_io import atomic_write
+from d2kit.engine.safety.run_lock import sole_run
 from d2kit.video.association import Associator, TrackedFrame, build_associator
 from d2kit.video.detections import DetectionStore, DetectionWriter, build_detector
 from d2kit.video.feed import DetectionFeed, Pair
 from d2kit.video.frames import Frame, FrameSource, Selection
-from d2kit.video.lock import sole_writer
-from d2kit.video.outputs import TrackWriter, VideoEncoder
-from d2kit.video.overlay import draw_tracks
+from d2kit.video.outputs import TrackWriter, VideoEncoder, partial_name
+from d2kit.video.overlay import draw_tracks, encode_jpeg
 from d2kit.video.plan import (
     VideoOptions,
     build_header,
@@ -30,6 +29,7 @@ from d2kit.video.plan import (
     stored_detections,
 )
 from d2kit.video.privacy import Anonymizer, Background
+from d2kit.video.results import FRAMES, clear_results, disk_errors, publish
 from d2kit.video.sources import open_source
 
 __all__ = ["COMPLETE", "DAMAGED", "INTERRUPTED", "track_video"]
@@ -42,37 +42,40 @@ COMPLETE, DAMAGED, INTERRUPTED = "complete", "input damaged", "interrupted"
 _QUEUED_BYTES = 2**26  # of frames between two stages
 
 
+def _hider(options: VideoOptions, names: list[str]) -> Anonymizer | None:
+    if options.blur is None:
+        return None
+    people = options.people(names)
+    return Anonymizer(options.blur, subject=options.subject, classes=people)
+
+
 class _Drawer:
     """Hides whom the options want hidden, keeps the frame if asked, draws the tracks."""
 
-    def __init__(self, options: VideoOptions, names: list[str], size: tuple[int, int]) -> None:
+    def __init__(
+        self, options: VideoOptions, names: list[str], size: tuple[int, int], aspect: float
+    ) -> None:
         self._names, self._size = names, size
-        self._hide = None
-        if options.blur is not None:
-            self._hide = Anonymizer(
-                options.blur, subject=options.subject, classes=options.people(names)
-            )
-        self._folder = options.output / "frames" if options.keep_frames else None
+        self._hide = _hider(options, names)
+        self._folder = options.output / FRAMES if options.keep_frames else None
+        self._aspect = aspect
         if self._folder is not None:
-            self._folder.mkdir(exist_ok=True)
+            partial_name(self._folder).mkdir()
 
     def __call__(self, tracked: TrackedFrame) -> np.ndarray:
         image = tracked.frame.image
         assert image is not None, "frames without a picture are not drawn"
-        hidden: set[int] = set()
+        hidden_ids: set[int] = set()
         if self._hide is not None:
-            image, hidden = self._hide(tracked, self._size), self._hide.hidden(tracked.sightings)
+            image = self._hide(tracked, self._size)
+            hidden_ids = self._hide.hidden(tracked.sightings)
         if self._folder is not None:
-            self._keep(image, self._folder / f"{tracked.frame.index:06d}.jpg")
-        draw_tracks(image, tracked.sightings, self._names, tracked.frame.time, untinted=hidden)
+            path = self._folder / f"{tracked.frame.index:06d}.jpg"
+            with disk_errors(path):
+                hidden = partial_name(self._folder) / path.name
+                hidden.write_bytes(encode_jpeg(image, 95, self._aspect))
+        draw_tracks(image, tracked.sightings, self._names, tracked.frame.time, untinted=hidden_ids)
         return image
-
-    @staticmethod
-    def _keep(image: np.ndarray, path: Path) -> None:
-        import cv2
-
-        if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
-            raise OSError(f"could not write {path}: is the disk full?")
 
 
 def _until(frames: Iterable[Frame], stop: threading.Event) -> Iterator[Frame]:
@@ -90,16 +93,21 @@ def _associated(pairs: Iterable[Pair], associator: Associator) -> Iterator[Track
 
 @dataclasses.dataclass
 class _Done:
-    """Which frames came out: how many, the number of the first and of the last."""
+    """Which frames came out: how many, the number of the first and of the last; what was found."""
 
     count: int = 0
     first: int = 0
     last: int = 0
+    detections: int = 0
+    best: float = 0.0
 
-    def add(self, index: int) -> None:
+    def add(self, tracked: TrackedFrame) -> None:
         """Count one."""
+        index, scores = tracked.frame.index, tracked.found.scores
         self.first = index if self.count == 0 else self.first
         self.count, self.last = self.count + 1, index
+        self.detections += len(scores)
+        self.best = max(self.best, float(scores.max(initial=0.0)))
 
 
 @dataclasses.dataclass
@@ -113,6 +121,7 @@ class _Setup:
     size: tuple[int, int]
     fps: float
     expected: int | None
+    aspect: float
 
 
 def _prepare(cfg: CfgNode, options: VideoOptions, associator_needs_image: bool) -> _Setup:
@@ -122,9 +131,8 @@ def _prepare(cfg: CfgNode, options: VideoOptions, associator_needs_image: bool) 
         info, names = source.info, build_class_names(cfg)
         header = build_header(cfg, info, options.selection, names)
         store = stored_detections(options, header)
-        return _Setup(
-            source, store, header, names, (info.height, info.width), info.fps, info.expected
-        )
+        size = (info.height, info.width)
+        return _Setup(source, store, header, names, size, info.fps, info.expected, info.aspect)
     store = DetectionStore(options.store)
     header = store.header
     names, fps = list(header.get("classes", [])), float(header.get("fps", 25.0))
@@ -135,7 +143,8 @@ def _prepare(cfg: CfgNode, options: VideoOptions, associator_needs_image: bool) 
             "cannot differ"
         )
     if not options.draws and not associator_needs_image:
-        return _Setup(None, store, header, names, store.size, fps, None)
+        aspect = float(header.get("aspect", 1.0))
+        return _Setup(None, store, header, names, store.size, fps, None, aspect)
     source = open_source(options.input, selection, fps)
     size = (source.info.height, source.info.width)
     if size != store.size:
@@ -143,7 +152,8 @@ def _prepare(cfg: CfgNode, options: VideoOptions, associator_needs_image: bool) 
             f"{options.store}: the stored detections are of a video of "
             f"{store.size[1]}x{store.size[0]} pixels, {options.input} has {size[1]}x{size[0]}"
         )
-    return _Setup(source, store, header, names, size, fps, source.info.expected)
+    info = source.info
+    return _Setup(source, store, header, names, size, fps, info.expected, info.aspect)
 
 
 def track_video(
@@ -160,6 +170,9 @@ def track_video(
     The same call after a kill reads what is stored and detects only the rest: identities do not
     differ from those of an undisturbed run.
 
+    What an earlier run left in the folder is removed before the first frame is read, but for the
+    stored detections; results appear all together at the end, or not at all.
+
     Args:
         cfg: the config: the model, and ``TRACKER_HEADS``.
         options: what to read and write.
@@ -172,11 +185,17 @@ def track_video(
     Raises:
         FileNotFoundError, ValueError: for a mistake in input or options, before anything is
             written; for a video without a frame.
+        BlockingIOError: if another run, be it a training, holds the folder.
+        OSError: if the disk is full, with path and sizes; no result is left, the stored detections
+            are.
     """
     tracker_probe = build_associator(cfg, (1, 1))
     setup = _prepare(cfg, options, tracker_probe.needs_image)
+    _hider(options, setup.names)  # its mistakes show before anything is removed
     options.output.mkdir(parents=True, exist_ok=True)
-    with sole_writer(options.output):
+    with sole_run(options.output):
+        hides = options.keep_frames or options.blur is not None
+        clear_results(options.output, options.input, frames=hides)
         return _track(cfg, options, setup, stop or threading.Event(), on_frame)
 
 
@@ -196,22 +215,27 @@ def _track(
         lambda: build_detector(cfg)[0],
     )
     writer = TrackWriter(options.output, size=setup.size, names=setup.names)
-    encoder = _encoder(options, setup)
+    encoder = None
     try:
+        encoder = _encoder(options, setup)
         frames = _run(cfg, options, setup, detections, writer, encoder, stop, on_frame)
         if frames.count == 0:
             why = f": {detections.problem}" if detections.problem else ""
             raise ValueError(f"{options.input or options.store}: 0 frames could be read{why}")
         if encoder is not None:
-            encoder.close()
+            with disk_errors(options.output / "annotated.mp4"):
+                encoder.complete()
+        seconds = time.perf_counter() - began
+        return _finish(options, setup, detections, writer, frames, stop, seconds)
     except BaseException:
         writer.discard()
         if encoder is not None:
             encoder.discard()
+        shutil.rmtree(partial_name(options.output / FRAMES), ignore_errors=True)
         if detections.file is not None:
-            detections.file.close()  # the next run goes on from here
+            with suppress(OSError):  # the disk is full
+                detections.file.close()  # the next run goes on from here
         raise
-    return _finish(options, setup, detections, writer, frames, stop, time.perf_counter() - began)
 
 
 def _encoder(options: VideoOptions, setup: _Setup) -> VideoEncoder | None:
@@ -221,7 +245,8 @@ def _encoder(options: VideoOptions, setup: _Setup) -> VideoEncoder | None:
         options.output / "annotated.mp4",
         width=setup.size[1],
         height=setup.size[0],
-        fps=setup.fps / options.selection.stride,
+        fps=setup.fps / (setup.header.get("selection") or {}).get("stride", 1),
+        aspect=setup.aspect,
         preset=options.preset,
         crf=options.crf,
     )
@@ -247,8 +272,10 @@ def _run(
         stages.append(Background(items, depth, name))
         return stages[-1]
 
-    drawer = _Drawer(options, setup.names, setup.size) if options.draws else None
-    associator = build_associator(cfg, setup.size)
+    names, size, aspect = setup.names, setup.size, setup.aspect
+    drawer = _Drawer(options, names, size, aspect) if options.draws else None
+    associator = build_associator(cfg, size, aspect)
+    video = options.output / "annotated.mp4"
     if setup.source is None:
         pairs = stage(detections.alone(), "read")
     else:
@@ -265,8 +292,9 @@ def _run(
             for item, image in drawn:
                 writer.write(item)
                 if encoder is not None:
-                    encoder.write(image, item.frame.time)
-                done.add(item.frame.index)
+                    with disk_errors(video):
+                        encoder.write(image, item.frame.time)
+                done.add(item)
                 bar.update()
                 if on_frame is not None:
                     on_frame(done.count)
@@ -300,6 +328,7 @@ def _finish(
     stride = (setup.header.get("selection") or {}).get("stride", 1)
     video = {"id": 1, "name": name, **size, "fps": setup.fps, "frames": frames.count}
     video |= {"stride": stride, "first_frame": frames.first, "last_frame": frames.last}
+    video |= {"sample_aspect_ratio": setup.aspect}
     tracks = writer.close(video)
     summary = {
         "status": status,
@@ -307,6 +336,7 @@ def _finish(
         "damaged_places": damaged,
         "source": name,
         **size,
+        "sample_aspect_ratio": setup.aspect,
         "fps": setup.fps,
         "selection": setup.header.get("selection"),
         "frames": frames.count,
@@ -316,10 +346,14 @@ def _finish(
         "blur": options.blur,
         "subject": options.subject,
         "identities": len(tracks),
+        "detections": frames.detections,
+        "best_score": round(frames.best, 4),
         "seconds": round(seconds, 3),
         "frames_per_second": round(frames.count / seconds, 2),
         "tracks": tracks,
     }
-    with atomic_write(options.output / "summary.json", "w") as file:
-        json.dump(summary, file, indent=1)
+    names = ["tracks.csv", "tracks.json", "mot.txt"]
+    names += ["annotated.mp4"] if options.video else []
+    names += [FRAMES] if options.keep_frames else []
+    publish(options.output, names, summary)
     return summary

@@ -25,9 +25,9 @@ def open_source(name: str, selection: Selection, fps: float = 25.0) -> FrameSour
         ValueError: if it is something else, or has no picture that can be read.
     """
     path = Path(name)
-    if name.isdigit() or name.startswith("/dev/video"):
+    if name.startswith("/dev/video") or (name.isdigit() and not path.exists()):
         return Camera(name, selection)
-    if "://" in name:
+    if "://" in name and not path.exists():
         raise ValueError(f"--input {name}: a URL; copy the video to this machine first")
     if path.is_dir():
         return PictureFolder(path, selection, fps)

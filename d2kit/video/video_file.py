@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -15,13 +16,51 @@ from d2kit.video.frames import Frame, Selection, SourceInfo
 __all__ = ["VideoFile"]
 
 _DEFAULT_FPS = 25.0
+_REORDERED = 4  # frames by which stamps out of order fall back; a joint of files falls further
+
+
+class _Clock:
+    """The times of decoded frames: those of the file, where they rise.
+
+    Files joined end to end (``cat a.ts b.ts``) begin again at an earlier time: what follows is
+    moved behind the joint and keeps its pace. A stamp that is missing, doubled or a little out of
+    order is put behind the one before.
+
+    Args:
+        fps: the period before two stamps are known is 1 / `fps`.
+        begin: time of the first frame where it has no stamp, seconds.
+    """
+
+    def __init__(self, fps: float, begin: float) -> None:
+        self.period, self._begin = 1 / fps, begin
+        self._offset = 0.0
+        self.last: float | None = None
+
+    def time_of(self, picture: Any) -> float:
+        """Return the time of the next frame, seconds."""
+        known = picture.pts is not None and picture.time_base is not None
+        stamp = float(picture.pts * Fraction(picture.time_base)) + self._offset if known else None
+        if self.last is None:
+            self.last = self._begin if stamp is None else stamp
+            return self.last
+        step = self.period if stamp is None else stamp - self.last
+        if step > 0:
+            self.period = step
+            self.last = self.last + step if stamp is None else stamp
+        elif step > -_REORDERED * self.period:
+            self.last += self.period / 2
+        else:
+            self._offset += self.period - step
+            self.last += self.period
+        return self.last
 
 
 class VideoFile:
     """Reads a video file with FFmpeg (PyAV), sequentially: a file without an index will do.
 
-    Time stamps are the file's. A rotation flag is applied. What cannot be decoded is passed over
-    and counted; where the file ends before it should, `problem` says so after the iteration.
+    Time stamps are the file's, see `_Clock`. A rotation flag is applied; the sample aspect ratio is
+    not, but said. What cannot be decoded is passed over and counted; where the file ends before it
+    should, `problem` says so after the iteration.
 
     Args:
         path: the file.
@@ -40,9 +79,11 @@ class VideoFile:
             self._fps = float(rate) if rate else _DEFAULT_FPS
             self._ends = _end_of(stream, container)
             self._count = stream.frames
-            self._lone = len(container.streams) == 1
-            length = (self._ends or 0.0) - float((stream.start_time or 0) * stream.time_base)
+            self._lone = len(container.streams) == 1 or bool(stream.duration)
+            began = float((stream.start_time or 0) * stream.time_base)
+            length = max(0.0, (self._ends or 0.0) - began)
             announced = self._count or round(length * self._fps) or None
+            aspect = float(stream.sample_aspect_ratio or 1)
             first = next(self._decode(container, stream), None)
         if first is None:
             raise ValueError(
@@ -51,14 +92,19 @@ class VideoFile:
             )
         height, width = _upright(first).shape[:2]
         self._shape = (height, width)
+        self._first = _Clock(self._fps, 0.0).time_of(first)
+        if not 0.1 <= aspect <= 10:  # no camera's: damaged
+            aspect = 1.0
         self.problem, self.damaged = "", 0
         self.info = SourceInfo(
             name=str(path),
             width=width,
             height=height,
             fps=self._fps,
-            expected=selection.covers(announced, self._fps),
+            expected=selection.covers(announced, self._fps, self._first),
             bytes=path.stat().st_size,
+            aspect=1 / aspect if round(first.rotation / 90) % 2 else aspect,
+            first=self._first,
         )
 
     def __iter__(self) -> Iterator[Frame]:
@@ -68,10 +114,12 @@ class VideoFile:
             ValueError: if nothing of the file lies in the selected time.
         """
         self.seen, self.problem, self.damaged = 0, "", 0
-        selected, last, longest = 0, 0.0, 1 / self._fps
+        selected, stopped = 0, False
         skip, before, key = 0, 0, None
         if self._selection.start > 0:
             skip, before, key = _entry(self._path, self._selection.start)
+        clock = _Clock(self._fps, before / self._fps)
+        longest = clock.period
         with _open(self._path) as container:
             stream = _video_stream(container, self._path)
             stream.thread_type = "AUTO"
@@ -79,14 +127,15 @@ class VideoFile:
             for picture in self._decode(container, stream, skip):
                 if key is not None and picture.pts is not None and picture.pts < key:
                     continue  # it needs frames before the key frame, which were left out
-                time = _time_of(picture, index, self._fps)
+                key = None
+                time = clock.time_of(picture)
                 if self._selection.end is not None and time >= self._selection.end:
-                    return
+                    stopped = True
+                    break
                 self.seen = index + 1
-                longest = max(longest, time - last) if index > before else longest
-                last = time
+                longest = max(longest, clock.period)
                 index += 1
-                if time < self._selection.start:
+                if self._selection.start > 0 and time < self._selection.start:
                     continue
                 selected += 1
                 if (selected - 1) % self._selection.stride:
@@ -99,19 +148,30 @@ class VideoFile:
                     )
                     return
                 yield Frame(index - 1, time, image)
-        self._check_length(last + longest)
+        if not stopped:
+            self._check_length((clock.last or 0.0) + longest)
         if selected == 0 and not self.problem:
-            raise ValueError(
-                f"--start {self._selection.start}: {self._path} has {self.seen} frames, all "
-                "of them before that time"
-            )
+            self._complain_of_selection(self._ends if stopped else clock.last)
+
+    def _complain_of_selection(self, last: float | None) -> None:
+        """Say which times the file has, where none of them is selected."""
+        chosen = f"--start {self._selection.start}"
+        if self._selection.end is not None:
+            chosen += f" --end {self._selection.end}"
+        count = f"its {self.seen} frames" if self.seen else "its frames"
+        until = "" if last is None else f" to {last:.3f} s"
+        raise ValueError(
+            f"{chosen}: no frame of {self._path} lies there: by the file's own clock {count} go "
+            f"from {self._first:.3f} s{until}"
+        )
 
     def _decode(self, container: Any, stream: Any, skip: int = 0) -> Iterator[Any]:
         """Yield decoded frames; leave out the first `skip` packets without decoding them."""
         import av
 
         packets = container.demux(stream)
-        passed = 0
+        passed, before = 0, None
+        suspects: list[int] = []
         while True:
             try:
                 packet = next(packets)
@@ -125,6 +185,14 @@ class VideoFile:
                 continue
             if packet.is_corrupt:
                 self.damaged += 1
+                suspects.append(passed)
+            if packet.dts is not None:
+                if before is not None and packet.dts < before:
+                    # Joined files: the counters of a transport stream begin again, too, which the
+                    # demuxer takes for lost packets just before.
+                    self.damaged -= sum(passed - at <= _REORDERED for at in suspects)
+                    suspects.clear()
+                before = packet.dts
             try:
                 for frame in packet.decode():
                     self.damaged += frame.is_corrupt
@@ -136,17 +204,21 @@ class VideoFile:
         """Compare what came, up to the time `last`, with what the file announces."""
         if self.problem:
             return
-        if self._count:
-            if self._count - self.seen > 2:  # an edit list may hide some
-                self.problem = f"it ends after {self.seen} of {self._count} announced frames"
-        elif self._ends is not None:
-            # A duration without a count may be that of the sound.
+        # An edit list hides frames that are counted, and sound may be longer than the picture:
+        # a file is short where both its count and its clock say so.
+        if self._count and self._count - self.seen <= 2:
+            return
+        short = False
+        if self._ends is not None:
             tolerated = 2 / self._fps + 0.005 * self._ends + (0.0 if self._lone else 1.0)
-            if self._ends - last > tolerated:
-                self.problem = (
-                    f"it ends after {self.seen} frames at {last:.2f} s, {self._ends:.2f} s are "
-                    "announced"
-                )
+            short = self._ends - last > tolerated
+        if self._count and (short or self._ends is None):
+            self.problem = f"it ends after {self.seen} of {self._count} announced frames"
+        elif short:
+            self.problem = (
+                f"it ends after {self.seen} frames at {last:.2f} s, {self._ends:.2f} s are "
+                "announced"
+            )
 
 
 def _open(path: Path) -> Any:
@@ -154,7 +226,11 @@ def _open(path: Path) -> Any:
     import av
 
     try:
-        return av.open(str(path), metadata_errors="ignore")
+        # A colon would make a protocol of a name; a name that is not UTF-8 cannot be handed over.
+        name: Any = f"file:{path}"
+        if not name.isprintable() or os.fsencode(path) != str(path).encode("utf-8", "replace"):
+            name = path.open("rb")
+        return av.open(name, metadata_errors="ignore")
     except av.error.FFmpegError as error:
         why = _reason(error)
         if isinstance(error, av.error.EOFError):
@@ -188,26 +264,29 @@ def _lacks_moov(path: Path) -> bool:
 
 
 def _video_stream(container: Any, path: Path) -> Any:
-    if not container.streams.video:
+    """Return the stream that players show: the default one, never a cover picture."""
+    from av.stream import Disposition
+
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not videos:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-        raise ValueError(f"--input {path}: has no video, only {kinds}")
-    return container.streams.video[0]
+        cover = ": its picture is a cover" if container.streams.video else ""
+        raise ValueError(f"--input {path}: has no video, only {kinds}{cover}")
+    default = [s for s in videos if s.disposition & Disposition.default]
+    return (default or videos)[0]
 
 
 def _end_of(stream: Any, container: Any) -> float | None:
     """Return the time at which a video ends by its own account; None where it does not say."""
     start = float((stream.start_time or 0) * stream.time_base)
     if stream.duration:
-        return start + float(stream.duration * stream.time_base)
-    if container.duration:
-        return (container.start_time or 0) / 1e6 + container.duration / 1e6
-    return None
-
-
-def _time_of(picture: Any, index: int, fps: float) -> float:
-    if picture.pts is None or picture.time_base is None:
-        return index / fps
-    return float(picture.pts * Fraction(picture.time_base))
+        length = float(stream.duration * stream.time_base)
+    elif container.duration:
+        start, length = (container.start_time or 0) / 1e6, container.duration / 1e6
+    else:
+        return None
+    # Some writers of Matroska count the length from 0, some from the first frame.
+    return min(length, start + length) if "matroska" in container.format.name else start + length
 
 
 def _upright(picture: Any) -> np.ndarray:
@@ -227,19 +306,23 @@ def _entry(path: Path, start: float) -> tuple[int, int, int | None]:
     import av
 
     shown: list[int] = []
-    skip, key = 0, None
+    skip, key, before = 0, None, None
     with _open(path) as container:
         stream = _video_stream(container, path)
         try:
             for ordinal, packet in enumerate(container.demux(stream)):
                 if packet.pts is None or not packet.size:
                     continue
+                if before is not None and packet.dts is not None and packet.dts < before:
+                    return 0, 0, None  # joined files: the clock begins again, see `_Clock`
+                before = packet.dts if packet.dts is not None else before
                 time = float(packet.pts * Fraction(packet.time_base))
                 if packet.is_keyframe and time <= start:
                     skip, key = ordinal, packet.pts
                 elif packet.is_keyframe or (packet.dts or 0) * packet.time_base > start:
                     break
-                shown.append(packet.pts)
+                if not packet.is_discard:  # hidden by an edit list
+                    shown.append(packet.pts)
         except av.error.FFmpegError:
             pass  # the reading itself will meet it, and say so
     return skip, 0 if key is None else sum(pts < key for pts in shown), key

@@ -1,32 +1,19 @@
-"""Anti-aliased shapes with opacity on an RGB array, by OpenCV.
-
-Coordinates are continuous canvas pixels: a pixel's centre is at +0.5.
-"""
+"""Text on small filled plates, and where to put it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
+
+from d2kit.utils.text import drawn
+from d2kit.visualization import _fonts
 
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in canvas pixels
 _MIN_PIXELS = 6
 
 
-@lru_cache(maxsize=64)
-def _font(pixels: int) -> Any:
-    """Load DejaVu Sans (it comes with matplotlib) at an em height of `pixels`."""
-    from pathlib import Path
-
-    from matplotlib import get_data_path
-    from PIL import ImageFont
-
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), pixels)
-
-
-@lru_cache(maxsize=1024)
 def plate(
     text: str,
     pixels: int,
@@ -38,7 +25,7 @@ def plate(
     """Draw text on a plate with rounded corners.
 
     Args:
-        text: one or more lines.
+        text: one or more lines, that have passed the gate (`d2kit.utils.text`).
         pixels: em height.
         color: of the text, [0, 255].
         background: of the plate, [0, 255].
@@ -48,17 +35,36 @@ def plate(
     Returns:
         (h, w, 4) uint8 RGBA, not to be written to (cached).
     """
+    return _plate(text, pixels, color, background, opacity, rotation, _fonts.configured())
+
+
+@lru_cache(maxsize=1024)
+def _plate(
+    text: str,
+    pixels: int,
+    color: tuple[int, int, int],
+    background: tuple[int, int, int],
+    opacity: float,
+    rotation: float,
+    fonts: tuple[str, ...],
+) -> np.ndarray:
+    """Draw a plate; `fonts` decides on the pixels too, and may change between calls."""
     from PIL import Image, ImageDraw
 
     pixels = max(pixels, _MIN_PIXELS)
-    font = _font(pixels)
-    ascent, descent = font.getmetrics()
-    lines = text.split("\n")
-    width = max(int(np.ceil(font.getlength(line))) for line in lines)
+    base = _fonts.font(fonts[-1], pixels)
+    ascent, descent = base.getmetrics()
+    lines = [_fonts.runs(line, fonts) for line in text.split("\n")]
+    loaded = [[(piece, _fonts.font(path, pixels)) for piece, path in line] for line in lines]
+    width = max(int(np.ceil(sum(f.getlength(p) for p, f in line))) for line in loaded)
     pad = max(round(pixels * 0.18), 1)
-    line_height = ascent + descent
     # the font's own leading above capitals is cut: a plate hugs its text
     trim = max(ascent - round(pixels * 0.78) - pad, 0)
+    for piece, font in (item for line in loaded for item in line if item[1] is not base):
+        _, top, _, bottom = font.getbbox(piece, anchor="ls")  # scripts may be taller than Latin
+        trim = min(trim, ascent + round(top))
+        descent = max(descent, round(bottom))
+    line_height = ascent + descent
     size = (width + 2 * pad + 1, line_height * len(lines) - trim + pad)
     image = Image.new("RGBA", size, (0, 0, 0, 0))
     drawing = ImageDraw.Draw(image)
@@ -66,27 +72,35 @@ def plate(
     drawing.rounded_rectangle(
         (0, 0, size[0] - 1, size[1] - 1), radius=max(pixels // 6, 1), fill=fill
     )
-    for row, line in enumerate(lines):
-        drawing.text((pad, row * line_height - trim), line, font=font, fill=(*color, 255))
+    for row, line in enumerate(loaded):
+        x, baseline = float(pad), row * line_height - trim + ascent
+        for piece, font in line:
+            drawing.text((x, baseline), piece, font=font, fill=(*color, 255), anchor="ls")
+            x += font.getlength(piece)
     if rotation:
         image = image.rotate(rotation, expand=True, resample=Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 
 def fitted(text: str, pixels: int, width: int) -> str:
-    """Shorten the first words of a one-line text until its plate is at most `width` wide.
+    """Shorten the first words of a text until its plate, of one line, is at most `width` wide.
 
     The last word (the score of a label) is kept: ``"infusion pump 98%"`` -> ``"infus… 98%"``.
     """
+    return _fitted(text, pixels, width, _fonts.configured())
+
+
+@lru_cache(maxsize=1024)
+def _fitted(text: str, pixels: int, width: int, fonts: tuple[str, ...]) -> str:
     pixels = max(pixels, _MIN_PIXELS)
     room = width - 2 * max(round(pixels * 0.18), 1) - 2
-    font = _font(pixels)
-    if font.getlength(text) <= room:
+    text = drawn(text)
+    if _fonts.length(text, pixels, fonts) <= room:
         return text
     start, space, end = text.rpartition(" ")
     if not start:
         start, end = text, ""
-    while start and font.getlength(f"{start}…{space}{end}") > room:
+    while start and _fonts.length(f"{start}…{space}{end}", pixels, fonts) > room:
         start = start[:-1]
     return f"{start.rstrip()}…{space}{end}" if start else end
 

@@ -10,16 +10,44 @@ from typing import Any
 import numpy as np
 
 from d2kit.utils.file_io import atomic_write
+from d2kit.utils.text import one_line
 from d2kit.visualization import canvas as _canvas
 from d2kit.visualization import canvas as _text
 from d2kit.visualization import labels as _colors
+
+
+def rgb_pixels(img: Any) -> np.ndarray:
+    """Return an image as (H, W, 3) uint8 RGB.
+
+    Args:
+        img: see `VisImage`; bool counts as 0 and 255, values that are not finite as 0.
+
+    Raises:
+        ValueError: another shape, or no numbers.
+    """
+    array = np.asarray(img)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
+        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    numbers = array.dtype == bool or np.issubdtype(array.dtype, np.number)
+    if array.ndim != 3 or array.shape[2] not in (3, 4) or 0 in array.shape or not numbers:
+        raise ValueError(
+            "An image must be (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) grey, got shape "
+            f"{array.shape} of {array.dtype}"
+        )
+    array = array[..., :3]
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype != np.uint8:
+        finite = np.nan_to_num(array.astype(np.float64), posinf=255.0)
+        array = np.clip(np.round(finite), 0, 255).astype(np.uint8)
+    return array
 
 
 class VisImage:
     """An RGB picture of exactly ``round(scale * size)`` pixels.
 
     Args:
-        img: (H, W, 3) or (H, W) RGB in [0, 255].
+        img: (H, W, 3) RGB, (H, W, 4) RGBA, whose opacity is dropped, or (H, W) grey, in [0, 255].
         scale: size of the output relative to `img`.
 
     Attributes:
@@ -40,20 +68,14 @@ class VisImage:
         """Replace the picture; what was drawn on it is lost.
 
         Args:
-            img: (H, W, 3) or (H, W) RGB in [0, 255].
+            img: see `VisImage`.
 
         Raises:
             ValueError: another shape.
         """
         import cv2
 
-        array = np.asarray(img)
-        if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
-            array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
-        if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-            raise ValueError(f"An image must be (H, W, 3) RGB, got shape {array.shape}")
-        if array.dtype != np.uint8:
-            array = np.clip(np.round(array), 0, 255).astype(np.uint8)
+        array = rgb_pixels(img)
         self.height, self.width = array.shape[:2]
         size = (max(round(self.width * self.scale), 1), max(round(self.height * self.scale), 1))
         if size == (self.width, self.height):
@@ -124,14 +146,17 @@ _PLATE_OPACITY = 0.8
 class DrawingBase:
     """Draws shapes and text on `output`; coordinates are those of the unscaled image.
 
+    What has coordinates that are not finite is left out.
+
     Args:
-        img_rgb: (H, W, 3) RGB in [0, 255].
+        img_rgb: (H, W, 3) RGB, (H, W, 4) RGBA, whose opacity is dropped, or (H, W) grey, in
+            [0, 255].
         scale: size of the output relative to the image.
         font_size_scale: factor on the size of all text that gives no size.
     """
 
     def __init__(self, img_rgb: Any, scale: float = 1.0, font_size_scale: float = 1.0) -> None:
-        self.img = np.clip(np.asarray(img_rgb), 0, 255).astype(np.uint8)
+        self.img = rgb_pixels(img_rgb)
         self.output = VisImage(self.img, scale=scale)
         # em height in output pixels: 9 at 96x128, 13 at 640x480, 22 at 1080p
         pixels = 8 + math.sqrt(self.output.width * self.output.height) * scale / 100
@@ -177,8 +202,10 @@ class DrawingBase:
             raise ValueError(
                 f"horizontal_alignment must be one of {list(shares)}, got {horizontal_alignment!r}"
             )
+        if not np.isfinite(np.asarray(position, dtype=np.float64)).all():
+            return self.output
         picture = _text.plate(
-            str(text),
+            "\n".join(one_line(line, None) for line in str(text).split("\n")),
             self._pixels(font_size),
             _colors.to_bytes(_colors.lightened(color)),
             (0, 0, 0),
@@ -204,6 +231,8 @@ class DrawingBase:
             box: x0, y0, x1, y1 of the instance, in image pixels.
             center: put the plate's centre at the centre of `box`, if that is free.
         """
+        if not np.isfinite(np.asarray(box, dtype=np.float64)).all():
+            return
         background = _colors.to_rgb(color)
         pixels = self._pixels(None)
         picture = _text.plate(
@@ -249,6 +278,8 @@ class DrawingBase:
             line_style: ``-``, ``--``, ``:`` or ``-.``.
         """
         x0, y0, x1, y1 = (float(value) * self.output.scale for value in box_coord)
+        if not np.isfinite((x0, y0, x1, y1)).all():
+            return self.output
         color = _colors.to_bytes(edge_color)
         corners = (x0, y0, x1, y1)
         _canvas.box(self.output.pixels, corners, color, self._line_width, alpha, line_style)
@@ -272,6 +303,8 @@ class DrawingBase:
             label: written along the top edge.
         """
         x, y, width, height, angle = (float(value) for value in rotated_box)
+        if not np.isfinite((x, y, width, height, angle)).all():
+            return self.output
         theta = math.radians(angle)
         cos, sin = math.cos(theta), math.sin(theta)
         halves = [(-width, -height), (-width, height), (width, height), (width, -height)]
@@ -300,6 +333,8 @@ class DrawingBase:
             radius: image pixels.
         """
         x, y = self._scaled(circle_coord)[0].tolist()
+        if not np.isfinite((x, y, radius)).all():
+            return self.output
         byte_color = _colors.to_bytes(color)
         _canvas.disc(self.output.pixels, (x, y), radius * self.output.scale, byte_color)
         return self.output
@@ -325,6 +360,9 @@ class DrawingBase:
         if linewidth is not None:
             width = max(round(linewidth * _POINT * self.output.scale), 1)
         points = self._scaled(np.stack([np.asarray(x_data), np.asarray(y_data)], axis=1))
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points) == 0:
+            return self.output
         _canvas.line(self.output.pixels, points, _colors.to_bytes(color), width, 1.0, linestyle)
         return self.output
 
@@ -340,6 +378,7 @@ class DrawingBase:
             alpha: opacity of the area in [0, 1]; the outline is opaque.
         """
         points = self._scaled(segment)
+        points = points[np.isfinite(points).all(axis=1)]
         if len(points) == 0:
             return self.output
         edge = self._edge_color(color, edge_color, alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -135,7 +136,7 @@ def visible_points(keypoints: Any, names: Sequence[str] | None) -> dict[str | in
     """Return x, y of the visible keypoints by name (by index where there are no names)."""
     points: dict[str | int, _Point] = {}
     for index, (x, y, score) in enumerate(keypoints):
-        if score > _THRESHOLD:
+        if score > _THRESHOLD and math.isfinite(x) and math.isfinite(y):
             key = names[index] if names and index < len(names) else index
             points[key] = (float(x), float(y))
     return points
@@ -206,10 +207,13 @@ class InstanceDrawing(DrawingBase):
     ) -> VisImage:
         """Draw R instances, large ones first, all labels on top.
 
+        A box that is not finite is left out with its label; the mask of its instance is drawn.
+
         Args:
             boxes: `Boxes`, `RotatedBoxes` or (R, 4) XYXY or (R, 5) rotated.
             labels: R texts.
-            masks: `BitMasks`, `PolygonMasks`, (R, H, W), or a list of what `GenericMask` takes.
+            masks: `BitMasks`, `PolygonMasks`, (R, H, W), or a list of what `GenericMask` takes;
+                None or [] for an instance without a mask.
             keypoints: `Keypoints` or (R, K, 3): x, y, score or visibility.
             assigned_colors: R colours; default R different ones.
             alpha: opacity of the masks in [0, 1].
@@ -229,8 +233,9 @@ class InstanceDrawing(DrawingBase):
         if rows is not None and rows.shape[1] == 5:
             return self.overlay_rotated_instances(rows, labels, colors)
         extents = self._extents(shapes, points, count) if rows is None else rows
-        areas = np.prod(extents[:, 2:] - extents[:, :2], axis=1)
-        order = np.argsort(-areas, kind="stable").tolist()
+        with np.errstate(invalid="ignore", over="ignore"):  # boxes that are not finite
+            areas = np.prod(extents[:, 2:] - extents[:, :2], axis=1)
+        order = np.argsort(-np.nan_to_num(areas), kind="stable").tolist()
         for index in order:
             if shapes is not None:
                 self._fill_mask(shapes[index].mask, colors[index], None, alpha)
@@ -262,7 +267,8 @@ class InstanceDrawing(DrawingBase):
         rows = self._convert_boxes(boxes) if boxes is not None else np.zeros((0, 5))
         if assigned_colors is None:
             assigned_colors = [_colors.palette(index) for index in range(len(rows))]
-        for index in np.argsort(-rows[:, 2] * rows[:, 3], kind="stable").tolist():
+        areas = np.nan_to_num(rows[:, 2] * rows[:, 3])
+        for index in np.argsort(-areas, kind="stable").tolist():
             self.draw_rotated_box_with_label(
                 rows[index],
                 alpha=_BOX_ALPHA,
@@ -336,7 +342,10 @@ class InstanceDrawing(DrawingBase):
             masks = masks.polygons
         if isinstance(masks, torch.Tensor):
             masks = masks.detach().cpu().numpy()
-        return [m if isinstance(m, GenericMask) else GenericMask(m, height, width) for m in masks]
+        return [
+            m if isinstance(m, GenericMask) else GenericMask([] if m is None else m, height, width)
+            for m in masks
+        ]
 
     @staticmethod
     def _convert_keypoints(keypoints: Any) -> np.ndarray:
@@ -356,7 +365,7 @@ class InstanceDrawing(DrawingBase):
             return np.stack([mask.bbox() for mask in masks])
         result = np.zeros((count, 4))
         for row, person in zip(result, keypoints if keypoints is not None else (), strict=False):
-            seen = person[person[:, 2] > 0, :2]
+            seen = person[(person[:, 2] > 0) & np.isfinite(person).all(axis=1), :2]
             if len(seen):
                 row[:] = (*seen.min(axis=0), *seen.max(axis=0))
         return result

@@ -32,7 +32,8 @@ class Visualizer(InstanceDrawing):
     run.
 
     Args:
-        img_rgb: (H, W, 3) RGB in [0, 255].
+        img_rgb: (H, W, 3) RGB, (H, W, 4) RGBA, whose opacity is dropped, or (H, W) grey, in
+            [0, 255].
         metadata: names and colours of the dataset (`MetadataCatalog.get(name)`, or a dict with
             `thing_classes`, `thing_colors`, `stuff_classes`, ...).
         scale: size of the output relative to the image.
@@ -166,12 +167,15 @@ class Visualizer(InstanceDrawing):
     def _draw_annotations(self, annotations: Sequence[dict[str, Any]]) -> None:
         """Draw the instances of a dataset dict."""
         masks = None
-        if all(_is_given(a.get("segmentation")) for a in annotations):
-            masks = [a["segmentation"] for a in annotations]
+        if any(_is_given(a.get("segmentation")) for a in annotations):
+            masks = [a.get("segmentation") for a in annotations]
         keypoints = None
-        if all(_is_given(a.get("keypoints")) for a in annotations):
-            keypoints = np.array([a["keypoints"] for a in annotations], dtype=np.float64)
-            keypoints = keypoints.reshape(len(annotations), -1, 3)
+        given = [a["keypoints"] for a in annotations if _is_given(a.get("keypoints"))]
+        if given:
+            unseen = np.zeros(np.size(given[0]))  # of an object that has none
+            rows = [a.get("keypoints") for a in annotations]
+            flat = [np.reshape(k, -1) if _is_given(k) else unseen for k in rows]
+            keypoints = np.array(flat, dtype=np.float64).reshape(len(annotations), -1, 3)
         boxes: Any = [
             BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
             if len(a["bbox"]) == 4

@@ -47,7 +47,7 @@ def test_what_cannot_be_done_is_said(clips, tmp_path):
     other.write_bytes(clips[0].read_bytes())
     with pytest.raises(ValueError, match="two videos are named 'a'"):
         extract_frames([clips[0], other], tmp_path)
-    with pytest.raises(ValueError, match="fps: expected a positive number"):
+    with pytest.raises(ValueError, match="--fps must be a number above 0"):
         extract_frames(clips, tmp_path, fps=0.0)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video")

@@ -152,14 +152,14 @@ def test_a_failure_keeps_the_detections_and_nothing_half_done(short_clip, weight
 def test_one_run_at_a_time_in_a_folder(short_clip, weights, tmp_path):
     """A second process is told which one is there, and changes nothing."""
     code = (
-        "import sys; from pathlib import Path; from d2kit.video.lock import sole_writer\n"
-        "with sole_writer(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from d2kit.engine.safety.run_lock import sole_run\n"
+        "with sole_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=f"process {holder.pid} on"):
+        with pytest.raises(BlockingIOError, match=f"process {holder.pid} on"):
             track_video(
                 tiny_detector.detector_cfg(weights), tiny_detector.options(short_clip, tmp_path)
             )

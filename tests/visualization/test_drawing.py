@@ -26,7 +26,7 @@ def test_grey_images(array):
     assert VisImage(array).get_image().shape == (4, 5, 3)
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 5, 4)), np.zeros((0, 5, 3)), np.zeros(3)])
+@pytest.mark.parametrize("array", [np.zeros((4, 5, 5)), np.zeros((0, 5, 3)), np.zeros(3)])
 def test_no_image(array):
     with pytest.raises(ValueError, match="RGB"):
         VisImage(array)

@@ -8,13 +8,14 @@ import re
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from d2kit.utils import comm
 from d2kit.utils.file_io import atomic_write, remove_leftovers
 
-__all__ = ["RunLock", "hold_output_dir", "release_output_dir"]
+__all__ = ["RunLock", "hold_output_dir", "release_output_dir", "sole_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -200,3 +201,27 @@ def release_output_dir(path: str) -> None:
     held = _held.pop(Path(path).resolve(), None)
     if held is not None:
         held.release()
+
+
+@contextmanager
+def sole_run(folder: Path) -> Iterator[None]:
+    """Hold an output folder for the time of a block; for runs of one process, such as tracking.
+
+    Args:
+        folder: must exist.
+
+    Raises:
+        BlockingIOError: if another run holds it, be it one of this process.
+    """
+    resolved = folder.resolve()
+    held = _held.get(resolved)
+    if held is not None and held.owner["pid"] == os.getpid() and held.path.exists():
+        raise BlockingIOError(
+            f"'{folder}' is in use by another run of this process ({os.getpid()}); end it first, "
+            "or choose another folder"
+        )
+    hold_output_dir(str(folder))
+    try:
+        yield
+    finally:
+        release_output_dir(str(folder))
