@@ -2,7 +2,7 @@
 
 Importing this package is cheap: nothing but the version is loaded until a subpackage is used, or
 one of the shortcuts ``d2kit.Predictor``, ``d2kit.init_detector``, ``d2kit.inference_detector``,
-``d2kit.show_result``.
+``d2kit.show_result``, ``d2kit.train``.
 """
 
 import importlib
@@ -16,6 +16,7 @@ SHORTCUTS = {
     "init_detector": "d2kit.predict",
     "register_dataset": "d2kit.data.datasets",
     "show_result": "d2kit.predict",
+    "train": "d2kit.cli.train",
 }
 """Name in this package -> the module that has it."""
 

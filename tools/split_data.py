@@ -22,6 +22,32 @@ from d2kit.data.groups import read_coco
 from d2kit.engine import user_errors
 from d2kit.utils.file_io import atomic_write
 
+MADE_BY = "made by d2kit split"
+"""Key of "info" of the files that this tool wrote, and may write again."""
+
+
+def check_target(path: Path, source: Path, overwrite: bool) -> None:
+    """Refuse to replace the file that is split, and one that this tool did not write.
+
+    Raises:
+        ValueError: with the file's name, and what to do.
+    """
+    if path.exists() and path.resolve() == source.resolve():
+        raise ValueError(
+            f"'{path}' is the file to split, and a part has its name: give the parts other names "
+            "(--parts), or --output FOLDER"
+        )
+    if not path.exists() or overwrite:
+        return
+    try:
+        info = read_coco(path).get("info")
+    except ValueError:
+        info = None
+    if not (isinstance(info, dict) and MADE_BY in info):
+        raise ValueError(
+            f"'{path}' exists and was not made by this tool: give --output FOLDER, or --overwrite"
+        )
+
 
 def table(parts: dict[str, dict]) -> str:
     """Return images and instances per class of each part."""
@@ -66,6 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--group", help="video, folder, or a field of the images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="folder; default: that of the JSON file")
+    parser.add_argument("--overwrite", action="store_true", help="also files of others")
     parser.add_argument("--check", nargs="+", type=Path, metavar="JSON", help="only look for leaks")
     parser.add_argument("--images", type=Path, help="image folder, to find near-duplicates")
     parser.add_argument("--threshold", type=float, default=0.1, help="share of differing bits")
@@ -91,8 +118,11 @@ def main(args: argparse.Namespace) -> int:
     coco = read_coco(args.json)
     parts = split_coco(coco, shares, method=method, group=args.group, seed=args.seed)
     folder = args.output or args.json.parent
+    for name in parts:
+        check_target(folder / f"{name}.json", args.json, args.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
+        part["info"] = {**(part.get("info") or {}), MADE_BY: True}
         with atomic_write(folder / f"{name}.json", "w") as f:
             json.dump(part, f)
     print(table(parts) + "\n")

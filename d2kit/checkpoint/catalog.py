@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from d2kit.checkpoint._packages import PREFIX, find_in_package
 from d2kit.utils.file_io import PathManager, atomic_write
 from d2kit.utils.registry import nearest_names
 from d2kit.utils.text import one_line
@@ -279,15 +280,20 @@ def find_weights(name: str) -> Path:
 
     Args:
         name: a path, ``http(s)://...`` (optionally ``#sha256=<digits>``), ``detectron2://...``,
-            ``torchvision://resnet50``, or a prefix that a handler of `PathManager` knows.
+            ``torchvision://resnet50``, ``file:///...``, ``package://NAME`` (weights that are
+            installed as a Python package), or a prefix that a handler of `PathManager` knows.
 
     Raises:
         FileNotFoundError: if there is no such file; the message says where to put it.
         ValueError: if a downloaded file has the wrong hash.
     """
+    if name.startswith(PREFIX):
+        return find_in_package(name)
     url = weights_url(name)
     scheme = urllib.parse.urlsplit(url).scheme
     if scheme not in ("http", "https"):
+        if scheme == "file":
+            url = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
         local = Path(PathManager.get_local_path(url)) if "://" in url else Path(url)
         if not local.is_file():
             raise FileNotFoundError(_not_found(name, local))

@@ -15,6 +15,7 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from d2kit.checkpoint._packages import is_lite_file, rename_lite
 from d2kit.checkpoint.c2_model_loading import (
     align_and_update_state_dicts,
     convert_torchvision_names,
@@ -347,6 +348,12 @@ class DetectionCheckpointer(Checkpointer):
                 "Weights of a torchvision ResNet: they expect INPUT.FORMAT RGB, PIXEL_MEAN "
                 "[123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375] and "
                 "MODEL.RESNETS.STRIDE_IN_1X1 False"
+            )
+        elif is_lite_file(weights):
+            weights = rename_lite(weights, ours)
+            self.logger.info(
+                "Weights of EfficientNet-Lite0: they expect INPUT.FORMAT RGB, PIXEL_MEAN "
+                "[127, 127, 127], PIXEL_STD [128, 128, 128] and MODEL.TIMM.NORM_EPS 0.001"
             )
         direct = any(name.removeprefix("module.") in ours for name in weights)
         if checkpoint.get("matching_heuristics") or not direct:

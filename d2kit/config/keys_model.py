@@ -170,6 +170,11 @@ BACKBONE_KEYS: dict[str, tuple[Any, str]] = {
         "Download timm's weights (mind PIXEL_MEAN, PIXEL_STD, FORMAT).",
     ),
     "MODEL.TIMM.OUT_INDICES": ([], "Which of its maps to use; empty: those of strides 4 to 32."),
+    "MODEL.TIMM.NORM_EPS": (0.0, "Number added to variances in its BatchNorm; 0: timm's own."),
+    "MODEL.TIMM.FIX_NORM_STATISTICS": (
+        False,
+        "Its BatchNorm layers keep the statistics of the weights in training; small batches.",
+    ),
 }
 
 

@@ -1,1 +1,1 @@
-"""Datasets as they are made: checking, repair, splitting, leaks, conversion."""
+"""What a dataset is before it is trained on: formats found, checked, repaired, split."""

@@ -277,7 +277,7 @@ def cvat(shape, name="x.png"):
 
 
 DAMAGED = {
-    "labelme outside": ("labelme", labelme(imagePath="../../etc/x.png"), "outside"),
+    "labelme outside": ("labelme", labelme(imagePath="../../etc/y.png"), "outside"),
     "labelme no size": ("labelme", labelme(imageWidth=None), "imageWidth"),
     "labelme mask": (
         "labelme",
@@ -286,7 +286,7 @@ DAMAGED = {
         ),
         "shape 0: mask",
     ),
-    "cvat outside": ("cvat", cvat("", "/etc/x.png"), "outside"),
+    "cvat outside": ("cvat", cvat("", "/etc/y.png"), "outside"),
     "cvat text": ("cvat", cvat('<box label="a" xtl="a" ytl="1" xbr="2" ybr="3"/>'), "box"),
     "cvat mask": (
         "cvat",

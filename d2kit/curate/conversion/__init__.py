@@ -1,18 +1,42 @@
 """Conversion between COCO JSON and Pascal VOC, YOLO, labelme, CVAT and mask PNGs.
 
+Read, not written: exports of VIA and Label Studio, CSV, a folder per class.
+
 In memory a dataset is always a COCO dictionary. Readers refuse what is damaged, by file and field;
 writers tell what their format cannot hold. hotcoco has converters too, but its VOC and YOLO files
 lose polygons and folders, and its CVAT files split objects of several parts.
 """
 
-from d2kit.curate.conversion.common import read_coco_dataset, write_coco_dataset
+from d2kit.curate.conversion.common import (
+    coco_files,
+    read_coco_dataset,
+    split_of,
+    write_coco_dataset,
+)
 from d2kit.curate.conversion.cvat import read_cvat, write_cvat
+from d2kit.curate.conversion.folders import SPLITS, read_folders
+from d2kit.curate.conversion.foreign import IMAGE_FOLDERS, image_files, read_text
+from d2kit.curate.conversion.label_studio import is_label_studio, read_label_studio
 from d2kit.curate.conversion.labelme import read_labelme, write_labelme
 from d2kit.curate.conversion.masks import read_masks, write_masks
+from d2kit.curate.conversion.table import is_table, read_csv
+from d2kit.curate.conversion.via import is_via, read_via
 from d2kit.curate.conversion.voc import read_voc, write_voc
 from d2kit.curate.conversion.yolo import read_yolo, write_yolo
 
-__all__ = ["READERS", "WRITERS"]
+__all__ = [
+    "IMAGE_FOLDERS",
+    "READERS",
+    "SPLITS",
+    "WRITERS",
+    "coco_files",
+    "image_files",
+    "is_label_studio",
+    "is_table",
+    "is_via",
+    "read_text",
+    "split_of",
+]
 
 READERS = {
     "voc": read_voc,
@@ -21,6 +45,10 @@ READERS = {
     "cvat": read_cvat,
     "masks": read_masks,
     "coco": read_coco_dataset,
+    "via": read_via,
+    "labelstudio": read_label_studio,
+    "csv": read_csv,
+    "folders": read_folders,
 }
 """Format -> function (path, image folder or None, counter of what COCO cannot hold or None) that
 returns a COCO dictionary."""

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from d2kit.curate.conversion.folders import SPLITS
+from d2kit.curate.conversion.foreign import (
+    ImageFinder,
+    check_reach,
+    check_size,
+    image_files,
+)
 from d2kit.curate.findings import true_area
-from d2kit.data.datasets.validate import DatasetError, Problems, check_coco, path_problem, read_json
+from d2kit.data.datasets.validate import (
+    DatasetError,
+    Problems,
+    check_coco,
+    path_problem,
+    read_json,
+)
 from d2kit.utils.file_io import atomic_write
-from d2kit.utils.image_files import IMAGE_SUFFIXES
 
 Polygons = list[list[float]]
 
@@ -30,6 +43,7 @@ class CocoBuilder:
         source: path for messages.
         names: classes in their order; where None, they are those found, sorted.
         lost: counts what COCO cannot hold.
+        finder: of the images; names that it does not know stay as they are, and are counted.
     """
 
     def __init__(
@@ -37,32 +51,55 @@ class CocoBuilder:
         source: Path,
         names: Sequence[str] | None = None,
         lost: Counter[str] | None = None,
+        finder: ImageFinder | None = None,
     ) -> None:
+        self.source = source
+        self.finder = finder
         self.problems = Problems(str(source))
         self.lost: Counter[str] = Counter() if lost is None else lost
         self.images: list[dict[str, Any]] = []
         self.found: list[tuple[str, dict[str, Any]]] = []
         self.names = None if names is None else list(names)
 
-    def image(self, file_name: str, width: int, height: int) -> int:
-        """Add an image; return its id."""
+    def image(self, file_name: str, width: Any, height: Any, near: Path | None = None) -> int:
+        """Add an image; return its id.
+
+        Args:
+            file_name: as the annotation has it.
+            width: in pixels.
+            height: in pixels.
+            near: folder of the annotation file.
+
+        Raises:
+            DatasetError: the size is none.
+        """
         name = file_name.replace("\\", "/")
+        width, height = check_size(width, height, f"{self.source}: image '{name:.200}'")
+        if self.finder is not None and self.finder.names:
+            found = self.finder.find(file_name, near)
+            self.lost["images whose file was not found (kept)"] += found is None
+            name = found or name
         number = len(self.images) + 1
         what = path_problem(name, ".")
-        if what or width <= 0 or height <= 0:
-            self.problems.add(f"image '{name:.200}'", "file_name" if what else "size", what or "0")
+        if what:
+            self.problems.add(f"image '{name:.200}'", "file_name", what)
         self.images.append({"id": number, "file_name": name, "width": width, "height": height})
         return number
 
-    def add(self, image_id: int, name: str, shape: Any, **extra: Any) -> None:
+    def add(self, image_id: int, name: str, shape: Any, where: str = "", **extra: Any) -> None:
         """Add an annotation.
 
         Args:
             image_id: from `image`.
             name: class.
             shape: [x, y, width, height], polygons, or an uncompressed or compressed mask.
+            where: place in the file, for messages.
             extra: further fields.
+
+        Raises:
+            DatasetError: it lies far outside of its image, or has no size.
         """
+        self._check(self.images[image_id - 1], name, shape, where)
         entry: dict[str, Any] = {"image_id": image_id, "iscrowd": 0}
         if isinstance(shape, dict):
             entry |= {"segmentation": shape, "bbox": mask_box(shape)}
@@ -73,13 +110,36 @@ class CocoBuilder:
         entry |= extra
         self.found.append((name, entry))
 
+    def _check(self, image: Mapping[str, Any], name: str, shape: Any, where: str) -> None:
+        where = where or f"{self.source}: image '{image['file_name']}': object '{name:.60}'"
+        if not name.strip():
+            raise DatasetError(f"{where}: class: expected a name, got '{name}'")
+        if isinstance(shape, dict):
+            return
+        size = image["width"], image["height"]
+        if shape and isinstance(shape[0], list):
+            for polygon in shape:
+                check_reach(polygon, *size, where)
+            return
+        x, y, w, h = shape
+        check_reach([x, y, x + w, y + h], *size, where)
+        if w < 0 or h < 0:
+            raise DatasetError(f"{where}: box: expected a size >= 0, got {w:g} x {h:g}")
+
     def finish(self) -> dict[str, Any]:
         """Return the COCO dictionary.
 
         Raises:
-            DatasetError: one line for each problem.
+            DatasetError: one line for each problem, or there is no image or no object at all.
         """
         self.problems.raise_if_any()
+        if not self.images or not self.found:
+            left = ", ".join(f"{n} {what}" for what, n in sorted((+self.lost).items()))
+            raise DatasetError(
+                f"{self.source}: found {len(self.images)} images and {len(self.found)} objects"
+                + (f"; left out: {left}" if left else "")
+                + "; is it the right folder and format (docs/own_data.md has the layouts)?"
+            )
         names = self.names or []
         names = names + sorted({name for name, _ in self.found} - set(names))
         sizes = {image["id"]: (image["height"], image["width"]) for image in self.images}
@@ -210,15 +270,14 @@ def find_images(folder: Path) -> dict[str, str]:
         ValueError: two names differ in the ending only.
     """
     found: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            name = path.relative_to(folder)
-            other = found.setdefault(name.with_suffix("").as_posix(), name.as_posix())
-            if other != name.as_posix():
-                raise ValueError(
-                    f"'{folder}': '{other}' and '{name}' differ in the ending only; annotations "
-                    "name images without it: rename one of them"
-                )
+    for path in image_files(folder):
+        name = path.relative_to(folder)
+        other = found.setdefault(name.with_suffix("").as_posix(), name.as_posix())
+        if other != name.as_posix():
+            raise ValueError(
+                f"'{folder}': '{other}' and '{name}' differ in the ending only; annotations "
+                "name images without it: rename one of them"
+            )
     return found
 
 
@@ -228,47 +287,142 @@ def files_below(folder: Path, suffix: str) -> list[Path]:
     Raises:
         FileNotFoundError: there is none.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() == suffix and p.is_file())
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() == suffix
+        and not path.name.startswith(".")  # "._x.xml" of macOS
+        and path.is_file()
+    )
     if not found:
         raise FileNotFoundError(f"no {suffix} file below '{folder}'")
     return found
 
 
-def check_numbers(values: Iterable[str], where: str) -> list[float]:
-    """Return finite numbers of text.
-
-    Raises:
-        DatasetError: one is none.
-    """
-    try:
-        numbers = [float(value) for value in values]
-    except ValueError as error:
-        raise DatasetError(f"{where}: {error}") from error
-    if not np.isfinite(numbers).all():
-        raise DatasetError(f"{where}: expected finite numbers")
-    return numbers
-
-
 def read_coco_dataset(
     path: Path, images: Path | None = None, lost: Counter[str] | None = None
 ) -> dict[str, Any]:
-    """Read a COCO JSON file.
+    """Read a COCO JSON file, or all of those of a folder.
 
     Args:
-        path: the file.
-        images: not used.
-        lost: not used, COCO holds everything.
+        path: the file; or a folder with one or several of them below it, as Roboflow's
+            ``train/_annotations.coco.json``: they become one dataset, classes by name, images
+            with a field `split` where the names of file or folder tell.
+        images: folder that names are looked for in and relative to; for a folder by default
+            itself, for a file names stay as they are.
+        lost: counts images whose file was not found, and classes that only group others.
 
     Raises:
         DatasetError: one line for each defect; `tools/check_data.py --fix` repairs them.
     """
+    lost = Counter() if lost is None else lost
+    if path.is_dir():
+        return _read_folder(path, images or path, lost)
+    coco = _read_file(path)
+    _find_files(coco["images"], ImageFinder(images) if images else None, path, lost)
+    if not coco["images"]:
+        raise DatasetError(f"{path}: images: expected at least one, got an empty list")
+    return coco
+
+
+def coco_files(folder: Path) -> list[Path]:
+    """Return the JSON files below a folder that have COCO's lists."""
+    found = []
+    for file in sorted(folder.rglob("*.json")):
+        try:
+            data = read_json(str(file), str(file))
+        except (ValueError, OSError):
+            continue
+        if all(isinstance(data.get(k), list) for k in ("images", "annotations", "categories")):
+            found.append(file)
+    return found
+
+
+def split_of(text: str) -> str:
+    """Return train, val or test where a path names one of them, else nothing."""
+    words = re.findall(r"[a-z]+", text.lower())
+    found = {SPLITS[word] for word in words if word in SPLITS}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _find_files(
+    entries: list[dict[str, Any]], finder: ImageFinder | None, file: Path, lost: Counter[str]
+) -> None:
+    """Give images the names of their files; what is not found stays, unless it leads outside."""
+    problems = Problems(str(file))
+    for image in entries:
+        found = finder.find(image["file_name"], file.parent) if finder else None
+        lost["images whose file was not found (kept)"] += found is None and finder is not None
+        image["file_name"] = found or image["file_name"]
+        what = path_problem(image["file_name"], ".")
+        if what:
+            problems.add(f"image {image['id']}", "file_name", what)
+    problems.raise_if_any()
+
+
+def _without_unions(
+    tables: Mapping[Path, Mapping[str, Any]], folder: Path, lost: Counter[str]
+) -> list[Path]:
+    """Leave out a file of no split (trainval.json) whose images are those of the splits' files."""
+    names = {file: {i["file_name"] for i in coco["images"]} for file, coco in tables.items()}
+    parts = [f for f in tables if split_of(f.relative_to(folder).as_posix())]
+    covered = set().union(*(names[f] for f in parts))
+    kept = [f for f in tables if f in parts or not names[f] <= covered]
+    lost["files that repeat the images of train and test"] += len(tables) - len(kept)
+    return kept
+
+
+def _read_folder(path: Path, root: Path, lost: Counter[str]) -> dict[str, Any]:
+    files = coco_files(path)
+    if not files:
+        raise DatasetError(f"{path}: found no COCO JSON file below it")
+    finder = ImageFinder(root)
+    merged: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    numbers: dict[str, int] = {}
+    owner: dict[str, Path] = {}
+    tables = {file: _read_file(file) for file in files}
+    for coco_of, file in ((tables[f], f) for f in files):
+        _find_files(coco_of["images"], finder, file, lost)
+    for file in _without_unions(tables, path, lost):
+        coco = tables[file]
+        ids: dict[int, int] = {}
+        for image in coco["images"]:
+            other = owner.setdefault(image["file_name"], file)
+            if other != file:
+                raise DatasetError(
+                    f"{path}: '{other.relative_to(path)}' and '{file.relative_to(path)}' both "
+                    f"label '{image['file_name']}': which is meant? Name the file instead of the "
+                    "folder"
+                )
+            ids[image["id"]] = len(ids) + len(merged["images"]) + 1
+        split = split_of(file.relative_to(path).as_posix())
+        for image in coco["images"]:
+            tag = {"split": split} if split else {}
+            merged["images"].append({**image, "id": ids[image["id"]], **tag})
+        used = {a["category_id"] for a in coco["annotations"]}
+        above = {c.get("supercategory") for c in coco["categories"]}
+        table = {}
+        for category in coco["categories"]:
+            # Roboflow lists a class 0 that only stands above the others.
+            if category["id"] not in used and category["name"] in above:
+                lost["classes that only group others"] += 1
+                continue
+            name = category["name"]
+            if name not in numbers:
+                numbers[name] = len(numbers) + 1
+                merged["categories"].append({**category, "id": numbers[name]})
+            table[category["id"]] = numbers[name]
+        for a in coco["annotations"]:
+            number = len(merged["annotations"]) + 1
+            changed = {"image_id": ids[a["image_id"]], "category_id": table[a["category_id"]]}
+            merged["annotations"].append({**a, "id": number, **changed})
+    return merged
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     data = read_json(str(path), str(path))
     problems = Problems(str(path))
     tables = check_coco(data, problems, problems, Problems(str(path)))
-    for number, image in tables.images.items():
-        what = path_problem(image.get("file_name"), ".")
-        if what:
-            problems.add(f"image {number}", "file_name", what)
     problems.raise_if_any()
     categories = list(tables.categories.values())
     extra = {k: v for k, v in data.items() if k in ("info", "licenses", "videos")}

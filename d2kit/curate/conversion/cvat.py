@@ -13,7 +13,6 @@ import numpy as np
 from d2kit.curate.conversion.common import (
     CocoBuilder,
     annotations_by_image,
-    check_numbers,
     class_names,
     decode_mask,
     encode_mask,
@@ -21,6 +20,7 @@ from d2kit.curate.conversion.common import (
     turn,
     turned_ellipse,
 )
+from d2kit.curate.conversion.foreign import ImageFinder, check_numbers, check_reach, check_size
 from d2kit.data.datasets.pascal_voc import _parse
 from d2kit.data.datasets.validate import DatasetError, Problems
 from d2kit.utils.file_io import atomic_write
@@ -35,7 +35,7 @@ def read_cvat(
 
     Args:
         path: the file, or the folder that holds it.
-        images: not used.
+        images: image folder that names are relative to, by default that of the file.
         lost: counts tags, points, lines and other shapes that COCO's objects cannot be.
     """
     file = path / "annotations.xml" if path.is_dir() else path
@@ -50,15 +50,17 @@ def read_cvat(
         what = f"expected 'CVAT for images 1.1', got {kind}; export the task again in that format"
         raise DatasetError(f"{file}: top level: {what}")
     names = [e.text.strip() for e in root.findall("meta//labels/label/name") if e.text]
-    builder = CocoBuilder(file, list(dict.fromkeys(names)), lost)
+    builder = CocoBuilder(file, None, lost, ImageFinder(images or file.parent))
     for element in elements:
         where = f"{file}: image {element.get('id')}"
-        size = check_numbers([element.get("width", ""), element.get("height", "")], where)
-        width, height = int(size[0]), int(size[1])
+        width, height = check_size(element.get("width", ""), element.get("height", ""), where)
         image_id = builder.image(element.get("name", ""), width, height)
         groups: dict[tuple[str, str], dict[str, Any]] = {}
         for number, shape in enumerate(element):
             _read_shape(builder, shape, image_id, (width, height), groups, f"{where}, {number}")
+    # The header also lists labels of tags, and those that nobody used.
+    used = {name for name, _ in builder.found}
+    builder.names = [name for name in dict.fromkeys(names) if name in used]
     return builder.finish()
 
 
@@ -73,21 +75,22 @@ def _read_shape(
     label, group = shape.get("label", ""), shape.get("group_id", "0")
     where = f"{where}: {shape.tag}"
     if shape.tag in ("box", "ellipse"):
-        builder.add(image_id, label, _box_or_ellipse(shape, where), **_extra(shape))
+        builder.add(image_id, label, _box_or_ellipse(shape, where), where, **_extra(shape))
     elif shape.tag == "polygon":
         points = check_numbers(shape.get("points", "").replace(";", ",").split(","), where)
         if len(points) < 6 or len(points) % 2:
             raise DatasetError(f"{where}: points: expected at least 3, got {len(points) / 2:g}")
         if (label, group) in groups:
+            check_reach(points, *size, where)
             entry = groups[label, group]
             entry["segmentation"].append(points)
             entry["bbox"] = polygon_box(entry["segmentation"])
             return
-        builder.add(image_id, label, [points], **_extra(shape))
+        builder.add(image_id, label, [points], where, **_extra(shape))
         if group != "0":
             groups[label, group] = builder.found[-1][1]
     elif shape.tag == "mask":
-        builder.add(image_id, label, _read_mask(shape, size, where), **_extra(shape))
+        builder.add(image_id, label, _read_mask(shape, size, where), where, **_extra(shape))
     else:
         builder.lost[f"shapes of type {shape.tag}"] += 1
 

@@ -26,7 +26,8 @@ from d2kit.curate.conversion.common import (
     side_files,
     turned_ellipse,
 )
-from d2kit.data.datasets.validate import all_numbers, read_json
+from d2kit.curate.conversion.foreign import MAX_SIDE, ImageFinder, check_reach
+from d2kit.data.datasets.validate import all_numbers, read_json, short
 from d2kit.utils.file_io import atomic_write
 
 NO_AREA = ("point", "points", "line", "linestrip")
@@ -42,10 +43,10 @@ def read_labelme(
 
     Args:
         path: the folder; ``imagePath`` is relative to the file that has it.
-        images: not used.
-        lost: counts points and lines.
+        images: image folder that names are relative to, by default `path`.
+        lost: counts points and lines, and images whose file was not found.
     """
-    builder = CocoBuilder(path, lost=lost)
+    builder = CocoBuilder(path, lost=lost, finder=ImageFinder(images or path))
     for file in files_below(path, ".json"):
         data = read_json(str(file), str(file))
         shapes, name = data.get("shapes"), data.get("imagePath")
@@ -56,16 +57,17 @@ def read_labelme(
             what = "expected 'shapes', 'imagePath', 'imageWidth' and 'imageHeight'"
             builder.problems.add(str(file), "top level", what)
             continue
-        name = posixpath.normpath(
-            (file.relative_to(path).parent / name.replace("\\", "/")).as_posix()
-        )
-        image_id = builder.image(name, *size)
+        if images is None:
+            beside = file.relative_to(path).parent / name.replace("\\", "/")
+            name = posixpath.normpath(beside.as_posix())
+        width, height = size
+        image_id = builder.image(name, width, height, file.parent)
         parts: dict[Any, list[list[float]]] = {}
         for number, shape in enumerate(shapes):
             if isinstance(shape, dict) and shape.get("shape_type") in NO_AREA:
                 builder.lost[f"shapes of type {shape['shape_type']}"] += 1
                 continue
-            found, what = _shape(shape, *size)
+            found, what = _shape(shape, width, height)
             if what:
                 builder.problems.add(str(file), f"shape {number}", what)
                 continue
@@ -75,10 +77,13 @@ def read_labelme(
             if polygons and group is not None:
                 key = (shape["label"], str(group))
                 if key in parts:
+                    for polygon in found:
+                        check_reach(polygon, width, height, f"{file}: shape {number}")
                     parts[key] += found
                     continue
                 parts[key] = found
-            builder.add(image_id, shape["label"], found, iscrowd=crowd)
+            where = f"{file}: shape {number}"
+            builder.add(image_id, shape["label"], found, where, iscrowd=crowd)
         _refresh(builder)
     return builder.finish()
 
@@ -94,7 +99,7 @@ def _embedded_size(text: str) -> Any:
 
 
 def _sizes(size: tuple[Any, Any]) -> bool:
-    return all(type(s) is int and 0 < s < 2**31 for s in size)
+    return all(type(s) is int and 0 < s <= MAX_SIDE for s in size)
 
 
 def _refresh(builder: CocoBuilder) -> None:
@@ -121,6 +126,8 @@ def _shape(shape: Any, width: int, height: int) -> tuple[Any, str]:
         return _mask(shape.get("mask"), round(x0), round(y0), width, height)
     if kind == "circle" and len(points) == 2:
         (x, y), edge = points
+        if max(abs(v) for point in points for v in point) > 2 * MAX_SIDE:
+            return None, f"points: far outside of the image: {short(points)}"
         radius = math.dist((x, y), edge)
         return [turned_ellipse(x, y, radius, radius)], ""
     what = "a polygon, rectangle, circle or mask with its points"

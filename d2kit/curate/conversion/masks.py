@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,50 +18,94 @@ from d2kit.curate.conversion.common import (
     class_names,
     decode_mask,
     encode_mask,
-    files_below,
-    find_images,
     side_files,
 )
-from d2kit.data.datasets.validate import all_numbers, path_problem, read_json
+from d2kit.curate.conversion.foreign import (
+    IMAGE_FOLDERS,
+    ImageFinder,
+    image_files,
+    image_root,
+)
+from d2kit.data.datasets.validate import DatasetError, all_numbers, path_problem, read_json
 from d2kit.data.image_io import read_label_map
 from d2kit.utils.file_io import atomic_write
 
 INDEX = "instances.json"
 
+AFFIX = re.compile(r"(?i)[_\-. ](masks?|labels?|seg|segmentation|gt|instances?)$")
+"""What names of masks have behind those of their images."""
+
 
 def read_masks(
     path: Path, images: Path | None = None, lost: Counter[str] | None = None
 ) -> dict[str, Any]:
-    """Read mask PNGs in one of two layouts.
+    """Read mask PNGs in one of three layouts.
 
     ``instances.json`` beside them: ``{"classes": ["cat"], "images": [{"file_name": "1.jpg",
     "width": 64, "height": 48, "masks": ["masks/1.png"], "instances": [{"mask": 0, "value": 1,
     "class": "cat"}]}]}``; an instance may have ``iscrowd``, and ``bbox`` where it is not the
     box of the pixels.
-    Without it, a folder per class: ``cat/1.png`` holds the cats of image 1; a mask of one value (0
-    and 255) is one instance.
+    Folders with "mask" in their names (``masks``, ``PedMasks``): ``masks/1.png`` or
+    ``masks/1_mask.png`` is that of image 1, ``masks/cat/1.png`` that of its cats.
+    Else a folder per class: ``cat/1.png`` holds the cats of image 1. In both, a value is an
+    instance, so that a mask of 0 and 255 is one.
 
     Args:
         path: the folder.
-        images: image folder; in the second layout it gives images their endings, else ".png".
-        lost: not used.
+        images: image folder that names are relative to, by default one named ``images``, ... in
+            `path`, else `path`.
+        lost: counts images without a mask, and images whose file was not found.
+
+    Raises:
+        DatasetError: no layout fits.
     """
     if (path / INDEX).is_file():
         return _read_indexed(path)
-    classes = sorted(p.name for p in path.iterdir() if p.is_dir())
-    builder = CocoBuilder(path, classes)
-    endings = find_images(images) if images else {}
+    if not path.is_dir():
+        raise DatasetError(f"{path}: expected a folder of mask pictures")
+    masks = _mask_files(path)
+    if not masks:
+        raise DatasetError(
+            f"{path}: no layout of masks fits: expected '{INDEX}', a folder 'masks' with a PNG "
+            "per image, or a folder of PNGs per class"
+        )
+    used = {file for file, _ in masks}
+    finder = ImageFinder(images or image_root(path))
+    finder.forget(used)
+    builder = CocoBuilder(path, sorted({name for _, name in masks}), lost, finder)
     ids: dict[str, int] = {}
-    for name in classes:
-        for file in files_below(path / name, ".png"):
-            stem = file.relative_to(path / name).with_suffix("").as_posix()
-            labels = read_label_map(file)
-            if stem not in ids:
-                shown = endings.get(stem, f"{stem}.png")
-                ids[stem] = builder.image(shown, labels.shape[1], labels.shape[0])
-            for value in np.unique(labels[labels > 0]).tolist():
-                builder.add(ids[stem], name, encode_mask(labels == value))
+    folders = {name: path / name for name in builder.names or []}
+    for file, name in masks:
+        folder = folders[name] if folders[name] in file.parents else file.parent
+        stem = file.relative_to(folder).with_suffix("").as_posix()
+        bare = AFFIX.sub("", stem)
+        labels = read_label_map(file)
+        shown = finder.find(f"{stem}.png", None) or finder.find(f"{bare}.png", None)
+        shown = shown or f"{stem}.png"
+        if shown not in ids:
+            ids[shown] = builder.image(shown, labels.shape[1], labels.shape[0])
+        for value in np.unique(labels[labels > 0]).tolist():
+            builder.add(ids[shown], name, encode_mask(labels == value), str(file))
+    if masks[0][1] and finder.names:
+        builder.lost["images without a mask"] += len(finder.names - ids.keys())
     return builder.finish()
+
+
+def _mask_files(path: Path) -> list[tuple[Path, str]]:
+    """Return the mask pictures with their classes."""
+    pictures = [p for p in image_files(path) if p.suffix.lower() == ".png"]
+    found = []
+    for file in pictures:
+        parts = file.relative_to(path).parts[:-1]
+        at = next((i for i, part in enumerate(parts) if "mask" in part.lower()), None)
+        if at is not None:
+            own = re.sub(r"(?i)[_\-. ]*masks?[_\-. ]*", "", parts[at])
+            found.append((file, parts[at + 1] if len(parts) > at + 1 else own or "object"))
+    flat = [(p, "object") for p in pictures if p.parent == path]
+    if found or (flat and "mask" in path.name.lower()):
+        return found or flat
+    parts_of = [(p, p.relative_to(path).parts) for p in pictures]
+    return [(p, q[0]) for p, q in parts_of if len(q) > 1 and q[0].lower() not in IMAGE_FOLDERS]
 
 
 def _read_indexed(path: Path) -> dict[str, Any]:
@@ -83,7 +128,7 @@ def _read_indexed(path: Path) -> dict[str, Any]:
                     what = f"no pixel of value {instance['value']} in a mask of the image's size"
                     builder.problems.add(where, "instances", what)
                     continue
-                extra = {"iscrowd": int(bool(instance.get("iscrowd")))}
+                extra: dict[str, Any] = {"iscrowd": int(bool(instance.get("iscrowd")))}
                 box = instance.get("bbox")
                 if all_numbers(box) and len(box) == 4:
                     extra["bbox"] = box

@@ -13,9 +13,9 @@ from d2kit.curate.conversion.common import (
     annotations_by_image,
     class_names,
     files_below,
-    find_images,
     side_files,
 )
+from d2kit.curate.conversion.foreign import ImageFinder, image_root, read_text
 from d2kit.data.datasets.pascal_voc import _parse, read_voc_annotation
 from d2kit.data.datasets.validate import Problems
 from d2kit.utils.file_io import atomic_write
@@ -28,31 +28,37 @@ def read_voc(
 
     Args:
         path: the folder.
-        images: image folder, by default ``JPEGImages`` in `path`: it gives images their names
-            where the files do not.
-        lost: not used.
+        images: image folder that names are relative to, by default ``JPEGImages`` or ``images``
+            in `path`, in capitals or not, else `path`.
+        lost: counts images whose file was not found.
     """
-    if images is None and (path / "JPEGImages").is_dir():
-        images = path / "JPEGImages"
-    known = find_images(images) if images else {}
-    folder = path / "Annotations" if (path / "Annotations").is_dir() else path
+    inside = {p.name.lower(): p for p in path.iterdir()} if path.is_dir() else {}
+    folder = inside.get("annotations", path)
     listed = path / "labels.txt"
-    lines = listed.read_text(encoding="utf-8-sig").splitlines() if listed.is_file() else None
-    builder = CocoBuilder(path, lines)
-    for file in files_below(folder, ".xml"):
-        height, width, objects = read_voc_annotation(str(file))
-        given = _parse(str(file), Problems(str(file))).findtext("filename") or f"{file.stem}.jpg"
-        name = given.strip()
-        if "/" not in name:  # most tools write the last part only
-            name = (file.relative_to(folder).parent / name).as_posix()
-        if name not in known.values():  # images were renamed after they were annotated
-            name = known.get(file.relative_to(folder).with_suffix("").as_posix(), name)
-        image_id = builder.image(name, width, height)
-        for found in objects:
-            x0, y0, x1, y1 = (max(v, 0) for v in found.box)  # some programs count from 0
-            extra = {"difficult": 1} if found.difficult else {}
-            builder.add(image_id, found.name, [x0, y0, x1 - x0, y1 - y0], **extra)
+    lines = read_text(listed).splitlines() if listed.is_file() else None
+    finder = ImageFinder(images or image_root(path))
+    builder = CocoBuilder(path, lines, lost, finder)
+    for file in files_below(folder if folder.is_dir() else path, ".xml"):
+        _read_file(builder, file, folder)
     return builder.finish()
+
+
+def _read_file(builder: CocoBuilder, file: Path, folder: Path) -> None:
+    height, width, objects = read_voc_annotation(str(file))
+    given = _parse(str(file), Problems(str(file))).findtext("filename") or f"{file.stem}.jpg"
+    name = given.strip().replace("\\", "/")
+    if "/" not in name:  # most tools write the last part only
+        name = (file.relative_to(folder).parent / name).as_posix()
+    finder = builder.finder
+    if finder is not None and finder.find(name, file.parent) is None:
+        # Images were renamed after they were annotated.
+        name = finder.find(file.relative_to(folder).as_posix(), file.parent) or name
+    image_id = builder.image(name, width, height, file.parent)
+    for number, found in enumerate(objects):
+        x0, y0, x1, y1 = (max(v, 0) for v in found.box)  # some programs count from 0
+        extra = {"difficult": 1} if found.difficult else {}
+        where = f"{file}: object number {number}"
+        builder.add(image_id, found.name, [x0, y0, x1 - x0, y1 - y0], where, **extra)
 
 
 def write_voc(coco: Mapping[str, Any], path: Path) -> Counter[str]:

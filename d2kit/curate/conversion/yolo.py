@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ from d2kit.curate.conversion.common import (
     CocoBuilder,
     Polygons,
     annotations_by_image,
-    check_numbers,
     class_names,
     decode_mask,
     find_images,
     side_files,
 )
+from d2kit.curate.conversion.foreign import check_numbers, read_text
 from d2kit.curate.findings import survey_images
 from d2kit.data.datasets.validate import DatasetError
 from d2kit.utils.file_io import atomic_write
@@ -105,15 +107,18 @@ CLASSES = "classes.txt"
 def read_yolo(
     path: Path, images: Path | None = None, lost: Counter[str] | None = None
 ) -> dict[str, Any]:
-    """Read text files of boxes and polygons, and ``data.yaml`` (or ``classes.txt``).
+    """Read text files of boxes and polygons, and ``data.yaml`` (or a list of classes).
 
     The labels of ``x/images/y/1.jpg`` are ``x/labels/y/1.txt``, a file of the same place in `path`
-    or its folder ``labels``, or the text file beside the image. An image without any has no object.
+    or its folder ``labels``, or the text file beside the image (Darknet, CVAT's YOLO 1.1 with
+    ``obj.names``). Of the pictures that lie around, those are the dataset's that ``train``, ``val``
+    and ``test`` of the YAML name, else those in folders of labelled ones. One of them without a
+    text file has no object.
 
     Args:
         path: the folder, or its ``data.yaml``, of which the classes are read.
         images: image folder, by default ``images`` in `path`, else `path`.
-        lost: not used.
+        lost: counts pictures that are not the dataset's.
 
     Raises:
         FileNotFoundError: no image, no labels, or no classes.
@@ -121,10 +126,12 @@ def read_yolo(
     """
     base = path.parent if path.is_file() else path
     root = images or (base / "images" if (base / "images").is_dir() else base)
-    names = _names(path, base)
-    known = find_images(root)
-    labels = _labels(base, root, known)
-    builder = CocoBuilder(path, names)
+    names, content = _names(path, base)
+    everything = find_images(root)
+    labels = _labels(base, root, everything)
+    known = _of_the_dataset(base, root, everything, labels, content)
+    builder = CocoBuilder(path, names, lost)
+    builder.lost["pictures outside of the dataset's folders"] += len(everything) - len(known)
     for file in _without_image(base, images, labels):
         builder.problems.add(str(file), "image", f"no image '{file.stem}.*' in '{root}'")
     sizes = survey_images([{"file_name": name} for name in known.values()], root)
@@ -134,7 +141,7 @@ def read_yolo(
             builder.problems.add(f"image '{name}'", "file", size.problem)
             continue
         image_id = builder.image(name, size.width, size.height)
-        for number, line in enumerate(_lines(labels.get(stem)), start=1):
+        for number, line in _lines(labels.get(stem)):
             where = f"{labels[stem]}: line {number}"
             _read_line(builder, line, image_id, (size.width, size.height), names, where)
     return builder.finish()
@@ -158,6 +165,63 @@ def _labels(base: Path, root: Path, known: Mapping[str, str]) -> dict[str, Path]
     return found
 
 
+def _of_the_dataset(
+    base: Path,
+    root: Path,
+    known: Mapping[str, str],
+    labels: Mapping[str, Path],
+    content: Mapping[str, Any],
+) -> dict[str, str]:
+    """Return those of the images that are the dataset's; others are results, logos, tests."""
+    named = _named_places(base, content)
+    if any(root / stem in named or _inside(root / stem, named) for stem in labels):
+        chosen = named
+    elif root.name.lower() == "images":
+        return dict(known)  # a folder of that name holds nothing else
+    else:
+        chosen = set()
+        for stem in labels:
+            parts = (root / stem).parent.parts
+            at = [i for i, part in enumerate(parts) if part == "images"]
+            chosen.add(Path(*parts[: at[-1] + 1]) if at else Path(*parts) / "*")
+    return {
+        stem: name
+        for stem, name in known.items()
+        if stem in labels
+        or root / stem in chosen
+        or (root / stem).parent / "*" in chosen
+        or _inside(root / stem, chosen)
+    }
+
+
+def _inside(path: Path, folders: Collection[Path]) -> bool:
+    return any(parent in folders for parent in path.parents)
+
+
+def _named_places(base: Path, content: Mapping[str, Any]) -> set[Path]:
+    """Return folders, and images without their ending, that train, val and test name."""
+    places: set[Path] = set()
+    given = content.get("path")
+    roots = [base / given, base] if isinstance(given, str) else [base]
+    for key in ("train", "val", "valid", "test"):
+        entries = content.get(key)
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if not isinstance(entry, str):
+                continue
+            # Roboflow's files say ../train/images of what lies beside them.
+            texts = (entry, entry.removeprefix("../"))
+            tries = (Path(os.path.normpath(r / text)) for r in roots for text in texts)
+            place = next((p for p in tries if p.exists() and p != base), None)
+            if place is not None and place.is_file() and place.suffix == ".txt":
+                for _, line in _lines(place):
+                    places.update(
+                        Path(os.path.normpath(r / line.strip())).with_suffix("") for r in roots
+                    )
+            elif place is not None:
+                places.add(place)
+    return places
+
+
 def _without_image(base: Path, images: Path | None, labels: Mapping[str, Path]) -> list[Path]:
     """Return the text files in folders of labels that belong to no image."""
     used = set(labels.values())
@@ -166,26 +230,36 @@ def _without_image(base: Path, images: Path | None, labels: Mapping[str, Path]) 
     else:
         files = {f for folder in {f.parent for f in used} for f in folder.glob("*.txt")}
         files = {f for f in files if f.parent != base or base.name == "labels"}
-    return sorted(f for f in files - used if f.name != CLASSES)
+    return sorted(
+        f for f in files - used if f.name != CLASSES and not f.name.startswith((".", "README"))
+    )
 
 
-def _names(path: Path, base: Path) -> list[str]:
-    """Return the classes: of ``data.yaml``, also a folder above, or a line each of a text file."""
+def _names(path: Path, base: Path) -> tuple[list[str], dict[str, Any]]:
+    """Return the classes and the rest of ``data.yaml``, also of a folder above; or a list of them.
+
+    Lists are ``classes.txt``, Darknet's and CVAT's ``obj.names``, Roboflow's ``_darknet.labels``.
+    """
     places = [base / "data.yaml", base.parent / "data.yaml", base / CLASSES]
+    if base.is_dir():
+        others = [*sorted(base.glob("*.yaml")), *sorted(base.glob("*.yml"))]
+        places += [p for p in others if re.search(r"(?m)^names\s*:", read_text(p))]
     places = [path] if path.is_file() else [*places, base / "labels" / CLASSES]
+    for pattern in ("*.names", "*/*.names", "_darknet.labels", "*/_darknet.labels"):
+        places += sorted(base.glob(pattern)) if not path.is_file() else []
     file = next((p for p in places if p.is_file()), None)
     if file is None:
         raise FileNotFoundError(
             f"'{places[0]}' does not exist; expected 'names: [class, ...]'; "
             "INPUT may be the YAML file itself"
         )
-    text = file.read_text(encoding="utf-8-sig")
-    if file.suffix == ".txt":
-        return [line.strip() for line in text.splitlines() if line.strip()]
+    text = read_text(file)
+    if file.suffix not in (".yaml", ".yml"):
+        return [line.strip() for line in text.splitlines() if line.strip()], {}
     try:
         content = yaml.safe_load(text) or {}
         names = content.get("names")
-    except (yaml.YAMLError, AttributeError) as error:
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"{file}: not YAML of the form 'names: [class, ...]' ({error})"
         ) from error
@@ -197,12 +271,13 @@ def _names(path: Path, base: Path) -> list[str]:
     if not isinstance(names, list) or not names or None in names:
         what = "expected a list of classes, or a table from 0 on without gaps"
         raise DatasetError(f"{file}: names: {what}, got {content.get('names')!r:.60}")
-    return [str(name) for name in names]
+    return [str(name) for name in names], content
 
 
-def _lines(file: Path | None) -> list[str]:
-    lines = file.read_text(encoding="utf-8-sig").splitlines() if file else []
-    return [line for line in lines if line.strip()]
+def _lines(file: Path | None) -> list[tuple[int, str]]:
+    """Return the lines that are not empty, with their numbers from 1."""
+    lines = read_text(file).splitlines() if file else []
+    return [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _read_line(
@@ -219,10 +294,10 @@ def _read_line(
     name = names[int(kind)]
     if len(values) == 4:
         x, y, w, h = (v * size[i % 2] for i, v in enumerate(values))
-        builder.add(image_id, name, [x - w / 2, y - h / 2, w, h])
+        builder.add(image_id, name, [x - w / 2, y - h / 2, w, h], where)
     elif len(values) >= 6 and len(values) % 2 == 0:
         points = [round(v * size[i % 2], DIGITS) for i, v in enumerate(values)]
-        builder.add(image_id, name, [points])
+        builder.add(image_id, name, [points], where)
     else:
         what = "expected a class and 4 numbers (box), or at least 3 points (no confidence)"
         raise DatasetError(f"{where}: {what}, got {len(values)} numbers")

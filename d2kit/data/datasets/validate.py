@@ -145,6 +145,8 @@ def read_json(path: str, shown: str) -> dict[str, Any]:
         raise DatasetError(f"{shown}: not a text file in UTF-8 ({error})") from error
     except RecursionError as error:
         raise DatasetError(f"{shown}: not COCO JSON (nested too deeply)") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise DatasetError(f"{shown}: a number cannot be read ({error})") from error
     if not isinstance(data, dict):
         raise DatasetError(
             f"{shown}: expected an object with 'images', 'annotations' and 'categories', got "

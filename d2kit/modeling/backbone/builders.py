@@ -137,6 +137,8 @@ def build_mvit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         use_act_checkpoint=node.USE_CHECKPOINT,
         out_features=[f"scale{i + 2}" for i in range(len(node.LAST_BLOCKS))],
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        norm_eps=node.NORM_EPS,
+        fix_norm_statistics=node.FIX_NORM_STATISTICS,
     )
     return _pyramid(cfg.MODEL.FPN, bottom_up)
 

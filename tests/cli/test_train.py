@@ -1,0 +1,118 @@
+"""`d2kit train --data`: one command from a folder to a trained model."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+import d2kit
+from d2kit.cli.recipe import main as recipe_main
+from d2kit.cli.train import main
+from d2kit.config import get_cfg
+from d2kit.curate.conversion import WRITERS
+from d2kit.curate.prepare import prepare
+
+QUICK = (
+    "SOLVER.MAX_ITER 2 TEST.EVAL_PERIOD 0 SOLVER.EARLY_STOPPING.PATIENCE 0 MODEL.DEVICE cpu "
+    "DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN [64] INPUT.MIN_SIZE_TEST 64 "
+    "INPUT.MAX_SIZE_TEST 96"
+)
+
+
+def drawn(folder, images=10, names=lambda i: f"{i}.png"):
+    """Write pictures with a bright box each; return their COCO dictionary."""
+    rng = np.random.default_rng(0)
+    coco = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "box"}]}
+    for i in range(images):
+        picture = rng.integers(0, 60, (96, 128, 3)).astype(np.uint8)
+        x, y = int(rng.integers(4, 60)), int(rng.integers(4, 40))
+        picture[y : y + 40, x : x + 50] = 200
+        path = folder / names(i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), picture)
+        coco["images"].append({"id": i + 1, "file_name": names(i), "width": 128, "height": 96})
+        points = [x, y, x + 50, y, x + 50, y + 40, x, y + 40]
+        entry = {"id": i + 1, "image_id": i + 1, "category_id": 1, "bbox": [x, y, 50, 40]}
+        coco["annotations"].append(entry | {"segmentation": [points], "iscrowd": 0, "area": 2000})
+    return coco
+
+
+def write(name, coco, folder):
+    if name in WRITERS:
+        target = {"coco": folder / "train.json", "cvat": folder / "annotations.xml"}
+        WRITERS[name](coco, target.get(name, folder))
+        return
+    region = {"name": "polygon"}
+    entries = {}
+    for image, a in zip(coco["images"], coco["annotations"], strict=True):
+        points = a["segmentation"][0]
+        shape = {**region, "all_points_x": points[::2], "all_points_y": points[1::2]}
+        file = {"filename": image["file_name"], "regions": []}
+        file["regions"].append({"shape_attributes": shape, "region_attributes": {"class": "box"}})
+        entries[image["file_name"]] = file
+    (folder / "via.json").write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize("name", [*WRITERS, "via"])
+def test_every_format_is_prepared(name, tmp_path):
+    coco = drawn(tmp_path / "set")
+    write(name, coco, tmp_path / "set")
+    made = prepare(tmp_path / "set", tmp_path / "out")
+    assert {k: len(v["images"]) for k, v in made.data.items()} == {"train": 8, "test": 2}
+    files = [i["file_name"] for part in made.data.values() for i in part["images"]]
+    assert all((made.images / f).is_file() for f in files)
+    assert {c["name"] for c in made.data["train"]["categories"]} == {"box"}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (lambda i: f"{'train' if i < 14 else 'valid'}/{i}.png", "own"),
+        (lambda i: f"v{i // 5}/{i}.png", "4 videos"),
+        (lambda i: f"ward{i // 5}cam_frame_{i:04d}.png", "4 videos"),
+        (lambda i: f"pic-{i}.png", "random"),
+    ],
+)
+def test_splits(names, expected, tmp_path):
+    coco = drawn(tmp_path / "set", 20, names)
+    (tmp_path / "set/labels.json").write_text(json.dumps(coco))
+    made = prepare(tmp_path / "set", tmp_path / "out")
+    assert any(line.startswith("split: ") and expected in line for line in made.report)
+    sides = [{i["file_name"] for i in part["images"]} for part in made.data.values()]
+    assert len(sides) == 2
+    assert not sides[0] & sides[1]
+    if "videos" in expected:
+        videos = [{i["video"] for i in part["images"]} for part in made.data.values()]
+        assert len(videos[0] | videos[1]) == 4
+        assert not videos[0] & videos[1]
+
+
+def test_recipe_is_printed(tmp_path, capsys):
+    coco = drawn(tmp_path / "set", 6)
+    write("voc", coco, tmp_path / "set")
+    recipe_main(["--data", str(tmp_path / "set"), "--epochs", "2"])
+    printed = capsys.readouterr().out
+    assert "MODEL.MASK_ON" in printed
+    assert "0 of 5 objects have a mask" in " ".join(printed.split())
+
+
+def test_no_labels_are_one_message(tmp_path, capsys):
+    drawn(tmp_path / "set", 2)
+    with pytest.raises(SystemExit):
+        main(["--data", str(tmp_path / "set")])
+    assert "2 pictures and no annotations" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["voc", "yolo", "labelme", "cvat", "via", "coco"])
+def test_one_command_trains(name, tmp_path):
+    write(name, drawn(tmp_path / "set"), tmp_path / "set")
+    out = tmp_path / "run"
+    results = d2kit.train(tmp_path / "set", out, epochs=1, opts=QUICK.split())
+    assert results["bbox"]["AP"] >= 0
+    assert ("segm" in results) == (name != "voc")
+    assert (out / "model_final.pth").is_file()
+    cfg = get_cfg()
+    cfg.merge_from_file(str(out / "train.yaml"))
+    assert cfg.SOLVER.MAX_ITER == 2
