@@ -60,6 +60,8 @@ setup(
     extras_require={
         "lazy": ["omegaconf>=2.3"],
         "timm": ["timm>=1.0.9"],
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
+        "openvino": ["openvino>=2024.4", "onnx>=1.16"],
         "wandb": ["wandb>=0.19"],
         # skinny: the client; SQLAlchemy and alembic for a local store without a server
         "mlflow": ["mlflow-skinny>=3.0", "sqlalchemy>=2.0", "alembic>=1.13"],

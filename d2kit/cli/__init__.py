@@ -1,0 +1,1 @@
+"""The verbs of the command line `d2kit`, one module each."""
