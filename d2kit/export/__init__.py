@@ -1,15 +1,20 @@
 """Models outside of Python: tracing, for TorchScript, ONNX and torch.export."""
 
 from d2kit.config import CfgNode
+from d2kit.export.backends import ExportedModel, load_exported
 from d2kit.export.flatten import TracingAdapter, flatten_to_tuple
+from d2kit.export.folder import export_model
 from d2kit.export.torchscript import dump_torchscript_IR
 
 __all__ = [
     "STABLE_ONNX_OPSET_VERSION",
+    "ExportedModel",
     "TracingAdapter",
     "add_export_config",
     "dump_torchscript_IR",
+    "export_model",
     "flatten_to_tuple",
+    "load_exported",
 ]
 
 STABLE_ONNX_OPSET_VERSION = 11

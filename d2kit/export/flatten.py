@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from d2kit.structures import (
     ROIMasks,
     RotatedBoxes,
 )
+from d2kit.utils.tracing import is_symbolic, stacked_sizes
 
 __all__ = ["Schema", "TracingAdapter", "flatten_to_tuple"]
 
@@ -25,7 +26,6 @@ WRAPPERS: dict[type, Callable[[Tensor], Any]] = {
     Boxes: Boxes,
     RotatedBoxes: RotatedBoxes,
     BitMasks: BitMasks,
-    ROIMasks: ROIMasks,
     Keypoints: Keypoints,
 }
 PLAIN = (str, bytes, int, float, bool, type(None))
@@ -39,7 +39,7 @@ class Schema:
         kind: type of the object; None for a tensor, which is a leaf.
         children: schemas of its parts, in order.
         names: keys or field names of the parts, where they have some.
-        constant: what is not a tensor: the object itself, or the image size of `Instances`.
+        constant: what is not a tensor: the object itself, or how `ROIMasks` are pasted.
     """
 
     kind: type | None
@@ -69,16 +69,33 @@ class Schema:
         if self.kind in (list, tuple):
             return self.kind(parts)
         if self.kind is dict:
-            return dict(zip(self.names, parts, strict=True))
+            return self._named(parts)
         if self.kind is Instances:
-            fields = dict(zip(self.names, parts[1:], strict=True))
-            height, width = (int(x) for x in parts[0])
-            return Instances((height, width), **fields)
+            return Instances(_size_of(parts[-1]), **self._named(parts[:-1]))
         if self.kind is ImageList:
-            return ImageList(parts[0], self.constant)
+            return ImageList(parts[0], [_size_of(size) for size in parts[1].unbind()])
+        if self.kind is ROIMasks:
+            return ROIMasks(parts[0], whole_pixels=self.constant)
         if self.kind in WRAPPERS:
             return WRAPPERS[self.kind](parts[0])
         return self.constant
+
+    def _named(self, parts: list[Any]) -> dict[Any, Any]:
+        """Return the parts, which come in the order of their names, in the object's own order."""
+        found = dict(zip(_ordered(self.names), parts, strict=True))
+        return {name: found[name] for name in self.names}
+
+
+def _ordered(names: Iterable[Any]) -> list[Any]:
+    """Return names as Detectron2 puts the parts: sorted, where they are text."""
+    names = list(names)
+    return sorted(names) if all(isinstance(name, str) for name in names) else names
+
+
+def _size_of(sizes: Tensor) -> tuple[Any, Any]:
+    """Return (height, width) of a tensor (2,): numbers, or what a trace records."""
+    height, width = sizes.unbind() if is_symbolic() else sizes.tolist()
+    return height, width
 
 
 def flatten_to_tuple(obj: Any) -> tuple[tuple[Any, ...], Schema]:
@@ -89,8 +106,9 @@ def flatten_to_tuple(obj: Any) -> tuple[tuple[Any, ...], Schema]:
             d2kit, nested; strings, numbers and None become part of the schema.
 
     Returns:
-        The leaves, and the schema that makes an equal object of them. The image size of
-        `Instances` is a leaf, so that it may depend on the input.
+        The leaves, and the schema that makes an equal object of them. Dictionaries and `Instances`
+        come in the order of their names; the image size of `Instances` follows its fields, those of
+        an `ImageList` its pixels: they are leaves, so that they may depend on the input.
 
     Raises:
         ValueError: for an object of another type.
@@ -102,13 +120,17 @@ def flatten_to_tuple(obj: Any) -> tuple[tuple[Any, ...], Schema]:
     if isinstance(obj, list | tuple):
         return _join(list(obj), list if isinstance(obj, list) else tuple)
     if isinstance(obj, dict):
-        return _join(list(obj.values()), dict, names=tuple(obj))
+        return _join([obj[name] for name in _ordered(obj)], dict, names=tuple(obj))
     if isinstance(obj, Instances):
         fields = obj.get_fields()
-        size = torch.as_tensor(obj.image_size)
-        return _join([size, *fields.values()], Instances, names=tuple(fields))
+        parts = [fields[name] for name in _ordered(fields)]
+        parts.append(stacked_sizes(obj.image_size))
+        return _join(parts, Instances, names=tuple(fields))
     if isinstance(obj, ImageList):
-        return _join([obj.tensor], ImageList, constant=list(obj.image_sizes))
+        sizes = torch.stack([stacked_sizes(size) for size in obj.image_sizes])
+        return _join([obj.tensor, sizes], ImageList)
+    if isinstance(obj, ROIMasks):
+        return _join([obj.tensor], ROIMasks, constant=obj.whole_pixels)
     if type(obj) in WRAPPERS:
         return _join([obj.tensor], type(obj))
     raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from d2kit.layers._roi_align_cpu import axis_taps, sample_counts
 from d2kit.layers.roi_align import roi_align
+from d2kit.utils.tracing import is_symbolic
 
 __all__ = ["crop_masks", "masks_to_rle", "paste_masks_in_image", "whole_pixel_boxes"]
 
@@ -40,6 +41,8 @@ def paste_masks_in_image(
         ValueError: if shapes do not fit.
     """
     corners = _checked_boxes(masks, boxes)
+    if is_symbolic():
+        return _finish(_pasted(masks, corners, *image_shape), threshold)
     height, width = int(image_shape[0]), int(image_shape[1])
     dtype = torch.bool if threshold >= 0 else torch.uint8
     if masks.device.type == "cpu":
@@ -53,12 +56,16 @@ def paste_masks_in_image(
     step = max(1, _CHUNK_ELEMENTS // max(1, height * width))
     for start in range(0, len(masks), step):
         part = slice(start, start + step)
-        y = _weights(corners[part, 1], corners[part, 3], height, masks.shape[1])
-        x = _weights(corners[part, 0], corners[part, 2], width, masks.shape[2])
-        with torch.autocast(masks.device.type, enabled=False):
-            values = y @ masks[part].float() @ x.transpose(1, 2)
-        canvas[part] = _finish(values, threshold)
+        canvas[part] = _finish(_pasted(masks[part], corners[part], height, width), threshold)
     return canvas
+
+
+def _pasted(masks: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
+    """Return masks (R, M, M) in boxes (R, 4) at all pixels, (R, height, width) float32."""
+    y = _weights(corners[:, 1], corners[:, 3], height, masks.shape[1])
+    x = _weights(corners[:, 0], corners[:, 2], width, masks.shape[2])
+    with torch.autocast(masks.device.type, enabled=False):
+        return y @ masks.float() @ x.transpose(1, 2)
 
 
 def whole_pixel_boxes(boxes: Tensor, cells: int) -> Tensor:
@@ -127,8 +134,7 @@ def _paste_masks_tensor_shape(
     masks: Tensor, boxes: Any, image_shape: tuple[Tensor, Tensor], threshold: float = 0.5
 ) -> Tensor:
     """As `paste_masks_in_image`, with the image's height and width as tensors of one number."""
-    height, width = image_shape
-    return paste_masks_in_image(masks, boxes, (int(height), int(width)), threshold)
+    return paste_masks_in_image(masks, boxes, image_shape, threshold)  # type: ignore[arg-type]
 
 
 def masks_to_rle(

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from d2kit.layers.rotated_boxes import overlapping_pairs
+from d2kit.utils.tracing import is_symbolic
 
 __all__ = ["batched_nms", "batched_nms_rotated", "nms", "nms_rotated"]
 
@@ -28,6 +29,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"batched_nms: expected boxes of shape (R, 4), got {tuple(boxes.shape)}")
+    if is_symbolic():
+        # Torchvision chooses between two ways by the number of boxes: record one that fits all.
+        # Classes are moved apart, so that their boxes do not meet; there may be no box at all.
+        boxes = boxes.float()
+        span = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
+        return nms(boxes + (idxs.to(boxes.dtype) * span)[:, None], scores, iou_threshold)
     return torchvision.ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
 
 

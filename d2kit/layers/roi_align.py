@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from d2kit.layers._roi_align_cpu import roi_align_cpu
+from d2kit.utils.tracing import is_symbolic
 
 __all__ = ["ROIAlign", "roi_align"]
 
@@ -47,8 +48,7 @@ def roi_align(
             f"got {tuple(input.shape)} and {tuple(rois.shape)}"
         )
     size = _pair(output_size)
-    symbolic = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    if input.device.type == "cpu" and not symbolic:
+    if input.device.type == "cpu" and not is_symbolic():
         return roi_align_cpu(input, rois, size, spatial_scale, sampling_ratio, aligned)
     exact = input if input.dtype == torch.float64 else input.float()
     pooled = torchvision.ops.roi_align(

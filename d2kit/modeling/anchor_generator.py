@@ -15,6 +15,7 @@ from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec, move_device_like
 from d2kit.structures import Boxes, RotatedBoxes
 from d2kit.utils.registry import Registry
+from d2kit.utils.tracing import is_symbolic
 
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
@@ -117,7 +118,7 @@ class _GridAnchors(nn.Module):
                 f"{self.strides}), got {len(features)}."
             )
         sizes: list[Any] = [feature.shape[-2:] for feature in features]
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # sizes may be symbols
+        if is_symbolic():
             return [
                 self._make_grid(i, h, w, *step)
                 for i, ((h, w), step) in enumerate(zip(sizes, self._steps(sizes), strict=True))
@@ -154,6 +155,12 @@ class _GridAnchors(nn.Module):
             (torch.arange(count, dtype=torch.float32, device=cell.device) + self.offset) * step
             for count, step in ((width, right), (height, down))
         )
+        if is_symbolic():  # exporters know no change of a part
+            ys, xs = torch.meshgrid(y, x, indexing="ij")
+            still = [torch.zeros_like(xs)] * 3
+            move = [xs, ys, xs, ys] if self.box_dim == 4 else [xs, ys, *still]
+            shift = torch.stack(move, dim=2).view(-1, 1, self.box_dim)
+            return (cell.float() + shift).view(-1, self.box_dim).to(cell.dtype)
         anchors = cell.float().repeat(height * width, 1).view(height, width, -1, self.box_dim)
         for first in range(0, 4 if self.box_dim == 4 else 2, 2):  # XYXY: both corners move
             anchors[..., first] += x[None, :, None]

@@ -12,6 +12,7 @@ from torch import Tensor
 from d2kit.layers import batched_nms, batched_nms_rotated
 from d2kit.modeling.matcher import Matcher
 from d2kit.structures import Boxes, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
+from d2kit.utils.tracing import is_symbolic
 
 
 def boxes_of(rows: Tensor) -> Boxes:
@@ -48,6 +49,13 @@ def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Ten
     Returns:
         The same shape.
     """
+    if boxes.shape[-1] == 4 and is_symbolic():
+        inside = []
+        for rows, size in zip(boxes.unbind(), image_sizes, strict=True):
+            of_image = Boxes(rows)
+            of_image.clip(size)
+            inside.append(of_image.tensor)
+        return torch.stack(inside)
     if boxes.shape[-1] == 4:
         limits = boxes.new_tensor([(w, h, w, h) for h, w in image_sizes]).unsqueeze(1)
         return torch.minimum(boxes.clamp(min=0), limits)
@@ -57,6 +65,12 @@ def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Ten
         wrapped.clip(size)
         clipped.append(wrapped.tensor)
     return torch.stack(clipped)
+
+
+def split_like(rows: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Split `rows` (R, ...) of all images into those of each, as many as its part (R_i, ...)."""
+    # `len` would make the numbers of one image constants of a trace
+    return (rows,) if len(parts) == 1 else rows.split([part.shape[0] for part in parts])
 
 
 def sides_of(boxes: Tensor) -> Tensor:

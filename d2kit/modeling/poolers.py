@@ -13,6 +13,7 @@ from torchvision.ops import RoIPool
 
 from d2kit.layers import ROIAlign, ROIAlignRotated, cat
 from d2kit.structures import Boxes, RotatedBoxes
+from d2kit.utils.tracing import is_symbolic
 
 __all__ = ["ROIPooler", "assign_boxes_to_levels", "cat", "convert_boxes_to_pooler_format"]
 
@@ -157,7 +158,8 @@ class ROIPooler(nn.Module):
         levels = assign_boxes_to_levels(
             box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
-        return self._pool_levels(x, rois, levels)
+        pool = self._pool_symbolically if is_symbolic() else self._pool_levels
+        return pool(x, rois, levels)
 
     def _pool_levels(self, x: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
         """Sort the boxes by level, so that one sync (for the counts) serves all levels."""
@@ -175,6 +177,18 @@ class ROIPooler(nn.Module):
         if not pooled:  # no box at all
             return self.level_poolers[0](x[0], rois)
         return _in_original_order(pooled, places)
+
+    def _pool_symbolically(self, x: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        """Pool with numbers of boxes per level that a trace records, none of them a constant."""
+        places = [(levels == level).nonzero().squeeze(1) for level in range(len(x))]
+        parts = [
+            pooler(feature, rois[place])
+            for pooler, feature, place in zip(self.level_poolers, x, places, strict=True)
+        ]
+        pooled, at = torch.cat(parts), torch.cat(places)
+        rank = torch.zeros_like(levels)
+        rank = rank.scatter(0, at, torch.arange(at.shape[0], device=at.device))
+        return pooled[rank]
 
 
 def _in_original_order(parts: list[Tensor], places: list[Tensor]) -> Tensor:

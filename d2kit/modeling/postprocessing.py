@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from d2kit.structures import Instances, ROIMasks
+from d2kit.utils.tracing import is_symbolic
 
 __all__ = ["detector_postprocess", "roi_masks_kept", "sem_seg_postprocess"]
 
@@ -63,7 +65,9 @@ def detector_postprocess(
             "detector_postprocess needs the field pred_boxes or proposal_boxes, got "
             f"{list(fields)}."
         )
-    size = (int(output_height), int(output_width))
+    size = (output_height, output_width)
+    if not is_symbolic():
+        size = (int(output_height), int(output_width))
     height, width = results.image_size
     factors = output_width / width, output_height / height
     boxes = fields[name].clone()
@@ -71,8 +75,12 @@ def detector_postprocess(
     boxes.clip(size)
     moved: dict[str, Any] = {name: boxes}
     if "pred_keypoints" in fields:
-        xy_score = fields["pred_keypoints"].new_tensor([*factors, 1.0])
-        moved["pred_keypoints"] = fields["pred_keypoints"] * xy_score
+        points = fields["pred_keypoints"]
+        if is_symbolic():
+            scaled = [points[..., axis] * factors[axis] for axis in (0, 1)]
+            moved["pred_keypoints"] = torch.stack([*scaled, *points.unbind(2)[2:]], dim=2)
+        else:
+            moved["pred_keypoints"] = points * points.new_tensor([*factors, 1.0])
     if "pred_masks" in fields:
         masks = fields["pred_masks"]
         moved["pred_masks"] = masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from d2kit.utils.tracing import is_symbolic
+
 __all__ = [
     "BoxMode",
     "Boxes",
@@ -124,7 +126,7 @@ class Boxes:
         if not isinstance(tensor, Tensor):
             tensor = torch.as_tensor(np.asarray(tensor))
         tensor = tensor.to(torch.float32)
-        if tensor.numel() == 0:
+        if not is_symbolic() and tensor.numel() == 0:
             tensor = tensor.reshape(-1, self._numbers)
         if tensor.dim() != 2 or tensor.shape[1] != self._numbers:
             raise ValueError(
@@ -196,6 +198,10 @@ class Boxes:
 
     def scale(self, scale_x: float, scale_y: float) -> None:
         """Multiply x by `scale_x` and y by `scale_y`, in place."""
+        if is_symbolic():  # factors may be recorded, and exporters know no change of a part
+            x, y = self.tensor[:, 0::2] * scale_x, self.tensor[:, 1::2] * scale_y
+            self.tensor = torch.stack((x, y), dim=2).flatten(1)
+            return
         self.tensor[:, 0::2] *= scale_x
         self.tensor[:, 1::2] *= scale_y
 

@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from d2kit.utils.tracing import is_symbolic, largest
 
 __all__ = ["ImageList"]
 
@@ -69,8 +72,11 @@ class ImageList:
                     f"ImageList.from_tensors: expected images of shape {(*leading, 'H', 'W')}, "
                     f"image {index} has {tuple(image.shape)}"
                 )
+        constraints = padding_constraints or {}
+        if is_symbolic():
+            return _padded(tensors, size_divisibility, pad_value, constraints)
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in tensors]
-        height, width = _padded_size(sizes, size_divisibility, padding_constraints or {})
+        height, width = _padded_size(sizes, size_divisibility, constraints)
         batch = tensors[0].new_empty((len(tensors), *leading, height, width))
         for index, (image, (h, w)) in enumerate(zip(tensors, sizes, strict=True)):
             batch[index, ..., :h, :w] = image
@@ -80,14 +86,28 @@ class ImageList:
 
 
 def _padded_size(
-    sizes: Sequence[tuple[int, int]], divisibility: int, constraints: Mapping[str, int]
-) -> tuple[int, int]:
-    """Return the common (height, width) in pixels."""
-    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    sizes: Sequence[tuple[Any, Any]], divisibility: int, constraints: Mapping[str, int]
+) -> tuple[Any, Any]:
+    """Return the common (height, width) in pixels, recorded where `sizes` are."""
+    height, width = largest(*(h for h, _ in sizes)), largest(*(w for _, w in sizes))
     square = constraints.get("square_size", 0)
     if square > 0:
-        height = width = max(square, height, width)
+        height = width = largest(square, height, width)
     divisor = constraints.get("size_divisibility", 0) or divisibility
     if divisor > 1:
-        height, width = (-(-side // divisor) * divisor for side in (height, width))
+        # OpenVINO shortens a division that is followed by a product to nothing: no // here
+        height, width = (side + (divisor - side % divisor) % divisor for side in (height, width))
     return height, width
+
+
+def _padded(
+    tensors: Sequence[Tensor], divisibility: int, pad_value: float, constraints: Mapping[str, int]
+) -> ImageList:
+    """Do what `ImageList.from_tensors` does with sizes that a trace records."""
+    sizes: list[tuple[Any, Any]] = [(image.shape[-2], image.shape[-1]) for image in tensors]
+    height, width = _padded_size(sizes, divisibility, constraints)
+    padded = [
+        F.pad(image, (0, width - w, 0, height - h), value=pad_value)
+        for image, (h, w) in zip(tensors, sizes, strict=True)
+    ]
+    return ImageList(torch.stack(padded), sizes)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from d2kit.utils.registry import nearest_names
+from d2kit.utils.tracing import is_symbolic
 
 __all__ = ["Instances"]
 
@@ -62,7 +63,8 @@ class Instances:
         """
         if hasattr(type(self), name):
             raise AttributeError(f"Instances: '{name}' is a method or property, not a field")
-        if any(other != name for other in self._fields) and len(value) != len(self):
+        others = any(other != name for other in self._fields)
+        if others and not is_symbolic() and len(value) != len(self):
             raise ValueError(
                 f"Instances: field '{name}' has length {len(value)}, but the fields "
                 f"{sorted(self._fields)} have length {len(self)}"

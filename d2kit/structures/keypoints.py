@@ -105,6 +105,8 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
         where the interpolation overshoots.
     """
     maps = maps.float()
+    if torch.jit.is_tracing():
+        return _heatmaps_to_keypoints_scripted(maps, rois)
     keypoints = maps.new_zeros((*maps.shape[:2], 4))
     if len(maps) == 0:
         return keypoints
@@ -116,6 +118,27 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
         )[0].flatten(1)
         logit, at = fine.max(dim=1)
         # normalised over the cells, so that the score does not depend on the size of the box
+        total = (maps[index].flatten(1) - logit[:, None]).exp().sum(dim=1)
+        position = torch.stack([at % width, at.div(width, rounding_mode="floor")], dim=1)
+        step = size[index] / whole[index]
+        keypoints[index, :, :2] = (position + 0.5) * step + rois[index, :2]
+        keypoints[index, :, 2] = logit
+        keypoints[index, :, 3] = 1 / total
+    return keypoints
+
+
+@torch.jit.script_if_tracing
+def _heatmaps_to_keypoints_scripted(maps: Tensor, rois: Tensor) -> Tensor:
+    """Do the same in TorchScript, whose trace would repeat the loop for one number of boxes."""
+    keypoints = torch.zeros((maps.shape[0], maps.shape[1], 4), device=maps.device)
+    size = (rois[:, 2:] - rois[:, :2]).clamp(min=1)
+    whole = size.ceil()
+    for index in range(maps.shape[0]):
+        width, height = int(whole[index, 0].item()), int(whole[index, 1].item())
+        fine = F.interpolate(
+            maps[index : index + 1], size=[height, width], mode="bicubic", align_corners=False
+        )[0].flatten(1)
+        logit, at = fine.max(dim=1)
         total = (maps[index].flatten(1) - logit[:, None]).exp().sum(dim=1)
         position = torch.stack([at % width, at.div(width, rounding_mode="floor")], dim=1)
         step = size[index] / whole[index]

@@ -55,7 +55,7 @@ def alike(a, b):
         (instances, 4),
         (lambda: [{"instances": instances()}, {"instances": instances()[:0]}], 8),
         (lambda: RotatedBoxes(torch.rand(2, 5)), 1),
-        (lambda: ImageList(torch.rand(2, 3, 8, 8), [(8, 8), (6, 7)]), 1),
+        (lambda: ImageList(torch.rand(2, 3, 8, 8), [(8, 8), (6, 7)]), 2),
     ],
 )
 def test_round_trip(make, leaves):

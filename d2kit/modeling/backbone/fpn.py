@@ -16,6 +16,7 @@ from d2kit.modeling.backbone.backbone import Backbone
 from d2kit.modeling.backbone.build import BACKBONE_REGISTRY
 from d2kit.modeling.backbone.resnet import build_resnet_backbone
 from d2kit.utils.registry import nearest_names
+from d2kit.utils.tracing import is_symbolic
 
 __all__ = [
     "FPN",
@@ -137,7 +138,7 @@ class FPN(Backbone):
                 f"{self._size_divisibility}; two levels came out as {tuple(lateral.shape[-2:])} "
                 f"and {(height, width)}. Pad the batch (ImageList.from_tensors does)."
             )
-        if lateral.requires_grad:
+        if lateral.requires_grad or is_symbolic():
             lateral += F.interpolate(coarse, scale_factor=2.0, mode="nearest")
         else:
             # Add each coarse pixel to its 2x2 cell, without the upsampled map: 9 ms instead of 52

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from d2kit.modeling.boxes import boxes_of, clip_to_images, sides_of, suppress_by_group
 from d2kit.structures import Boxes, Instances
+from d2kit.utils.tracing import smallest
 
 __all__ = [
     "add_ground_truth_to_proposals",
@@ -72,7 +73,7 @@ def find_top_rpn_proposals(
 
 def top_of_level(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the `k` highest of `logits` (N, A) per image, descending, and where they are."""
-    return logits.topk(min(int(k), logits.shape[1]), dim=1)
+    return logits.topk(smallest(int(k), logits.shape[1]), dim=1)
 
 
 def suppress_and_trim(

@@ -87,7 +87,7 @@ def own_class(logits: Tensor, classes: Tensor) -> Tensor:
     """
     if logits.shape[1] == 1:
         return logits
-    return logits[torch.arange(len(logits), device=logits.device), classes].unsqueeze(1)
+    return logits[torch.arange(logits.shape[0], device=logits.device), classes].unsqueeze(1)
 
 
 ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")

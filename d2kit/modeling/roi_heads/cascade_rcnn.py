@@ -168,8 +168,8 @@ class CascadeROIHeads(StandardROIHeads):
         stages = zip(self.box_head, self.box_predictor, strict=True)
         for number, (head, predictor) in enumerate(stages):
             pooled = self.box_pooler(levels, [p.proposal_boxes for p in proposals])
-            # the stages together pull at the features as one would
-            pooled = _ScaleGradient.apply(pooled, 1 / self.num_cascade_stages)
+            if self.training:  # the stages together pull at the features as one would
+                pooled = _ScaleGradient.apply(pooled, 1 / self.num_cascade_stages)
             predictions = predictor(head(pooled))
             boxes = predictor.predict_boxes(predictions, proposals)
             yield _Stage(number, predictor, predictions, proposals, boxes)

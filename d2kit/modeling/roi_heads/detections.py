@@ -7,6 +7,7 @@ from torch import Tensor
 
 from d2kit.modeling.boxes import boxes_of, sides_of, suppress_by_group
 from d2kit.structures import Instances
+from d2kit.utils.tracing import is_symbolic
 
 
 def fast_rcnn_inference(
@@ -162,6 +163,8 @@ def _best_survivors(
     """
     if topk < 0:
         return suppress_by_group(boxes, scores, classes, nms_thresh)
+    if is_symbolic():  # the number of rounds would be that of one image
+        return suppress_by_group(boxes, scores, classes, nms_thresh)[:topk]
     prefix = 10 * topk
     if prefix < len(scores):
         order = scores.argsort(descending=True, stable=True)

@@ -18,6 +18,7 @@ from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.layers._weight_init import normal_fill
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from d2kit.modeling.boxes import split_like
 from d2kit.modeling.metrics import put_scalars, weighted, weights_per_loss
 from d2kit.modeling.roi_heads.detections import (
     boxes_of_class,
@@ -435,9 +436,11 @@ class FastRCNNOutputLayers(nn.Module):
                 self.test_topk_per_image,
                 min_size=self.test_min_size,
             )
-        sizes = [len(p) for p in proposals]
+        sources_of = [p.proposal_boxes.tensor for p in proposals]
         instances, kept = [], []
-        for p, prob, deltas in zip(proposals, probs, predictions[1].split(sizes), strict=True):
+        for p, prob, deltas in zip(
+            proposals, probs, split_like(predictions[1], sources_of), strict=True
+        ):
             rows, classes = (prob[:, :-1] > self.test_score_thresh).nonzero(as_tuple=True)
             scores = prob[rows, classes]
             sources = p.proposal_boxes.tensor[rows]
@@ -472,9 +475,9 @@ class FastRCNNOutputLayers(nn.Module):
         """
         if not proposals:
             return ()
-        sources = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        boxes = self.box2box_transform.apply_deltas(predictions[1], sources)
-        return boxes.split([len(p) for p in proposals])
+        sources = [p.proposal_boxes.tensor for p in proposals]
+        boxes = self.box2box_transform.apply_deltas(predictions[1], torch.cat(sources))
+        return split_like(boxes, sources)
 
     def predict_boxes_for_gt_classes(
         self, predictions: Predictions, proposals: list[Instances]
@@ -513,4 +516,4 @@ class FastRCNNOutputLayers(nn.Module):
         """
         scores = predictions[0].float()
         probs = scores.sigmoid() if self.use_sigmoid_ce else scores.softmax(dim=1)
-        return probs.split([len(p) for p in proposals])
+        return split_like(probs, [p.proposal_boxes.tensor for p in proposals])

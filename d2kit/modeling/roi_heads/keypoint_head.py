@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.layers._weight_init import msra_fill
+from d2kit.modeling.boxes import split_like
 from d2kit.modeling.roi_heads.box_head import add_convs, in_turn
 from d2kit.modeling.shapes import region_shape
 from d2kit.structures import Instances, heatmaps_to_keypoints
@@ -110,9 +111,8 @@ def keypoint_rcnn_inference(pred_keypoint_logits: Tensor, pred_instances: list[I
     """
     boxes = [x.pred_boxes.tensor for x in pred_instances]
     found = heatmaps_to_keypoints(pred_keypoint_logits.detach(), torch.cat(boxes))
-    rows = [len(x) for x in pred_instances]
-    keypoints = found[:, :, [0, 1, 3]].split(rows)
-    maps = pred_keypoint_logits.detach().split(rows)
+    keypoints = split_like(found[:, :, [0, 1, 3]], boxes)
+    maps = split_like(pred_keypoint_logits.detach(), boxes)
     for instances, points, heat in zip(pred_instances, keypoints, maps, strict=True):
         instances.pred_keypoints = points
         instances.pred_keypoint_heatmaps = heat

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.layers._weight_init import msra_fill, normal_fill
+from d2kit.modeling.boxes import split_like
 from d2kit.modeling.metrics import picture_due, put_image, put_scalars
 from d2kit.modeling.roi_heads.box_head import add_convs, in_turn, own_class
 from d2kit.modeling.roi_heads.fast_rcnn import region_count
 from d2kit.modeling.shapes import region_shape
 from d2kit.structures import Instances
 from d2kit.utils.registry import Registry
+from d2kit.utils.tracing import is_symbolic
 
 __all__ = [
     "ROI_MASK_HEAD_REGISTRY",
@@ -115,7 +117,7 @@ def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: list[Instances
     """
     classes = torch.cat([x.pred_classes for x in pred_instances])
     masks = own_class(pred_mask_logits, classes).sigmoid()
-    per_image = masks.split([len(x) for x in pred_instances])
+    per_image = split_like(masks, [x.pred_classes for x in pred_instances])
     for instances, own in zip(pred_instances, per_image, strict=True):
         instances.pred_masks = own
 
@@ -230,7 +232,9 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
         do not overlap. So the four values stay together until one number per pixel is left.
         Equal to `layers` up to rounding; a subclass that redefines `layers` is obeyed.
         """
-        if type(self).layers is not MaskRCNNConvUpsampleHead.layers or len(x) == 0:
+        if type(self).layers is not MaskRCNNConvUpsampleHead.layers:
+            return self.layers(x)
+        if not is_symbolic() and len(x) == 0:
             return self.layers(x)
         field = "gt_classes" if self.training else "pred_classes"
         x = in_turn(self, self.conv_names, x)

@@ -1,0 +1,158 @@
+"""`export_model`: a folder with the model's file, its metadata and the report of its check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from d2kit import __version__
+from d2kit.export.backends import FILES, METADATA, RUNNERS, ExportedModel, sha256
+from d2kit.export.formats import ONNX_OPSET, WRITERS
+from d2kit.export.graph import DetectorGraph, detector_graph
+from d2kit.export.parity import TOLERANCE, compare, parity_pictures, worst
+from d2kit.utils.file_io import atomic_write
+
+__all__ = ["REPORT", "export_model"]
+
+REPORT = "parity.json"
+
+
+def export_model(
+    model: nn.Module,
+    kind: str,
+    output: str | Path,
+    image: np.ndarray,
+    to_input: Callable[[np.ndarray], Tensor],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    half: bool = False,
+) -> dict[str, Any]:
+    """Write a model in another format, and keep it only if it gives what the model gives.
+
+    Args:
+        model: with its weights; not changed.
+        kind: "torchscript", "onnx", "torch_export" or "openvino".
+        output: folder to write; other files in it stay.
+        image: (H, W, 3) uint8, as `to_input` takes it; it should show objects.
+        to_input: image -> float32 (C, H', W'), as the model wants it.
+        metadata: what else ``metadata.json`` shall hold: classes, sizes, thresholds.
+        half: store weights in 16 bits (onnx, openvino).
+
+    Returns:
+        The report, which is also in the folder: per picture differences, and the largest of all.
+
+    Raises:
+        ValueError: if `kind` is unknown, the model cannot be written so, or the export gives
+            something else than the model; nothing of it is then left.
+        ImportError: if the format's package is missing.
+    """
+    if kind not in WRITERS:
+        raise ValueError(f"unknown format '{kind}': expected one of {list(WRITERS)}")
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / FILES[kind]
+    files = [file, file.with_suffix(".bin")] if kind == "openvino" else [file]
+    written = [*files, output / METADATA, output / REPORT]
+    _remove(written)
+    original = DetectorGraph(model.eval())
+    graph = detector_graph(model)
+    example = to_input(image)
+    try:
+        WRITERS[kind](graph, example, file, half)
+        graph(example)
+        content = {
+            **(metadata or {}),
+            **_facts(model, kind, half),
+            "outputs": list(graph.output_names),
+            "sha256": {part.name: sha256(part) for part in files},
+        }
+        exported = ExportedModel(RUNNERS[kind](file, None), content)
+        report = _check(original, exported, image, to_input, half)
+    except BaseException:
+        _remove(written)
+        raise
+    if report["problems"]:
+        _remove(written)
+        raise ValueError(
+            f"the {kind} export gives other results than the model, so it was deleted: "
+            + "; ".join(report["problems"][:5])
+        )
+    for name, value in ((METADATA, content), (REPORT, report)):
+        with atomic_write(output / name, "w") as stream:
+            json.dump(value, stream, indent=1)
+    return report
+
+
+def _facts(model: nn.Module, kind: str, half: bool) -> dict[str, Any]:
+    """Return what a user of the file needs to know, beside its outputs."""
+    return {
+        "format": kind,
+        "half": half,
+        "d2kit": __version__,
+        "opset": ONNX_OPSET if kind in ("onnx", "openvino") else None,
+        "whole_pixel_masks": bool(getattr(model, "whole_pixel_masks", False)),
+        "panoptic": _merging(model),
+        "inside": "normalisation, padding, suppression",
+        "outside": "resizing; scaling boxes to the picture; pasting masks; best positions of "
+        "heat maps; merging of a panoptic segmentation",
+        "batch": "one picture of any size per call",
+    }
+
+
+def _remove(files: list[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _merging(model: nn.Module) -> dict[str, float] | None:
+    """Return how a panoptic model merges its two parts, None for another model."""
+    if not getattr(model, "combine", False):
+        return None
+    names = {
+        "overlap_threshold": "combine_overlap_thresh",
+        "stuff_area_thresh": "combine_stuff_area_thresh",
+        "instances_score_thresh": "combine_instances_score_thresh",
+    }
+    return {name: float(getattr(model, attribute)) for name, attribute in names.items()}
+
+
+def _check(
+    original: DetectorGraph,
+    exported: ExportedModel,
+    image: np.ndarray,
+    to_input: Callable[[np.ndarray], Tensor],
+    half: bool,
+) -> dict[str, Any]:
+    """Run both on the picture and on others, and report the differences."""
+    threshold = float(exported.metadata.get("score_threshold") or 0.0)
+    pictures = {}
+    for name, picture in {"the picture": image, **parity_pictures(image)}.items():
+        inputs = to_input(picture)
+        with torch.no_grad():
+            expected = original(inputs.to(original.model.device))
+        named = dict(zip(original.output_names, (x.cpu() for x in expected), strict=True))
+        try:
+            found = exported.raw(inputs)
+        except RuntimeError as error:
+            message = str(error).strip().splitlines()[-1][:300]
+            pictures[name] = {"problems": [f"does not run: {message}"]}
+            continue
+        pictures[name] = {
+            "size": list(inputs.shape[1:]),
+            **compare(named, found, threshold=threshold, half=half),
+        }
+    problems = [f"{name}: {p}" for name, report in pictures.items() for p in report["problems"]]
+    return {
+        "tolerance": TOLERANCE,
+        "half": half,
+        "worst": worst(list(pictures.values())),
+        "detections": sum(report.get("detections", 0) for report in pictures.values()),
+        "pictures": pictures,
+        "problems": problems,
+    }

@@ -1,0 +1,136 @@
+"""Writing a `DetectorGraph` in each format."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2kit.export.graph import DetectorGraph
+
+__all__ = ["ONNX_OPSET", "WRITERS"]
+
+ONNX_OPSET = 20
+"""Opset of the ONNX files: the newest that the trace-based exporter writes."""
+
+_HALF_FROM = 1024  # weights with fewer numbers stay in 32 bits
+
+
+def write_torchscript(graph: DetectorGraph, image: Tensor, file: Path, half: bool) -> None:
+    """Trace the graph on `image` (C, H, W) and save it."""
+    _no_half(half, "torchscript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes in checks, which decide nothing
+        torch.jit.trace(graph, (image,), check_trace=False).save(str(file))
+
+
+def write_torch_export(graph: DetectorGraph, image: Tensor, file: Path, half: bool) -> None:
+    """Export the graph as an ExportedProgram and save it."""
+    import torchvision  # noqa: F401 - registers the shapes of its operators
+
+    _no_half(half, "torch_export")
+    size = torch.export.Dim.DYNAMIC
+    program = torch.export.export(
+        graph, (image,), dynamic_shapes={"image": {1: size, 2: size}}, strict=False
+    )
+    torch.export.save(program, str(file))
+
+
+def write_onnx(graph: DetectorGraph, image: Tensor, file: Path, half: bool) -> None:
+    """Export the graph in ONNX's own operators."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(f"ONNX needs its package: pip install 'd2kit[onnx]' ({error})") from error
+    graph(image)
+    names = list(graph.output_names)
+    axes = {name: {0: "detections"} for name in names if name != "sem_seg"}
+    if "sem_seg" in names:
+        axes["sem_seg"] = {1: "height", 2: "width"}
+    axes["image"] = {1: "height", 2: "width"}
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                graph,
+                (image,),
+                str(file),
+                dynamo=False,
+                opset_version=ONNX_OPSET,
+                input_names=["image"],
+                output_names=names,
+                dynamic_axes=axes,
+            )
+    finally:
+        logger.setLevel(level)
+    model = onnx.load(str(file))
+    onnx.checker.check_model(model)
+    if half:
+        _store_half(model)
+        onnx.save(model, str(file))
+    foreign = {node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    if foreign:
+        raise ValueError(f"the graph needs operators that ONNX does not have: {sorted(foreign)}")
+
+
+def write_openvino(graph: DetectorGraph, image: Tensor, file: Path, half: bool) -> None:
+    """Export the graph as OpenVINO's model.xml and model.bin, through ONNX."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(
+            f"OpenVINO needs its package: pip install 'd2kit[openvino]' ({error})"
+        ) from error
+    between = file.with_suffix(".onnx")
+    try:
+        write_onnx(graph, image, between, False)
+        model = openvino.convert_model(str(between))
+        openvino.save_model(model, str(file), compress_to_fp16=half)
+    finally:
+        between.unlink(missing_ok=True)
+
+
+def _no_half(half: bool, kind: str) -> None:
+    if half:
+        raise ValueError(
+            f"--half stores weights in 16 bits, which onnx and openvino can; {kind} cannot"
+        )
+
+
+def _store_half(model: Any) -> None:
+    """Store the large weights of an ONNX model in 16 bits; the arithmetic stays in 32."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    casts = []
+    for weight in list(model.graph.initializer):
+        values = numpy_helper.to_array(weight)
+        if values.dtype != np.float32 or values.size < _HALF_FROM:
+            continue
+        name = weight.name
+        limit = np.finfo(np.float16).max
+        small = values.clip(-limit, limit).astype(np.float16)
+        weight.CopyFrom(numpy_helper.from_array(small, f"{name}_half"))
+        casts.append(
+            onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT)
+        )
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+WRITERS: dict[str, Callable[[DetectorGraph, Tensor, Path, bool], None]] = {
+    "torchscript": write_torchscript,
+    "onnx": write_onnx,
+    "torch_export": write_torch_export,
+    "openvino": write_openvino,
+}
