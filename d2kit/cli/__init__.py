@@ -1,0 +1,1 @@
+"""The command line `d2kit`: one module per verb."""
