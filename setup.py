@@ -69,6 +69,7 @@ setup(
         "mlflow": ["mlflow-skinny>=3.0", "sqlalchemy>=2.0", "alembic>=1.13"],
         "slurm": ["submitit>=1.5.2"],
         "oracle": ["lvis>=0.5.3"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5"],
         "dev": [
             "hypothesis>=6.100",
             "ipykernel>=6.29",

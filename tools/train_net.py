@@ -26,6 +26,7 @@ from d2kit.engine import (
     launch,
     user_errors,
 )
+from d2kit.engine._hooks_report import ReportHook
 from d2kit.engine.hooks import EvalHook
 from d2kit.evaluation import verify_results
 from d2kit.utils import comm
@@ -40,6 +41,8 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.AUG.ENABLED:
             place = next(i for i, hook in enumerate(found) if isinstance(hook, EvalHook))
             found.insert(place + 1, EvalHook(0, self._evaluate_with_tta))
+        if self.cfg.TEST.REPORT and comm.is_main_process():
+            found.append(ReportHook(self.cfg.OUTPUT_DIR))  # behind the writer of metrics.json
         return found
 
     def _evaluate_with_tta(self) -> dict:

@@ -56,6 +56,7 @@ OWN_KEYS = frozenset(
         "TEST.BEST_METRIC",
         "TEST.CLASSIFICATION_REPORT",
         "TEST.EVAL_EPOCHS",
+        "TEST.REPORT",
         "TEST.VALIDATION_LOSS",
         "TEST.VIS_IMAGES",
         *(name for name in KEYS if name.startswith(("MODEL.FCOS.", "TRACKER_HEADS.", "WRITERS."))),

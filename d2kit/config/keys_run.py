@@ -192,6 +192,10 @@ _TEST: dict[str, tuple[Any, str]] = {
         False,
         "Also report precision, recall, F1, confusion and best threshold of the classes.",
     ),
+    "TEST.REPORT": (
+        True,
+        "Write the results page report.html, and README.md, into OUTPUT_DIR when train_net ends.",
+    ),
     "TEST.KEYPOINT_OKS_SIGMAS": ([], "Sigma of each keypoint in COCO's OKS; empty: COCO's own."),
     "TEST.DETECTIONS_PER_IMAGE": (100, "Best detections kept per image, all classes together."),
     "TEST.AUG.ENABLED": (False, "Test-time augmentation."),

@@ -1,1 +1,0 @@
-"""Fixtures and helpers of the tests."""
