@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from types import TracebackType
 from typing import IO, Any
 
@@ -23,6 +24,7 @@ from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 from typing_extensions import Self
 
+from d2kit.utils.errors import NoStorageError
 from d2kit.utils.file_io import PathManager, atomic_write
 
 _STACK: list[EventStorage] = []
@@ -42,7 +44,7 @@ def get_event_storage() -> EventStorage:
         RuntimeError: if there is none.
     """
     if not _STACK:
-        raise RuntimeError(
+        raise NoStorageError(
             "get_event_storage() was called outside of a `with EventStorage(start_iter):` block; "
             "open one around the training step"
         )
@@ -365,23 +367,23 @@ class JSONWriter(EventWriter):
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
         self._path = str(json_file)
-        self._file = _open_for_appending(self._path)
+        self._file_handle = _open_for_appending(self._path)
         self._window_size = window_size
         self._last_write = -1
 
     def continue_from(self, iteration: int) -> None:
         """Remove the lines of `iteration` and later, where a killed run was ahead of its resume."""
-        if not isinstance(self._file, io.TextIOWrapper) or not os.path.isfile(self._path):
+        if not isinstance(self._file_handle, io.TextIOWrapper) or not os.path.isfile(self._path):
             return
         with open(self._path, encoding="utf-8") as file:
             lines = file.readlines()
         kept = [line for line in lines if _iteration_of(line) < iteration]
         self._last_write = max(int(_iteration_of(line)) for line in ["", *kept])
         if len(kept) < len(lines):
-            self._file.close()
+            self._file_handle.close()
             with atomic_write(self._path, "w") as file:
                 file.writelines(kept)
-            self._file = _open_for_appending(self._path)
+            self._file_handle = _open_for_appending(self._path)
 
     def write(self) -> None:
         """Append the values that came since the last call."""
@@ -392,14 +394,14 @@ class JSONWriter(EventWriter):
                 lines[iteration][name] = value if math.isfinite(value) else None
         for iteration in sorted(lines):
             record = {"iteration": iteration, **lines[iteration]}
-            self._file.write(json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
+            self._file_handle.write(json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
         if lines:
             self._last_write = max(lines)
-        self._file.flush()
+        self._file_handle.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._file_handle.close()
 
 
 class TensorboardXWriter(EventWriter):
@@ -414,15 +416,17 @@ class TensorboardXWriter(EventWriter):
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any) -> None:
         self._log_dir, self._kwargs = log_dir, kwargs
         self._window_size = window_size
-        self._writer: Any = None
         self._last_write = -1
+
+    @cached_property
+    def _writer(self) -> Any:
+        """The writer of the event file, which is opened when it is first asked for."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(self._log_dir, **self._kwargs)
 
     def write(self) -> None:
         """Write the values that came since the last call."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(self._log_dir, **self._kwargs)
         storage = get_event_storage()
         newest = self._last_write
         for name, (value, step) in storage.latest_with_smoothing_hint(self._window_size).items():
@@ -439,7 +443,7 @@ class TensorboardXWriter(EventWriter):
 
     def close(self) -> None:
         """Close the event file, if one was opened."""
-        if self._writer is not None:
+        if "_writer" in self.__dict__:
             self._writer.close()
 
 
@@ -498,6 +502,7 @@ class CommonMetricPrinter(EventWriter):
             mean = self._value(storage, name)
             if mean is not None:
                 parts.append(f"{name}: {mean:.4f}")
+                parts.append(f"last_{name}: {storage.history(name).latest():.4f}")
         if "lr" in storage.histories():
             parts.append(f"lr: {storage.history('lr').latest():.5g}")
         if torch.cuda.is_available():
