@@ -32,6 +32,7 @@ setup(
     python_requires=">=3.10",
     cmdclass={"build_py": BuildWithConfigs},
     packages=find_packages(include=["d2kit", "d2kit.*", "project", "project.*"]),
+    package_data={"d2kit.data.datasets": ["lvis_categories.json.gz"]},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
@@ -54,6 +55,7 @@ setup(
         "safetensors>=0.4.5",
         "portalocker>=2.8",
         "typing-extensions>=4.10",
+        "cloudpickle>=2.2",
         "supervision>=0.25",
         "trackers>=2.6",
     ],

@@ -15,18 +15,19 @@ def main(arguments: list[str]) -> int:
         description="Run a script written for Detectron2 on d2kit, or see what of it is supported.",
     )
     parser.add_argument("--scan", metavar="PATH", type=Path, nargs="+", help="files or folders")
+    parser.add_argument("--json", action="store_true", help="print the scan's findings as JSON")
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module's name")
     parser.add_argument("script", nargs="?", help="the script; what follows it is passed on to it")
     parser.add_argument("args", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
     if options.scan:
-        from d2kit.as_detectron2.scan import report, scan
+        from d2kit.as_detectron2.scan import as_json, report, scan
 
         missing_paths = [path for path in options.scan if not path.exists()]
         if missing_paths:
             parser.error(f"{missing_paths[0]}: no such file or folder")
         found = scan(options.scan)
-        print(report(found))
+        print(as_json(found) if options.json else report(found))
         return int(any(not use.supported for use in found))
     if options.script is None:
         parser.error("give a script, or --scan PATH")

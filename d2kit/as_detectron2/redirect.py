@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import os
+import pathlib
+import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
+
+from d2kit.as_detectron2._absent import ABSENT, ABSENT_NAMES, AbsentModule, absent_class
+from d2kit.as_detectron2._loggers import serve_loggers
 
 ORIGINAL = "detectron2"
 API_VERSION = "0.6"  # what code that asks for detectron2.__version__ was written for
@@ -21,19 +27,6 @@ MOVED = {
     "modeling.roi_heads.FastRCNNOutputs": "modeling.roi_heads.fast_rcnn_outputs",
 }
 """Names that lie elsewhere here -> the module that has them."""
-
-ABSENT = {
-    "_C": "d2kit has no compiled extension: its ops are torch's and torchvision's "
-    "(d2kit.layers has all of Detectron2's)",
-    "export.caffe2_modeling": "Caffe2 is not maintained any more; export with torch.onnx or "
-    "torch.export through d2kit.export.TracingAdapter",
-    "export.shared": "it belongs to Caffe2, which is not maintained any more",
-    "export.api": "it belongs to Caffe2, which is not maintained any more",
-    "export.torchscript_patch": "it patches classes for torch.jit.script, which torch has "
-    "deprecated; trace through d2kit.export.TracingAdapter",
-    "export.c10": "it belongs to Caffe2, which is not maintained any more",
-}
-"""Module below the package -> why there is none."""
 
 
 class _Alias(importlib.abc.Loader):
@@ -52,6 +45,57 @@ class _Alias(importlib.abc.Loader):
             place, _, name = path.rpartition(".")
             if self.real == f"d2kit.{place}":
                 setattr(real, name, getattr(importlib.import_module(f"d2kit.{home}"), name))
+        for path, reason in ABSENT_NAMES.items():
+            place, _, name = path.rpartition(".")
+            if self.real == f"d2kit.{place}" and not hasattr(real, name):
+                setattr(real, name, absent_class(f"{ORIGINAL}.{path}", reason))
+        _keep_names(module.__name__, real)
+
+
+def _keep_names(alias: str, package: ModuleType) -> None:
+    """Put submodules that are named like an object of `package` in place, under the alias's name.
+
+    Importing ``detectron2.layers.nms`` later would bind the module over the function
+    ``layers.nms``: Python binds every module that it loads in its package. One that is in
+    `sys.modules` is not loaded again.
+    """
+    for info in pkgutil.iter_modules(getattr(package, "__path__", ())):
+        kept = getattr(package, info.name, None)
+        if info.name.startswith("_") or kept is None or isinstance(kept, ModuleType):
+            continue
+        submodule = importlib.import_module(f"{package.__name__}.{info.name}")
+        setattr(package, info.name, kept)
+        sys.modules[f"{alias}.{info.name}"] = submodule
+
+
+class _Absent(importlib.abc.Loader):
+    """Loads a module that d2kit does not have as names that raise when they are called."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        """Make the module."""
+        return AbsentModule(spec.name, self.reason)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is executed."""
+
+
+class _Distribution(importlib.metadata.Distribution):
+    """What ``importlib.metadata`` finds under the original's name."""
+
+    def read_text(self, filename: str) -> str | None:
+        """Return the metadata; None for other files."""
+        if filename == "METADATA":
+            return f"Metadata-Version: 2.1\nName: {ORIGINAL}\nVersion: {API_VERSION}\n"
+        return None
+
+    def locate_file(self, path: str | os.PathLike[str]) -> Any:
+        """Return the place of a file, in d2kit."""
+        import d2kit
+
+        return pathlib.Path(d2kit.__file__).parent / path
 
 
 class _Root(ModuleType):
@@ -75,23 +119,30 @@ class Redirect(importlib.abc.MetaPathFinder):
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
-        """Return a spec that loads d2kit's module; None for other packages.
-
-        Raises:
-            ImportError: for modules that d2kit leaves out, with the reason.
-        """
+        """Return a spec that loads d2kit's module; None for other packages."""
         if not fullname.startswith(f"{ORIGINAL}."):
             return None
         tail = fullname[len(ORIGINAL) + 1 :]
         if tail in ABSENT:
-            raise ImportError(f"{fullname} does not exist under d2kit: {ABSENT[tail]}")
-        real = importlib.util.find_spec(f"d2kit.{tail}")
+            return importlib.machinery.ModuleSpec(fullname, _Absent(ABSENT[tail]))
+        try:
+            real = importlib.util.find_spec(f"d2kit.{tail}")
+        except ModuleNotFoundError:
+            return None  # below a module that is none
         if real is None:
             return None
         is_package = real.submodule_search_locations is not None
         return importlib.machinery.ModuleSpec(
             fullname, _Alias(f"d2kit.{tail}"), origin=real.origin, is_package=is_package
         )
+
+    def find_distributions(
+        self,
+        context: Any = importlib.metadata.DistributionFinder.Context(),  # noqa: B008 as its base
+    ) -> Iterator[importlib.metadata.Distribution]:
+        """Answer for the distribution ``detectron2``, as `importlib.metadata` asks."""
+        if context.name is not None and context.name.lower() == ORIGINAL:
+            yield _Distribution()
 
 
 def install(choice: str | None = None) -> bool:
@@ -130,4 +181,5 @@ def install(choice: str | None = None) -> bool:
     root.__spec__ = importlib.machinery.ModuleSpec(ORIGINAL, None, is_package=True)
     sys.modules[ORIGINAL] = root
     sys.meta_path.insert(0, Redirect())
+    serve_loggers(ORIGINAL, "d2kit")
     return True

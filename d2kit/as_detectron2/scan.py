@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import pkgutil
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from d2kit.as_detectron2.redirect import ABSENT, MOVED, ORIGINAL
-from d2kit.utils.registry import nearest_names
+from d2kit.as_detectron2._absent import ABSENT, ABSENT_NAMES
+from d2kit.as_detectron2._members import missing_members
+from d2kit.as_detectron2.redirect import MOVED, ORIGINAL
+from d2kit.utils.registry import FIXED_NAMES, nearest_names
 
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": "META_ARCH_REGISTRY",
@@ -34,7 +38,7 @@ class Use:
 
     Attributes:
         where: ``file:line``.
-        kind: ``symbol``, ``config key``, ``registry name`` or ``file``.
+        kind: ``symbol``, ``member``, ``config key``, ``registry name``, ``probe`` or ``file``.
         name: as the code has it.
         supported: whether it works here.
         fix: what to do where it does not.
@@ -56,11 +60,12 @@ class _Found:
     values: list[tuple[str, str, str]] = field(default_factory=list)
     own_keys: set[str] = field(default_factory=set)
     own_names: set[str] = field(default_factory=set)
-    broken: list[Use] = field(default_factory=list)
+    adders: set[str] = field(default_factory=set)
+    judged: list[Use] = field(default_factory=list)
 
 
 def scan(paths: Sequence[Path]) -> list[Use]:
-    """Find and judge the uses of Detectron2 in Python and YAML files.
+    """Find and judge the uses of Detectron2 in Python files, notebooks and YAML files.
 
     Args:
         paths: files, and folders searched recursively.
@@ -72,23 +77,29 @@ def scan(paths: Sequence[Path]) -> list[Use]:
     for path in _files(paths):
         try:
             if path.suffix == ".py":
-                _read_python(path, found)
+                _read_python(path.read_text(encoding="utf-8"), _Places(path), found)
+            elif path.suffix == ".ipynb":
+                _read_notebook(path, found)
             else:
                 _read_yaml(path, found)
         except (SyntaxError, ValueError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
-            found.broken.append(Use(str(path), "file", "cannot be read", False, reason))
+            found.judged.append(Use(str(path), "file", "cannot be read", False, reason))
     uses = [_judge_symbol(where, name) for where, name in found.symbols]
-    uses += [_judge_key(where, name, found.own_keys) for where, name in found.keys]
+    known = _known_keys(found.adders) if found.keys else {}
+    uses += [_judge_key(where, name, found.own_keys, known) for where, name in found.keys]
     uses += [_judge_value(*value, found.own_names) for value in found.values]
-    return [*_once_per_file(uses), *found.broken]
+    return _once_per_file([*uses, *found.judged])
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            inside = (p for p in sorted(path.rglob("*")) if p.suffix in (".py", ".yaml", ".yml"))
-            yield from (p for p in inside if p.is_file() and ".git" not in p.parts)
+            inside = (
+                p for p in sorted(path.rglob("*")) if p.suffix in (".py", ".ipynb", ".yaml", ".yml")
+            )
+            left_out = {".git", ".ipynb_checkpoints"}
+            yield from (p for p in inside if p.is_file() and not left_out & set(p.parts))
         else:
             yield path
 
@@ -97,7 +108,7 @@ def _once_per_file(uses: list[Use]) -> list[Use]:
     seen: set[tuple[str, str, str]] = set()
     kept = []
     for use in uses:
-        key = (use.where.rpartition(":")[0], use.kind, use.name)
+        key = (_file_of(use.where), use.kind, use.name)
         if key not in seen:
             seen.add(key)
             kept.append(use)
@@ -107,37 +118,104 @@ def _once_per_file(uses: list[Use]) -> list[Use]:
 # ---------------------------------------------------------------- Python
 
 
-def _read_python(path: Path, found: _Found) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+@dataclass
+class _Places:
+    """Where the lines of a text stand: in a file, or in the cells of a notebook."""
+
+    path: Path
+    starts: list[int] = field(default_factory=list)
+
+    def of(self, line: int) -> str:
+        """Return ``file:line``, or ``file:cell:line``."""
+        if not self.starts:
+            return f"{self.path}:{line}"
+        cell = sum(start <= line for start in self.starts)
+        return f"{self.path}:cell {cell}:{line - self.starts[cell - 1] + 1}"
+
+
+def _read_notebook(path: Path, found: _Found) -> None:
+    """Read the code cells as one text, without the lines for IPython (``%magic``, ``!command``)."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    lines: list[str] = []
+    places = _Places(path)
+    for cell in content.get("cells", ()) if isinstance(content, dict) else ():
+        if cell.get("cell_type") != "code":
+            continue
+        source = cell.get("source", "")
+        text = source if isinstance(source, str) else "".join(source)
+        places.starts.append(len(lines) + 1)
+        magic = text.lstrip().startswith("%%")
+        for line in text.splitlines() or [""]:
+            command = re.match(r"(\s*)(?:[%!?]|\w+\s*=\s*[%!]|.*\?$)", line)
+            lines.append(f"{command[1]}pass" if command else "" if magic else line)
+    _read_python("\n".join(lines), places, found)
+
+
+def _read_python(text: str, places: _Places, found: _Found) -> None:
+    tree = ast.parse(text, filename=str(places.path))
     modules: dict[str, str] = {}  # name in the file -> module or symbol of Detectron2
     for node in ast.walk(tree):
-        where = f"{path}:{getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == ORIGINAL:
-                    found.symbols.append((where, alias.name))
-                    modules[alias.asname or ORIGINAL] = alias.name if alias.asname else ORIGINAL
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            if (node.module or "").split(".")[0] == ORIGINAL:
-                for alias in node.names:
-                    full = node.module if alias.name == "*" else f"{node.module}.{alias.name}"
-                    found.symbols.append((where, full or ""))
-                    modules[alias.asname or alias.name] = full or ""
-        elif isinstance(node, ast.ClassDef | ast.FunctionDef) and any(
-            "REGISTRY" in ast.unparse(decorator) for decorator in node.decorator_list
-        ):
-            found.own_names.add(node.name)
-    _read_chains(path, tree, modules, found)
+        where = places.of(getattr(node, "lineno", 0))
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            _read_import(node, where, modules, found)
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            _read_registration(node, where, found)
+        elif isinstance(node, ast.Call):
+            _read_call(node, where, found)
+    for line, name, place in missing_members(tree, modules, resolve):
+        fix = f"{place} has no such member: write the step in the subclass"
+        found.judged.append(Use(places.of(line), "member", name, False, fix))
+    _read_chains(places, tree, modules, found)
 
 
-def _read_chains(path: Path, tree: ast.Module, modules: dict[str, str], found: _Found) -> None:
+def _read_import(
+    node: ast.Import | ast.ImportFrom, where: str, modules: dict[str, str], found: _Found
+) -> None:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            if alias.name.split(".")[0] == ORIGINAL:
+                found.symbols.append((where, alias.name))
+                modules[alias.asname or ORIGINAL] = alias.name if alias.asname else ORIGINAL
+    elif not node.level and (node.module or "").split(".")[0] == ORIGINAL:
+        for alias in node.names:
+            full = (node.module or "") if alias.name == "*" else f"{node.module}.{alias.name}"
+            found.symbols.append((where, full))
+            modules[alias.asname or alias.name] = full
+            if alias.name.startswith("add_") and alias.name.endswith("_config"):
+                found.adders.add(full)
+
+
+def _read_registration(node: ast.ClassDef | ast.FunctionDef, where: str, found: _Found) -> None:
+    """Note what is registered; a name that Detectron2's registry holds is taken there too."""
+    for decorator in node.decorator_list:
+        text = ast.unparse(decorator)
+        if "REGISTRY" not in text:
+            continue
+        found.own_names.add(node.name)
+        registry = text.split("_REGISTRY")[0].rpartition(".")[2]
+        if node.name in FIXED_NAMES.get(registry, "").split():
+            fix = f"{registry} of Detectron2 holds this name already: give the class another one"
+            found.judged.append(Use(where, "registry name", node.name, False, fix))
+
+
+def _read_call(node: ast.Call, where: str, found: _Found) -> None:
+    """Note probes for the installed distribution that nothing answers here."""
+    name = ast.unparse(node.func).rpartition(".")[2]
+    first = node.args[0] if node.args else None
+    named = isinstance(first, ast.Constant) and first.value == ORIGINAL
+    if name in ("get_distribution", "require") and named:
+        fix = "pkg_resources is gone from setuptools: ask importlib.metadata.version('detectron2')"
+        found.judged.append(Use(where, "probe", f"{name}('{ORIGINAL}')", False, fix))
+
+
+def _read_chains(places: _Places, tree: ast.Module, modules: dict[str, str], found: _Found) -> None:
     """Collect ``comm.get_rank`` and ``cfg.MODEL.DEVICE``, each whole chain once."""
     inner = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute) or id(node) in inner:
             continue
         chain = ast.unparse(node).split(".")
-        where = f"{path}:{node.lineno}"
+        where = places.of(node.lineno)
         if chain[0] in modules and all(part.isidentifier() for part in chain):
             full = ".".join([modules[chain[0]], *chain[1:]])
             found.symbols.append((where, full))
@@ -165,18 +243,21 @@ def _config_key(chain: list[str]) -> str:
 
 
 def _read_yaml(path: Path, found: _Found) -> None:
-    import yaml
+    from d2kit.config.yaml import parse_yaml
 
+    text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"not safe YAML: {error}") from error
+        content, places = parse_yaml(text, path)
+    except ValueError:
+        if re.search(r"^(MODEL|SOLVER|DATASETS|_BASE_|INPUT)\b", text, re.MULTILINE):
+            raise
+        return  # no config of Detectron2
     if not isinstance(content, dict) or not {"MODEL", "SOLVER", "DATASETS", "_BASE_"} & set(
         content
     ):
         return  # no config of Detectron2
     for key, value in _flat(content):
-        where = f"{path}:0"
+        where = places.get(key, f"{path}:0")
         if key != "_BASE_":
             found.keys.append((where, key))
         if key in REGISTRIES and isinstance(value, str):
@@ -202,8 +283,8 @@ def resolve(name: str) -> Any:
     """
     tail = name.split(".")[1:]
     for path in (".".join(tail[:i]) for i in range(1, len(tail) + 1)):
-        if path in ABSENT:
-            raise AttributeError(ABSENT[path])
+        if reason := ABSENT.get(path, ABSENT_NAMES.get(path)):
+            raise AttributeError(reason)
     if ".".join(tail) in MOVED:
         return getattr(importlib.import_module(f"d2kit.{MOVED['.'.join(tail)]}"), tail[-1])
     owner: Any = importlib.import_module("d2kit")
@@ -228,10 +309,20 @@ def _judge_symbol(where: str, name: str) -> Use:
     return Use(where, "symbol", name, True)
 
 
-def _judge_key(where: str, key: str, own: set[str]) -> Use:
+def _known_keys(adders: set[str]) -> Any:
+    """Return the default config with the keys of those projects whose ``add_*_config`` is used."""
     from d2kit.config import get_cfg
 
-    node: Any = get_cfg()
+    cfg = get_cfg()
+    for name in sorted(adders):
+        try:
+            resolve(name)(cfg)
+        except AttributeError:
+            continue  # the missing function itself is told
+    return cfg
+
+
+def _judge_key(where: str, key: str, own: set[str], node: Any) -> Use:
     if any(key == mine or key.startswith(f"{mine}.") for mine in own):
         return Use(where, "config key", key, True)
     for part in key.split("."):
@@ -269,8 +360,17 @@ def _judge_value(where: str, key: str, value: str, own: set[str]) -> Use:
     return Use(where, "registry name", f"{key}: {value}", False, fix)
 
 
+def _file_of(where: str) -> str:
+    return re.sub(r"(:cell \d+)?:\d+$", "", where)
+
+
+def as_json(uses: Sequence[Use]) -> str:
+    """Return the uses as a JSON list of objects with the attributes of `Use`."""
+    return json.dumps([asdict(use) for use in uses], indent=2)
+
+
 def report(uses: Sequence[Use]) -> str:
-    """Return a table of what is not supported, and the counts by kind."""
+    """Return a sentence, the counts by kind, and a table of what is not supported."""
     from tabulate import tabulate
 
     missing = [use for use in uses if not use.supported]
@@ -279,7 +379,13 @@ def report(uses: Sequence[Use]) -> str:
         [k, sum(u.kind == k and u.supported for u in uses), sum(u.kind == k for u in missing)]
         for k in kinds
     ]
-    lines = [tabulate(counts, ["kind", "supported", "not"], tablefmt="github")]
+    files = {_file_of(use.where) for use in missing}
+    verdict = (
+        f"{len(missing)} of {len(uses)} uses of Detectron2 need a change, in {len(files)} files."
+        if missing
+        else f"All {len(uses)} uses of Detectron2 that were found work on d2kit as they are."
+    )
+    lines = [verdict, tabulate(counts, ["kind", "supported", "not"], tablefmt="github")]
     if missing:
         rows = [[use.where, use.name, use.fix] for use in missing]
         widths = [None, 48, 60]  # a place that is cut in two cannot be clicked

@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode as _FvcoreCfgNode
 
 from d2kit.config.versions import upgrade_values
 from d2kit.config.yaml import BASE_KEY, LEAF_TYPES, load_yaml
+from d2kit.utils.errors import AssertedKeyError, AssertedValueError
 from d2kit.utils.registry import nearest_names
 
 
@@ -295,7 +296,7 @@ class CfgNode(_FvcoreCfgNode):
             ValueError: if a value is missing or has the wrong type.
         """
         if len(cfg_list) % 2:
-            raise ValueError(
+            raise AssertedValueError(
                 f"config overrides: expected KEY VALUE pairs separated by spaces, got "
                 f"{len(cfg_list)} items: {list(cfg_list)}"
             )
@@ -323,10 +324,10 @@ class CfgNode(_FvcoreCfgNode):
                 names += value._full_keys(f"{prefix}{key}.")
         return names
 
-    def _unknown(self, full: str, where: str) -> KeyError:
+    def _unknown(self, full: str, where: str) -> AssertedKeyError:
         near = nearest_names(full, self._full_keys())
         listed = f"nearest: {', '.join(near)}" if near else "no key is similar"
-        return KeyError(f"{where}: unknown config key '{full}' ({listed})")
+        return AssertedKeyError(f"{where}: unknown config key '{full}' ({listed})")
 
     def _new_value(self, value: Any) -> Any:
         if isinstance(value, dict):

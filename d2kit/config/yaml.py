@@ -1,7 +1,8 @@
-"""The one function that reads YAML of others: plain values only, `_BASE_` from known folders."""
+"""The one function that reads YAML of others: values only, `_BASE_` from known folders."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from d2kit.config.arithmetic import ArithmeticRefused, evaluate
+from d2kit.utils.errors import AssertedFileError
 from d2kit.utils.registry import nearest_names
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -54,7 +57,40 @@ LEAF_TYPES = (tuple, list, str, int, float, bool, type(None))
 MAX_DEPTH = 50  # of sections and lists; configs of the model zoo have 4
 MAX_VALUES = 100_000
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+TRUSTED = "D2KIT_TRUSTED_CONFIGS"
+_REPOSITORY = (".git", ".hg", ".svn", "pyproject.toml", "setup.py")  # stands at a project's top
+
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """Plain YAML; behind the tag ``eval``, arithmetic over numbers (see `arithmetic`)."""
+
+
+def _arithmetic(loader: Any, node: yaml.Node) -> Any:
+    """Return the value of ``!!python/object/apply:eval ["expression"]``."""
+    if isinstance(node, yaml.MappingNode):  # the long form of the tag: {args: ["..."]}
+        named = {key.value: value for key, value in node.value}
+        node = named["args"] if set(named) == {"args"} else node
+    text = node.value[0] if isinstance(node, yaml.SequenceNode) and len(node.value) == 1 else None
+    if not isinstance(text, yaml.ScalarNode) or text.tag != "tag:yaml.org,2002:str":
+        raise yaml.constructor.ConstructorError(
+            problem="'eval' expects one expression, as text in a list", problem_mark=node.start_mark
+        )
+    try:
+        return evaluate(text.value)
+    except ArithmeticRefused as error:
+        raise yaml.constructor.ConstructorError(
+            problem=f"'eval' computes with numbers only: {error}", problem_mark=node.start_mark
+        ) from error
+
+
+for _name in ("eval", "builtins.eval", "__builtin__.eval"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:python/object/apply:{_name}", _arithmetic)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:python/tuple",
+    lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),
+)
 
 
 class Loaded(NamedTuple):
@@ -68,10 +104,10 @@ def _read_text(path: Path) -> str:
     if not path.exists():
         folder = path.parent
         if not folder.is_dir():
-            raise FileNotFoundError(f"config file '{path}' not found: no folder '{folder}'")
+            raise AssertedFileError(f"config file '{path}' not found: no folder '{folder}'")
         near = nearest_names(path.name, sorted(f.name for f in folder.iterdir()))
         listed = f"nearest there: {', '.join(near)}" if near else f"looked in '{folder}'"
-        raise FileNotFoundError(f"config file '{path}' not found ({listed})")
+        raise AssertedFileError(f"config file '{path}' not found ({listed})")
     if path.is_dir():
         raise IsADirectoryError(f"config file '{path}' is a folder; name a .yaml file in it")
     try:
@@ -206,13 +242,20 @@ def _check_leaves(values: Mapping[Any, Any], prefix: str, path: str, lines: dict
 def _roots(first: Path) -> list[Path]:
     """Return the folders that bases of `first` may lie in.
 
-    These are the nearest folder named ``configs`` above the file, or its own folder where there is
-    none, the ``configs`` folders that stand beside one of the folders above it (a project's
-    configs extend those of the repository that it lives in), and the configs of d2kit itself.
+    These are the user's own: the repository that the file lies in, the working folder, where the
+    file lies below it, and what the environment variable ``D2KIT_TRUSTED_CONFIGS`` lists; the
+    nearest folder named ``configs`` above the file, or its own folder where there is none; the
+    ``configs`` folders that stand beside one of the folders above it (a project's configs extend
+    those of the repository that it lives in); and the configs of d2kit itself.
     """
     nearest = next((f for f in first.parents if f.name == "configs"), first.parent)
-    above = (f / "configs" for f in nearest.parents if (f / "configs").is_dir())
-    return [nearest, *above, zoo_folder().resolve()]
+    above = [f / "configs" for f in nearest.parents if (f / "configs").is_dir()]
+    marked = (f for f in first.parents if any((f / name).exists() for name in _REPOSITORY))
+    own = [*itertools.islice(marked, 1), Path.cwd().resolve()]
+    listed = [Path(f).expanduser() for f in os.environ.get(TRUSTED, "").split(os.pathsep) if f]
+    everything = (Path(first.anchor), Path.home().resolve())  # too wide to be one's tree of configs
+    own = [f for f in own if first.is_relative_to(f) and f not in everything]
+    return [*own, nearest, *above, *(f.resolve() for f in listed), zoo_folder().resolve()]
 
 
 def _resolve_base(base: Any, file: Path, roots: list[Path], where: str) -> Path:
@@ -226,8 +269,9 @@ def _resolve_base(base: Any, file: Path, roots: list[Path], where: str) -> Path:
     if not any(target.is_relative_to(root) for root in roots):
         raise ValueError(
             f"{where}: {BASE_KEY} '{base}' leads to '{target}', outside of the config tree "
-            f"'{roots[0]}'; keep both files below one folder named 'configs', or name a config of "
-            "the model zoo (COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml)"
+            f"'{roots[0]}'; keep both files in one repository or below one folder named "
+            f"'configs', list the folder in {TRUSTED}, or name a config of the model zoo "
+            "(COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml)"
         )
     return target
 

@@ -102,6 +102,7 @@ class GlobalBatches(Sampler[list[Pair]]):
         position_step: distance of successive positions, and
         position_offset: first position: for a stream that is only one process's share.
         drop_last: leave out batches that are not full when a finite stream ends.
+        count: returns the number of indices of one pass; None: it has none.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class GlobalBatches(Sampler[list[Pair]]):
         position_step: int = 1,
         position_offset: int = 0,
         drop_last: bool = True,
+        count: Callable[[], int | None] | None = None,
     ) -> None:
         self.chunks = chunks
+        self.count = count
         self.batch_size = batch_size
         self.groups = groups
         self.rank = rank
@@ -126,6 +129,14 @@ class GlobalBatches(Sampler[list[Pair]]):
         self.position_step = position_step
         self.position_offset = position_offset
         self.drop_last = drop_last
+
+    def __len__(self) -> int:
+        """Return the number of batches of one pass, where the sampler of indices has a length."""
+        count = self.count() if self.count is not None else None
+        if count is None:
+            raise TypeError("the stream of indices has no end, so that its batches have no number")
+        size = self.batch_size
+        return max((count // size if self.drop_last else -(-count // size)) - self.start, 0)
 
     def __iter__(self) -> Iterator[list[Pair]]:
         share = self.batch_size // self.world_size

@@ -220,6 +220,7 @@ def plan_batches(
     """
     world_size, rank = comm.get_world_size(), comm.get_rank()
     chunks = partial(index_chunks, sampler, local)
+    count = partial(len, sampler) if hasattr(sampler, "__len__") else None
     if has_global_stream(sampler):
         return GlobalBatches(
             chunks,
@@ -228,6 +229,7 @@ def plan_batches(
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
+            count=count,
         )
     # The stream is this process's own: spread its positions so that no two processes share one.
     return GlobalBatches(
@@ -237,6 +239,7 @@ def plan_batches(
         position_step=world_size,
         position_offset=rank,
         drop_last=drop_last,
+        count=count,
     )
 
 
@@ -352,6 +355,20 @@ def build_detection_train_loader(
         start_batch=start_batch,
         **kwargs,
     )
+
+
+def _public_arguments(cfg: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Translate a config to the arguments that Detectron2's function has too.
+
+    User code passes them on to loaders of its own; called with a config, the loader also takes
+    DATALOADER.MAX_SKIPPED_IMAGES.
+    """
+    arguments = _train_loader_from_config(cfg, *args, **kwargs)
+    del arguments["max_skipped"]
+    return arguments
+
+
+build_detection_train_loader.from_config = _public_arguments
 
 
 def _mapped(

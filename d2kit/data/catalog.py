@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import UserDict
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from d2kit.utils.errors import AssertedTypeError, AssertedValueError
 from d2kit.utils.registry import nearest_names
 
 __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
@@ -26,6 +28,11 @@ def dataset_root() -> str:
 
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+GIVES_WAY = ("lvis_v1_train_cocofied", "lvis_v1_val_cocofied")
+"""Public datasets that Detectron2 does not register: somebody's own of that name replaces them."""
 
 _PENDING: dict[str, Callable[[str], None]] = {}
 """Datasets that are known but registered only when first named (see `register_on_use`)."""
@@ -67,12 +74,14 @@ class _DatasetCatalog(UserDict[str, Callable[[], Any]]):
             ValueError: the name is taken.
         """
         if not callable(func):
-            raise TypeError(
+            raise AssertedTypeError(
                 f"DatasetCatalog.register('{name}', ...) expects a function without arguments, "
                 f"got {type(func).__name__}"
             )
+        if name in GIVES_WAY and _PENDING.pop(name, None) is not None:
+            logger.info("Dataset '%s' is now the one that was just registered", name)
         if name in self:
-            raise ValueError(
+            raise AssertedValueError(
                 f"dataset '{name}' is already registered; choose another name or call "
                 f"DatasetCatalog.remove('{name}') first"
             )
@@ -154,7 +163,7 @@ class Metadata(SimpleNamespace):
 
     def __setattr__(self, key: str, value: Any) -> None:
         if key in self.__dict__ and not _equal(self.__dict__[key], value):
-            raise ValueError(
+            raise AssertedValueError(
                 f"metadata '{key}' of dataset '{self.name}' is already "
                 f"{_short(self.__dict__[key])} and cannot become {_short(value)}; use "
                 f"another dataset name, or MetadataCatalog.remove('{self.name}') first"
@@ -202,19 +211,23 @@ class _MetadataCatalog(UserDict[str, Metadata]):
             ValueError: the name is empty.
         """
         if not name:
-            raise ValueError("MetadataCatalog.get expects the name of a dataset, got ''")
+            raise AssertedValueError("MetadataCatalog.get expects the name of a dataset, got ''")
         _settle(name)
         if name not in self.data:
             self.data[name] = Metadata(name=name)
         return self.data[name]
 
     def list(self) -> list[str]:
-        """Return the names that have metadata."""
-        return list(self.data)
+        """Return the names that have metadata; those of public datasets are made when asked for."""
+        return [*self.data, *(name for name in _PENDING if name not in self.data)]
 
     def remove(self, name: str) -> None:
         """Forget the metadata of `name`; the dataset stays."""
         self.pop(name)
+
+    def __contains__(self, key: object) -> bool:
+        _settle(key)
+        return key in self.data
 
     def __getitem__(self, key: str) -> Metadata:
         _settle(key)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch.utils import data as torchdata
 
-from d2kit.data.batches import SampleError, SkippedRecords, batches_by_group
+from d2kit.data.batches import SampleError, SkippedRecords
 from d2kit.utils.env import derive_seed
 
 __all__ = [
@@ -178,8 +178,10 @@ class MapDataset(torchdata.Dataset[Any]):
             return _MapIterableDataset(dataset, map_func)
         return super().__new__(cls)
 
-    def __reduce__(self) -> tuple[type, tuple[Any, Callable[[Any], Any]]]:
-        return type(self), (self._dataset, self._map_func)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the function by value where it is a lambda or local, for processes by spawn."""
+        state = {k: v for k, v in self.__dict__.items() if k != "_map_func"}
+        return _unpickled_map_dataset, (type(self), _picklable(self._map_func), state)
 
     def __init__(
         self, dataset: Any, map_func: Callable[[Any], Any], *, max_skipped: int = 0
@@ -187,6 +189,8 @@ class MapDataset(torchdata.Dataset[Any]):
         self._dataset = dataset
         self._map_func = map_func
         self._skipped = SkippedRecords(len(dataset), max_skipped) if max_skipped else None
+        self._rng = random.Random(42)  # for subclasses; a replacement depends on the index alone
+        self._fallback_candidates = set(range(len(dataset)))
 
     @property
     def aspect_groups(self) -> np.ndarray | None:
@@ -224,6 +228,25 @@ class MapDataset(torchdata.Dataset[Any]):
             f"the mapper returned None for record {idx}, "
             f"{describe_record(self._dataset[idx])}, and {MAX_RETRIES - 1} replacements"
         )
+
+
+def _picklable(function: Callable[[Any], Any]) -> Any:
+    """Return the function, or its bytes where only cloudpickle can pickle it."""
+    try:
+        pickle.dumps(function)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        import cloudpickle
+
+        return cloudpickle.dumps(function)
+    return function
+
+
+def _unpickled_map_dataset(kind: type, function: Any, state: dict[str, Any]) -> Any:
+    """Make the object that `MapDataset.__reduce__` describes."""
+    made: Any = torchdata.Dataset.__new__(kind)
+    made.__dict__ |= state
+    made._map_func = pickle.loads(function) if isinstance(function, bytes) else function
+    return made
 
 
 class _MapIterableDataset(torchdata.IterableDataset[Any]):
@@ -301,8 +324,13 @@ class AspectRatioGroupedDataset(torchdata.IterableDataset[Any]):
     def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
+        self._buckets: list[list[dict[str, Any]]] = [[], []]
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        return batches_by_group(
-            self.dataset, lambda sample: sample["width"] > sample["height"], self.batch_size
-        )
+        for sample in self.dataset:
+            bucket = self._buckets[0 if sample["width"] > sample["height"] else 1]
+            bucket.append(sample)
+            if len(bucket) == self.batch_size:
+                batch = bucket[:]
+                bucket.clear()
+                yield batch

@@ -41,6 +41,8 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | N
     folder = _build_folder(cfg, dataset_name) if output_dir is None else output_dir
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type")
+    if kind is None and metadata.get("dirname") and metadata.get("year"):
+        kind = "pascal_voc"
     if kind is None and metadata.get("thing_classes") is not None:
         kind = "coco"
     if kind == "coco" and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN":

@@ -321,7 +321,11 @@ def default_log(cfg: Any, args: Any, logger: logging.Logger, output_dir: str) ->
     from d2kit.utils.collect_env import collect_env_info
 
     logger.info("Machine:\n%s", collect_env_info())
-    given = {key: value for key, value in sorted(vars(args).items()) if value not in (None, [], "")}
+    given = {
+        key: value
+        for key, value in sorted(getattr(args, "__dict__", {}).items())
+        if value not in (None, [], "")
+    }
     logger.info("Command: %s", " ".join(sys.argv))
     logger.info("Arguments: %s", given)
     path = Path(output_dir) / "config.yaml"

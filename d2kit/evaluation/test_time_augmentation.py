@@ -166,7 +166,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         Returns:
             Per image ``{"instances": Instances}`` in the size of `height` and `width`.
         """
-        return [self._detect(self._with_image(item)) for item in batched_inputs]
+        return [self._inference_one_image(self._with_image(item)) for item in batched_inputs]
 
     def _with_image(self, item: Mapping[str, Any]) -> Input:
         """Return a copy of an input that has the image and the size of the original."""
@@ -177,48 +177,129 @@ class GeneralizedRCNNWithTTA(nn.Module):
         found.setdefault("width", found["image"].shape[2])
         return found
 
-    def _detect(self, item: Input) -> dict[str, Instances]:
-        versions = self.tta_mapper(item)
-        transforms = [version.pop("transforms") for version in versions]
-        size = (item["height"], item["width"])
-        merged = self._merged_boxes(versions, transforms, size)
+    def _inference_one_image(self, input: Input) -> dict[str, Instances]:  # noqa: A002 its name
+        """Detect on one image; the steps below may be replaced one by one by user classes.
+
+        Args:
+            input: with `image`, `height` and `width`.
+
+        Returns:
+            ``{"instances": Instances}`` in the size of `height` and `width`.
+        """
+        size = (input["height"], input["width"])
+        versions, transforms = self._get_augmented_inputs(input)
+        with self._turn_off_roi_heads(["mask_on", "keypoint_on"]):
+            boxes, scores, classes = self._get_augmented_boxes(versions, transforms)
+        merged = self._merge_detections(boxes, scores, classes, size)
         if getattr(self.model.roi_heads, "mask_on", False):
             merged.pred_masks = self._mean_masks(versions, transforms, merged)
         return {"instances": detector_postprocess(merged, *size)}
 
-    def _run(self, versions: Sequence[Input], given: list[Instances] | None) -> list[Instances]:
-        """Run the model on all versions, a few at a time."""
+    @contextmanager
+    def _turn_off_roi_heads(self, attrs: Sequence[str]) -> Iterator[None]:
+        """Let the heads work without some of their branches inside the ``with`` block.
+
+        Args:
+            attrs: switches of `roi_heads` (``"mask_on"``, ``"keypoint_on"``); those it lacks are
+                passed by.
+        """
+        heads = self.model.roi_heads
+        before = {name: getattr(heads, name) for name in attrs if hasattr(heads, name)}
+        for name in before:
+            setattr(heads, name, False)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(heads, name, value)
+
+    def _get_augmented_inputs(self, input: Input) -> tuple[list[Input], list[Transform]]:  # noqa: A002
+        """Return the versions of an image, and the transform that leads to each."""
+        versions = self.tta_mapper(input)
+        return versions, [version.pop("transforms") for version in versions]
+
+    def _batch_inference(
+        self,
+        batched_inputs: Sequence[Input],
+        detected_instances: Sequence[Instances | None] | None = None,
+    ) -> list[Instances]:
+        """Run the model on all versions, a few at a time.
+
+        Args:
+            batched_inputs: the versions.
+            detected_instances: boxes and classes to refine, per version; None: detect.
+
+        Returns:
+            Per version, in its own coordinates.
+        """
         results: list[Instances] = []
-        for start in range(0, len(versions), self.batch_size):
+        for start in range(0, len(batched_inputs), self.batch_size):
             part = slice(start, start + self.batch_size)
-            results += self.model.inference(
-                list(versions[part]), None if given is None else given[part], do_postprocess=False
-            )
+            given = None if detected_instances is None else list(detected_instances[part])
+            known = given if given and given[0] is not None else None
+            results += self.model.inference(list(batched_inputs[part]), known, do_postprocess=False)
         return results
 
-    def _merged_boxes(
-        self, versions: Sequence[Input], transforms: Sequence[Transform], size: tuple[int, int]
-    ) -> Instances:
-        """Return the boxes, scores and classes of all versions, in the original's coordinates."""
-        with _boxes_only(self.model.roi_heads):
-            found = self._run(versions, None)
-        boxes = torch.cat(
-            [
-                _moved(one.pred_boxes, transform.inverse()).tensor
-                for one, transform in zip(found, transforms, strict=True)
-            ]
-        )
+    def _get_augmented_boxes(
+        self, augmented_inputs: Sequence[Input], tfms: Sequence[Transform]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes (R, 4), scores, classes (R,) of all versions, in the original's pixels."""
+        found = self._batch_inference(augmented_inputs)
+        boxes = [
+            _moved(one.pred_boxes, transform.inverse()).tensor
+            for one, transform in zip(found, tfms, strict=True)
+        ]
         scores = torch.cat([one.scores for one in found])
+        return torch.cat(boxes), scores, torch.cat([one.pred_classes for one in found])
+
+    def _merge_detections(
+        self, all_boxes: Any, all_scores: Any, all_classes: Any, shape_hw: tuple[int, int]
+    ) -> Instances:
+        """Suppress the detections of all versions once more.
+
+        Args:
+            all_boxes: (R, 4) XYXY.
+            all_scores: (R,), or a list of numbers.
+            all_classes: (R,), or a list of numbers.
+            shape_hw: (height, width).
+        """
+        boxes = torch.as_tensor(all_boxes)
+        scores = torch.as_tensor(all_scores, dtype=boxes.dtype, device=boxes.device)
         merged, _ = suppress(
             boxes,
             scores,
-            torch.cat([one.pred_classes for one in found]),
+            torch.as_tensor(all_classes, dtype=torch.int64, device=boxes.device),
             torch.arange(len(scores), device=scores.device),
-            size,
+            shape_hw,
             nms_thresh=self.nms_thresh,
             topk=self.topk,
         )
         return merged
+
+    def _rescale_detected_boxes(
+        self,
+        augmented_inputs: Sequence[Input],
+        merged_instances: Instances,
+        tfms: Sequence[Transform],
+    ) -> list[Instances]:
+        """Return the merged boxes in the coordinates of each version."""
+        return [
+            Instances(
+                (version["image"].shape[1], version["image"].shape[2]),
+                pred_boxes=_moved(merged_instances.pred_boxes, transform),
+                pred_classes=merged_instances.pred_classes,
+                scores=merged_instances.scores,
+            )
+            for version, transform in zip(augmented_inputs, tfms, strict=True)
+        ]
+
+    def _reduce_pred_masks(self, outputs: Sequence[Instances], tfms: Sequence[Transform]) -> Tensor:
+        """Return the mean of the versions' masks (R, 1, M, M), mirrored back."""
+        masks = [
+            one.pred_masks.flip(3) if _is_mirrored(transform) else one.pred_masks
+            for one, transform in zip(outputs, tfms, strict=True)
+        ]
+        return torch.stack(masks).mean(dim=0)
 
     def _mean_masks(
         self, versions: Sequence[Input], transforms: Sequence[Transform], merged: Instances
@@ -226,31 +307,8 @@ class GeneralizedRCNNWithTTA(nn.Module):
         """Return the mean over all versions of the masks of given boxes (R, 1, M, M)."""
         if len(merged) == 0:
             return merged.scores.new_zeros(0, 1, 1, 1)
-        given = [
-            Instances(
-                (version["image"].shape[1], version["image"].shape[2]),
-                pred_boxes=_moved(merged.pred_boxes, transform),
-                pred_classes=merged.pred_classes,
-                scores=merged.scores,
-            )
-            for version, transform in zip(versions, transforms, strict=True)
-        ]
-        masks = [
-            one.pred_masks.flip(3) if _is_mirrored(transform) else one.pred_masks
-            for one, transform in zip(self._run(versions, given), transforms, strict=True)
-        ]
-        return torch.stack(masks).mean(dim=0)
-
-
-@contextmanager
-def _boxes_only(roi_heads: Any) -> Iterator[None]:
-    """Let the heads predict no masks inside the ``with`` block."""
-    had_masks = getattr(roi_heads, "mask_on", False)
-    roi_heads.mask_on = False
-    try:
-        yield
-    finally:
-        roi_heads.mask_on = had_masks
+        given = self._rescale_detected_boxes(versions, merged, transforms)
+        return self._reduce_pred_masks(self._batch_inference(versions, given), transforms)
 
 
 def _moved(boxes: Boxes, transform: Transform) -> Boxes:
@@ -260,6 +318,6 @@ def _moved(boxes: Boxes, transform: Transform) -> Boxes:
     return Boxes(moved.to(dtype=tensor.dtype, device=tensor.device))
 
 
-def _is_mirrored(transform: TransformList) -> bool:
+def _is_mirrored(transform: Any) -> bool:
     flips = sum(isinstance(step, HFlipTransform) for step in transform.transforms)
     return flips % 2 == 1

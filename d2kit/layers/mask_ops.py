@@ -308,3 +308,43 @@ def _differences(lengths: np.ndarray) -> np.ndarray:
     changed = lengths.copy()
     changed[3:] -= lengths[1:-2]
     return changed
+
+
+def pad_masks(masks: Tensor, padding: int) -> tuple[Tensor, float]:
+    """Put a border of zeros around masks.
+
+    Args:
+        masks: (R, M, M).
+        padding: cells on every side.
+
+    Returns:
+        (R, M + 2 * padding, M + 2 * padding), and by what the side has grown.
+    """
+    side = masks.shape[-1]
+    padded = torch.nn.functional.pad(masks, (padding, padding, padding, padding))
+    return padded, (side + 2 * padding) / side
+
+
+def scale_boxes(boxes: Tensor, scale: float) -> Tensor:
+    """Return boxes (R, 4) XYXY, made larger around their centres by a factor."""
+    centers, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * scale
+    return torch.cat([centers - half, centers + half], dim=1)
+
+
+def paste_mask_in_image_old(
+    mask: Tensor, box: Tensor, img_h: int, img_w: int, threshold: float
+) -> Tensor:
+    """Paste one mask; an older name of `paste_masks_in_image`.
+
+    Args:
+        mask: (M, M) in [0, 1].
+        box: (4,) XYXY.
+        img_h: pixels.
+        img_w: pixels.
+        threshold: in [0, 1]; below 0: values of 0 to 255 instead of a mask.
+
+    Returns:
+        (img_h, img_w) uint8.
+    """
+    boxes = box.reshape(1, 4).to(mask.dtype)
+    return paste_masks_in_image(mask[None], boxes, (img_h, img_w), threshold)[0].to(torch.uint8)

@@ -18,6 +18,7 @@ from d2kit.config.yaml import (
     zoo_names,
 )
 from d2kit.modeling import build_model
+from d2kit.utils.errors import NoWeightsError, ZooError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -123,11 +124,11 @@ def get_config_file(config_path: str) -> str:
     near = nearest_zoo_names(config_path, zoo_names())
     name = PurePosixPath(config_path)
     if name.is_absolute() or ".." in name.parts or name.suffix not in SUFFIXES:
-        raise FileNotFoundError(
+        raise ZooError(
             f"'{config_path}' is no name of the model zoo: expected one relative to "
             f"'{zoo_folder()}' that ends in .yaml or .py; {near}"
         )
-    raise FileNotFoundError(f"the model zoo has no config '{config_path}' ({near})")
+    raise ZooError(f"the model zoo has no config '{config_path}' ({near})")
 
 
 def get_checkpoint_url(config_path: str) -> str:
@@ -146,7 +147,7 @@ def get_checkpoint_url(config_path: str) -> str:
     key = str(name.with_suffix("")) if name.suffix in SUFFIXES else config_path
     if key not in CHECKPOINTS:
         near = nearest_zoo_names(key, sorted(CHECKPOINTS))
-        raise ValueError(
+        raise NoWeightsError(
             f"no published weights are known for '{config_path}' ({near}); if you have some, set "
             "MODEL.WEIGHTS (or train.init_checkpoint) to their path or URL"
         )

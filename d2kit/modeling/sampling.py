@@ -15,9 +15,17 @@ from torch import Tensor
 
 from d2kit.utils.env import derive_seed
 
-__all__ = ["generator_for", "per_image_seeds", "subsample_labels", "subsample_masks"]
+__all__ = [
+    "for_image",
+    "generator_for",
+    "generator_of_image",
+    "per_image_seeds",
+    "subsample_labels",
+    "subsample_masks",
+]
 
 _SEEDS: ContextVar[tuple[int, ...] | None] = ContextVar("d2kit_per_image_seeds", default=None)
+_IMAGE: ContextVar[int | None] = ContextVar("d2kit_image_of_batch", default=None)
 
 
 @contextmanager
@@ -60,6 +68,29 @@ def generator_for(
         )
     seed = derive_seed(seeds[image_index], zlib.crc32(stage.encode()))
     return torch.Generator(device=device).manual_seed(seed)
+
+
+@contextmanager
+def for_image(image_index: int) -> Iterator[None]:
+    """Say which image of the batch the choices inside the block are for.
+
+    Args:
+        image_index: place of the image in the batch.
+    """
+    token = _IMAGE.set(image_index)
+    try:
+        yield
+    finally:
+        _IMAGE.reset(token)
+
+
+def generator_of_image(stage: str, device: torch.device | str = "cpu") -> torch.Generator | None:
+    """Return `generator_for` the image that `for_image` names; torch's global one outside of it.
+
+    Methods that a subclass may call by itself have no argument for the image.
+    """
+    image_index = _IMAGE.get()
+    return None if image_index is None else generator_for(image_index, stage, device)
 
 
 def subsample_labels(

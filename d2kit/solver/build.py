@@ -152,7 +152,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     if _can_fuse(params):
         options["fused"] = True
     # configs of Panoptic-DeepLab say ADAM
-    name = "Adam" if solver.OPTIMIZER == "ADAM" else solver.OPTIMIZER
+    # projects of Detectron2 write the names in capitals
+    known = {name.upper(): name for name in OPTIMIZERS}
+    name = known.get(str(solver.OPTIMIZER).upper(), solver.OPTIMIZER)
     if name == "SGD":
         options.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     elif name not in OPTIMIZERS:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from d2kit.utils.errors import AssertedValueError
 from d2kit.utils.registry import nearest_names
 from d2kit.utils.tracing import is_symbolic
 
@@ -65,7 +66,7 @@ class Instances:
             raise AttributeError(f"Instances: '{name}' is a method or property, not a field")
         others = any(other != name for other in self._fields)
         if others and not is_symbolic() and len(value) != len(self):
-            raise ValueError(
+            raise AssertedValueError(
                 f"Instances: field '{name}' has length {len(value)}, but the fields "
                 f"{sorted(self._fields)} have length {len(self)}"
             )
@@ -132,17 +133,19 @@ class Instances:
             TypeError: if a field can not be concatenated.
         """
         if not instance_lists:
-            raise ValueError("Instances.cat: expected at least one element, got an empty list")
+            raise AssertedValueError(
+                "Instances.cat: expected at least one element, got an empty list"
+            )
         first = instance_lists[0]
         if len(instance_lists) == 1:
             return first
         for other in instance_lists[1:]:
             if tuple(other.image_size) != tuple(first.image_size):
-                raise ValueError(
+                raise AssertedValueError(
                     f"Instances.cat: image sizes differ: {first.image_size} and {other.image_size}"
                 )
             if other._fields.keys() != first._fields.keys():
-                raise ValueError(
+                raise AssertedValueError(
                     f"Instances.cat: fields differ: {sorted(first._fields)} and "
                     f"{sorted(other._fields)}"
                 )

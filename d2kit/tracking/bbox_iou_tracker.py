@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from d2kit.structures import Instances
 from d2kit.tracking.base_tracker import TRACKER_HEADS_REGISTRY
 from d2kit.tracking.memory import OverlapTracker, overlap
@@ -20,9 +24,35 @@ class BBoxIOUTracker(OverlapTracker):
     information", section 3.
     """
 
+    def _process_unmatched_idx(self, instances: Instances, matched_idx: np.ndarray) -> Instances:
+        return self._assign_new_id(instances)
+
+    def _assign_new_id(self, instances: Instances) -> Instances:
+        """Number the detections that are in no pair, in place; user classes override it."""
+        matched = np.array(sorted(self._matched_idx), dtype=np.int64)
+        return super()._process_unmatched_idx(instances, matched)
+
+    def _process_unmatched_prev_idx(
+        self, instances: Instances, matched_prev_idx: np.ndarray
+    ) -> Instances:
+        return self._merge_untracked_instances(instances)
+
+    def _merge_untracked_instances(self, instances: Instances) -> Instances:
+        """Join this frame's objects and the lost ones; user classes override it."""
+        before = 0 if self._prev_instances is None else len(self._prev_instances)
+        found = np.array(sorted(set(range(before)) - self._untracked_prev_idx), dtype=np.int64)
+        return super()._process_unmatched_prev_idx(instances, found)
+
+    def _create_prediction_pairs(
+        self, instances: Instances, iou_all: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """Return the pairs that overlap enough, see `create_prediction_pairs`."""
+        previous: Any = self._prev_instances
+        return create_prediction_pairs(instances, previous, iou_all, self._track_iou_threshold)
+
     def _pairs(self, instances: Instances, previous: Instances) -> list[tuple[int, int]]:
         iou = overlap(instances, previous, self._association)
-        candidates = create_prediction_pairs(instances, previous, iou, self._track_iou_threshold)
+        candidates = self._create_prediction_pairs(instances, iou)
         candidates.sort(key=lambda pair: -pair["IoU"])
         chosen: list[tuple[int, int]] = []
         rows, columns = set(), set()

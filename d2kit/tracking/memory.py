@@ -151,7 +151,8 @@ class OverlapTracker(BaseTracker):
                 "TRACKER_HEADS.MAX_LOST_FRAME_COUNT must be at least 0 and MAX_NUM_INSTANCES at "
                 f"least 1, got {max_lost_frame_count} and {max_num_instances}"
             )
-        self._video_size = (video_height, video_width)
+        self._video_height = video_height
+        self._video_width = video_width
         self._max_num_instances = max_num_instances
         self._max_lost_frame_count = max_lost_frame_count
         self._min_box_rel_dim = min_box_rel_dim
@@ -159,6 +160,7 @@ class OverlapTracker(BaseTracker):
         self._track_iou_threshold = track_iou_threshold
         self._association = check_association(association)
         self._min_match_iou = min_match_iou
+        self._reset_fields()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -199,33 +201,80 @@ class OverlapTracker(BaseTracker):
             The same detections in the same order, with `ID` (from 0), `ID_period` (frames in which
             the object was seen) and `lost_frame_count` (0), lists of int.
         """
-        order = canonical_order(instances)
+        order = torch.from_numpy(canonical_order(instances))
+        tracked = self._initialize_extra_fields(instances)
+        self._reset_fields()
         previous = self._prev_instances
-        count = len(instances)
-        ids, periods = [-1] * count, [1] * count
         pairs: list[tuple[int, int]] = []
-        if previous is not None and count and len(previous):
-            rows = self._pairs(instances[torch.from_numpy(order)], previous)
-            pairs = [(int(order[row]), column) for row, column in rows]
-        for row, column in pairs:
-            ids[row] = previous.ID[column]  # type: ignore[union-attr]
-            periods[row] = previous.ID_period[column] + 1  # type: ignore[union-attr]
-        for row in _by_score(instances):
-            if ids[row] < 0:
-                ids[row] = self._id_count
-                self._id_count += 1
-        tracked = with_state(instances, ids, periods, [0] * count)
-        self._prev_instances = self._memory(tracked, order, {column for _, column in pairs})
+        if previous is not None and len(tracked) and len(previous):
+            pairs = self._pairs(tracked[order], previous)
+        rows = np.array([int(order[row]) for row, _ in pairs], dtype=np.int64)
+        columns = np.array([column for _, column in pairs], dtype=np.int64)
+        tracked = self._process_matched_idx(tracked, rows, columns)
+        tracked = self._process_unmatched_idx(tracked, rows)
+        self._prev_instances = self._process_unmatched_prev_idx(tracked[order], columns)
         return tracked
 
-    def _memory(self, tracked: Instances, order: np.ndarray, found: set[int]) -> Instances:
-        """Join this frame's objects, in canonical order, and the lost ones still remembered."""
-        current, previous = tracked[torch.from_numpy(order)], self._prev_instances
+    def _reset_fields(self) -> None:
+        """Forget which rows and identities were matched in the frame before."""
+        before = self._prev_instances
+        self._matched_idx: set[int] = set()
+        self._matched_ID: set[int] = set()
+        self._untracked_prev_idx = set() if before is None else set(range(len(before)))
+
+    def _initialize_extra_fields(self, instances: Instances) -> Instances:
+        """Return a copy with `ID` (-1: none yet), `ID_period` and `lost_frame_count`."""
+        count = len(instances)
+        return with_state(instances, [-1] * count, [1] * count, [0] * count)
+
+    def _process_matched_idx(
+        self, instances: Instances, matched_idx: np.ndarray, matched_prev_idx: np.ndarray
+    ) -> Instances:
+        """Give matched detections the identity of their object of the frame before.
+
+        Args:
+            instances: those of this frame, see `_initialize_extra_fields`; changed in place.
+            matched_idx: (M,) rows of it.
+            matched_prev_idx: (M,) rows of the frame before.
+        """
+        previous: Any = self._prev_instances
+        for row, column in zip(matched_idx.tolist(), matched_prev_idx.tolist(), strict=True):
+            instances.ID[row] = previous.ID[column]
+            instances.ID_period[row] = previous.ID_period[column] + 1
+            instances.lost_frame_count[row] = 0
+            self._matched_idx.add(row)
+            self._matched_ID.add(previous.ID[column])
+            self._untracked_prev_idx.discard(column)
+        return instances
+
+    def _process_unmatched_idx(self, instances: Instances, matched_idx: np.ndarray) -> Instances:
+        """Number the detections that were not matched, best score first, in place.
+
+        Args:
+            instances: those of this frame.
+            matched_idx: (M,) rows that have an identity.
+        """
+        matched = set(matched_idx.tolist())
+        for row in _by_score(instances):
+            if row not in matched:
+                instances.ID[row] = self._id_count
+                self._id_count += 1
+        return instances
+
+    def _process_unmatched_prev_idx(
+        self, instances: Instances, matched_prev_idx: np.ndarray
+    ) -> Instances:
+        """Join this frame's objects and the lost ones still remembered.
+
+        Args:
+            instances: this frame's, in canonical order.
+            matched_prev_idx: (M,) rows of the frame before that were found again.
+        """
+        previous, found = self._prev_instances, set(matched_prev_idx.tolist())
         if previous is None or len(previous) == 0:
-            return current
-        height, width = (
-            wanted or got for wanted, got in zip(self._video_size, tracked.image_size, strict=True)
-        )
+            return instances
+        height = self._video_height or instances.image_size[0]
+        width = self._video_width or instances.image_size[1]
         sides = previous.pred_boxes.tensor[:, 2:] - previous.pred_boxes.tensor[:, :2]
         large = (
             ((sides / sides.new_tensor([width, height])) >= self._min_box_rel_dim).all(1).tolist()
@@ -238,12 +287,12 @@ class OverlapTracker(BaseTracker):
             and previous.lost_frame_count[row] < self._max_lost_frame_count
             and previous.ID_period[row] > self._min_instance_period
         ]
-        lost = lost[: max(0, self._max_num_instances - len(current))]
+        lost = lost[: max(0, self._max_num_instances - len(instances))]
         if not lost:
-            return current
+            return instances
         kept = previous[torch.tensor(lost)]
         kept.lost_frame_count = [n + 1 for n in kept.lost_frame_count]
-        return _joined(current, kept) if len(current) else kept
+        return _joined(instances, kept) if len(instances) else kept
 
 
 def _by_score(instances: Instances) -> list[int]:

@@ -5,6 +5,7 @@ A door for users: nothing in d2kit imports this module, because fvcore.nn is slo
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import fvcore.nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 __all__ = [
     "FlopCountAnalysis",
     "activation_count_operators",
+    "find_unused_parameters",
     "flop_count_operators",
     "parameter_count",
     "parameter_count_table",
@@ -67,6 +69,41 @@ class _Traceable(nn.Module):
         return tuple(_tensors(self.model(batch)))
 
 
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode inside the block, and each module back into its mode after it."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def find_unused_parameters(model: nn.Module, inputs: Any) -> list[str]:
+    """Return the names of the parameters that get no gradient from the losses of one batch.
+
+    Args:
+        model: a model that gives a loss or a dict of losses in training mode.
+        inputs: a batch `list[dict]`, or the positional arguments as a tuple.
+    """
+    before = {module: module.training for module in model.modules()}
+    model.train()
+    for parameter in model.parameters():
+        parameter.grad = None
+    try:
+        output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        torch.stack([loss.float().sum() for loss in _tensors(output)]).sum().backward()
+        names = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    finally:
+        for module, training in before.items():
+            module.training = training
+        for parameter in model.parameters():
+            parameter.grad = None
+    return names
+
+
 def _silence(analysis: Any) -> None:
     """Turn off warnings that say nothing about a count.
 
@@ -101,7 +138,7 @@ def flop_count_operators(model: nn.Module, inputs: list[Any]) -> defaultdict[str
     Returns:
         Operator -> 10**9 multiply-adds.
     """
-    with torch.no_grad():
+    with _evaluated(model), torch.no_grad():
         counts = FlopCountAnalysis(model, inputs).by_operator()
     return defaultdict(float, {name: count / 1e9 for name, count in counts.items()})
 
@@ -123,6 +160,6 @@ def activation_count_operators(
     analysis = ActivationCountAnalysis(wrapper, wrapper.flat_inputs)
     analysis.set_op_handle(**(kwargs.get("supported_ops") or {}))
     _silence(analysis)
-    with torch.no_grad():
+    with _evaluated(model), torch.no_grad():
         counts = analysis.by_operator()
     return defaultdict(float, {name: count / 1e6 for name, count in counts.items()})

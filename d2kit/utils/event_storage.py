@@ -13,8 +13,9 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2kit.utils.auxiliary import auxiliary
+from d2kit.utils.errors import NoStorageError
 from d2kit.utils.file_io import PathManager, atomic_write
 from d2kit.utils.text import one_line
 
@@ -43,7 +45,7 @@ def get_event_storage() -> EventStorage:
         RuntimeError: if there is none.
     """
     if not _STACK:
-        raise RuntimeError(
+        raise NoStorageError(
             "get_event_storage() was called outside of a `with EventStorage(start_iter):` block; "
             "open one around the training step"
         )
@@ -389,6 +391,11 @@ class JSONWriter(EventWriter):
         self._last_write = -1
         self._waiting: list[bytes] = []
 
+    @cached_property
+    def _file_handle(self) -> IO[str]:
+        """The file at its end, for writers of one's own that add lines."""
+        return PathManager.open(self._path, "a")
+
     def continue_from(self, iteration: int) -> None:
         """Remove the lines of `iteration` and later, where a killed run was ahead of its resume."""
         if not os.path.isfile(self._path):
@@ -455,15 +462,17 @@ class TensorboardXWriter(EventWriter):
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any) -> None:
         self._log_dir, self._kwargs = log_dir, kwargs
         self._window_size = window_size
-        self._writer: Any = None
         self._last_write = -1
+
+    @cached_property
+    def _writer(self) -> Any:
+        """The writer of the event file, which is opened when it is first asked for."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(self._log_dir, **self._kwargs)
 
     def write(self) -> None:
         """Write the values that came since the last call."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(self._log_dir, **self._kwargs)
         storage = get_event_storage()
         newest = self._last_write
         for name, (value, step) in storage.latest_with_smoothing_hint(self._window_size).items():
@@ -480,7 +489,7 @@ class TensorboardXWriter(EventWriter):
 
     def close(self) -> None:
         """Close the event file, if one was opened."""
-        if self._writer is not None:
+        if "_writer" in self.__dict__:
             self._writer.close()
 
 
@@ -539,6 +548,7 @@ class CommonMetricPrinter(EventWriter):
             mean = self._value(storage, name)
             if mean is not None:
                 parts.append(f"{name}: {mean:.4f}")
+                parts.append(f"last_{name}: {storage.history(name).latest():.4f}")
         if "lr" in storage.histories():
             parts.append(f"lr: {storage.history('lr').latest():.5g}")
         if torch.cuda.is_available():

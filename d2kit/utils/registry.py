@@ -2,10 +2,13 @@
 
 import difflib
 import importlib
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 from fvcore.common.registry import Registry as _FvcoreRegistry
+
+from d2kit.utils.errors import AssertedValueError
 
 __all__ = ["Registry", "locate", "nearest_names"]
 
@@ -39,18 +42,58 @@ def nearest_names(name: str, candidates: Iterable[str], n: int = 3) -> list[str]
     return [candidate for score, candidate in scored[:n] if score >= 0.6]
 
 
+FIXED_NAMES = {
+    "META_ARCH": "GeneralizedRCNN ProposalNetwork RetinaNet PanopticFPN SemanticSegmentor",
+    "BACKBONE": "build_resnet_backbone build_resnet_fpn_backbone "
+    "build_retinanet_resnet_fpn_backbone",
+    "PROPOSAL_GENERATOR": "RPN RRPN",
+    "RPN_HEAD": "StandardRPNHead",
+    "ANCHOR_GENERATOR": "DefaultAnchorGenerator RotatedAnchorGenerator",
+    "ROI_HEADS": "StandardROIHeads Res5ROIHeads CascadeROIHeads RROIHeads",
+    "ROI_BOX_HEAD": "FastRCNNConvFCHead",
+    "ROI_MASK_HEAD": "MaskRCNNConvUpsampleHead",
+    "ROI_KEYPOINT_HEAD": "KRCNNConvDeconvUpsampleHead",
+    "SEM_SEG_HEADS": "SemSegFPNHead",
+    "TRACKER_HEADS": "BBoxIOUTracker VanillaHungarianBBoxIOUTracker "
+    "IOUWeightedHungarianBBoxIOUTracker",
+}
+"""Registry -> the names that Detectron2's own registry of that name holds."""
+
+
+def is_ours(module: str | None) -> bool:
+    """Tell whether a module (``obj.__module__``) is one of d2kit's."""
+    return (module or "").split(".")[0] == "d2kit"
+
+
 class Registry(_FvcoreRegistry):
     """A named mapping from strings to classes or functions, filled by `register`.
+
+    A name that only d2kit registers gives way: an object from outside d2kit replaces ours, with a
+    line in the log, and ours does not replace theirs. A name of Detectron2's own registries
+    (`FIXED_NAMES`), or one registered twice by others, is an error.
 
     Args:
         name: the registry's name, used in messages (for example ``"BACKBONE"``).
     """
 
     def _do_register(self, name: str, obj: Any) -> None:
-        if name in self._obj_map:
-            raise ValueError(
-                f"'{name}' is already registered in the {self._name} registry as "
-                f"{self._obj_map[name]!r}; give the new object another name"
+        present = self._obj_map.get(name)
+        if present is not None:
+            theirs, ours = _module_of(obj), _module_of(present)
+            fixed = name in FIXED_NAMES.get(self._name, "").split()
+            if fixed or is_ours(theirs) == is_ours(ours):
+                raise AssertedValueError(
+                    f"'{name}' is already registered in the {self._name} registry as "
+                    f"{present!r}; give the new object another name"
+                )
+            if is_ours(theirs):
+                return  # somebody's own was registered before ours was imported
+            logging.getLogger(__name__).info(
+                "'%s' in the %s registry is now %s's, in place of %s's",
+                name,
+                self._name,
+                theirs,
+                ours,
             )
         self._obj_map[name] = obj
 
@@ -68,6 +111,10 @@ class Registry(_FvcoreRegistry):
             f"no object named '{name}' in the {self._name} registry ({listed}); "
             "is the module that registers it imported?"
         )
+
+
+def _module_of(obj: Any) -> str:
+    return str(getattr(obj, "__module__", None) or type(obj).__module__)
 
 
 def locate(name: str) -> Any:

@@ -194,6 +194,7 @@ class InstanceDrawing(DrawingBase):
         super().__init__(img_rgb, scale, font_size_scale)
         self.metadata: Any = {} if metadata is None else metadata
         self._instance_mode = instance_mode
+        self._color_uses: dict[Any, int] = {}
 
     def overlay_instances(
         self,
@@ -306,14 +307,29 @@ class InstanceDrawing(DrawingBase):
             return None
         if not always and self._instance_mode != ColorMode.SEGMENTATION:
             return None
-        seen: dict[int, int] = {}
-        colors = []
-        for index in classes:
-            number = seen.get(index, 0)
-            seen[index] = number + 1
-            base = [channel / 255 for channel in palette[index]]
-            colors.append(_colors.jitter(base, number if jittering else 0))
-        return colors
+        self._color_uses = {}
+        bases = [[channel / 255 for channel in palette[index]] for index in classes]
+        return [self._jitter(base) if jittering else _colors.to_rgb(base) for base in bases]
+
+    def _jitter(self, color: Any) -> Any:
+        """Vary the colour of a class a little from one instance to the next; user classes override.
+
+        Args:
+            color: see `overlay_instances`; the first use of it in a picture is left as it is.
+        """
+        key = tuple(color)
+        number = self._color_uses.get(key, 0)
+        self._color_uses[key] = number + 1
+        return _colors.jitter(color, number)
+
+    def _change_color_brightness(self, color: Any, brightness_factor: float) -> Any:
+        """Return a lighter or darker colour; user classes call it.
+
+        Args:
+            color: a name or three numbers in [0, 1].
+            brightness_factor: in [-1, 1]; below 0 darker.
+        """
+        return _colors.change_brightness(color, brightness_factor)
 
     def _stuff_color(self, index: int) -> Any:
         palette = self.metadata.get("stuff_colors", None)

@@ -54,7 +54,8 @@ class VideoVisualizer:
         self.metadata: Any = {} if metadata is None else metadata
         self._instance_mode = instance_mode
         self._old_instances: list[_DetectedInstance] = []
-        self._colors_by_id: dict[int, Any] = {}
+        self._assigned_colors: dict[int, Any] = {}
+        self._max_num_instances = 74  # colours of Detectron2's list; ours has no end
         self._next_color = 0
 
     def draw_instance_predictions(self, frame: np.ndarray, predictions: Instances) -> VisImage:
@@ -132,9 +133,9 @@ class VideoVisualizer:
     def _assign_colors_by_id(self, ids: Sequence[int]) -> list[Any]:
         """Return the colour of each identity; an identity never changes its colour."""
         for identity in ids:
-            if identity not in self._colors_by_id:
-                self._colors_by_id[identity] = self._new_color()
-        return [self._colors_by_id[identity] for identity in ids]
+            if identity not in self._assigned_colors:
+                self._assigned_colors[identity] = self._new_color()
+        return [self._assigned_colors[identity] for identity in ids]
 
     def _assign_colors(self, instances: list[_DetectedInstance]) -> list[Any]:
         """Give each instance the colour of the old one of its class that it overlaps most.

@@ -70,13 +70,67 @@ def test_without_it_there_is_no_detectron2():
     assert "No module named 'detectron2'" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["_C", "export.caffe2_modeling", "nowhere"])
-def test_what_is_left_out_says_why(name):
-    done = run(f"import d2kit.as_detectron2\nimport detectron2.{name}")
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert f"detectron2.{name}" in last
-    assert ("No module named" in last) == (name == "nowhere")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_C.nms_rotated",
+        "export.caffe2_modeling.Caffe2MetaArch",
+        "export.Caffe2Tracer",
+        "export.scripting_with_instances",
+        "export.torchscript_patch.patch_builtin_len",
+        "export.shared.get_pb_arg_vali",
+    ],
+)
+def test_what_is_left_out_is_a_name_that_says_why_when_called(name):
+    module, _, symbol = name.rpartition(".")
+    code = f"from detectron2.{module} import {symbol} as it\nclass Own(it): pass\nprint('in')\n"
+    for call in ("it(None)", "Own()"):
+        done = run(f"import d2kit.as_detectron2\n{code}{call}")
+        assert done.stdout.strip() == "in"
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith(f"NotImplementedError: detectron2.{name} does not exist under d2kit")
+
+
+def test_a_module_that_nobody_has_is_not_found():
+    done = run("import d2kit.as_detectron2\nimport detectron2.nowhere")
+    assert "No module named 'detectron2.nowhere'" in done.stderr
+
+
+IMPORTED_SUBMODULES = """
+import logging, importlib, importlib.metadata, importlib.util, pkgutil, types
+early = logging.getLogger("detectron2.early")
+import d2kit.as_detectron2, d2kit
+pairs = []
+for info in pkgutil.walk_packages(d2kit.__path__, "d2kit."):
+    parent, _, name = info.name.rpartition(".")
+    if "._" in info.name or parent == "d2kit" or "as_detectron2" in parent:
+        continue
+    place = importlib.import_module(parent.replace("d2kit", "detectron2"))
+    before = getattr(place, name, None)
+    if before is not None and not isinstance(before, types.ModuleType):
+        module = importlib.import_module(info.name.replace("d2kit", "detectron2"))
+        assert getattr(place, name) is before, info.name
+        assert isinstance(module, types.ModuleType)
+        pairs.append(info.name)
+assert "d2kit.layers.roi_align" in pairs and "d2kit.engine.launch" in pairs, pairs
+assert importlib.metadata.version("detectron2") == "0.6"
+assert importlib.util.find_spec("detectron2") is not None
+assert importlib.util.find_spec("detectron2.layers") is not None
+from detectron2.utils.logger import setup_logger
+log = setup_logger()
+logging.getLogger("detectron2").info("one")
+logging.getLogger("detectron2.trainer").info("two")
+early.info("three")
+logging.getLogger("detectron2").setLevel(logging.ERROR)
+logging.getLogger("d2kit.engine").info("muted")
+"""
+
+
+def test_submodules_keep_functions_and_probes_are_answered():
+    done = run(IMPORTED_SUBMODULES)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert [line.split()[-1] for line in lines] == ["one", "two", "three"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from d2kit.as_detectron2.redirect import ABSENT
+from d2kit.as_detectron2._absent import ABSENT
 from d2kit.as_detectron2.scan import report, resolve, scan
 from d2kit.modeling.box_regression import Box2BoxTransform
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers

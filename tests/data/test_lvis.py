@@ -1,4 +1,5 @@
 import copy
+import importlib
 import json
 
 import pytest
@@ -7,7 +8,6 @@ from d2kit.data import DatasetCatalog, DatasetError, MetadataCatalog
 from d2kit.data.datasets import (
     get_lvis_instances_meta,
     load_lvis_json,
-    lvis_v1_categories,
     lvis_v1_category_image_count,
     register_lvis_instances,
 )
@@ -91,17 +91,29 @@ def test_load(root, name):
 def test_metadata_come_from_the_annotation_file(root):
     meta = get_lvis_instances_meta("lvis_v1_train")
     assert meta["thing_classes"] == ["aerosol_can", "bagel", "zebra"]
-    assert [c["name"] for c in lvis_v1_categories.LVIS_CATEGORIES] == meta["thing_classes"]
-    assert lvis_v1_categories.LVIS_CATEGORIES[0]["def"] == "größe"
-    assert len(lvis_v1_categories.LVIS_CATEGORIES[1:]) == 2
-    counts = lvis_v1_category_image_count.LVIS_CATEGORY_IMAGE_COUNT
-    assert sorted(counts, key=lambda c: c["id"]) == meta["class_image_count"]
+    assert [c["image_count"] for c in meta["class_image_count"]]
     assert len(get_lvis_instances_meta("lvis_v1_val_cocofied")["thing_classes"]) == 80
 
 
-def test_missing_file_says_what_to_do(root):
-    with pytest.raises(FileNotFoundError, match=r"v0\.5.*lvis_v0\.5_train\.json.*D2KIT_DATASETS"):
-        get_lvis_instances_meta("lvis_v0.5_val")
+@pytest.mark.parametrize(("module", "count"), [("v1", 1203), ("v0_5", 1230)])
+def test_categories_without_any_file(tmp_path, monkeypatch, module, count):
+    """What GTR, VLPart and other projects import at their top."""
+    monkeypatch.setenv("D2KIT_DATASETS", str(tmp_path))
+    found = importlib.import_module(f"d2kit.data.datasets.lvis_{module}_categories").LVIS_CATEGORIES
+    assert [c["id"] for c in found] == list(range(1, count + 1))
+    assert all(c["synonyms"] and c["frequency"] in "rcf" for c in found)
+    meta = get_lvis_instances_meta(f"lvis_{module.replace('_', '.')}_val")
+    assert meta["thing_classes"] == [c["synonyms"][0] for c in found]
+    assert ("class_image_count" in meta) == (module == "v1")
+
+
+def test_counts_of_images_without_any_file():
+    counts = lvis_v1_category_image_count.LVIS_CATEGORY_IMAGE_COUNT
+    assert len(counts) == 1203
+    assert counts[0] == {"id": 1, "image_count": 64}
+
+
+def test_another_version_is_refused():
     with pytest.raises(ValueError, match="no dataset of LVIS"):
         get_lvis_instances_meta("mine")
 
@@ -157,10 +169,7 @@ def test_public_names_before_and_after_the_file_is_there(root, monkeypatch):
     monkeypatch.setattr(catalog, "_PENDING", {})
     register_builtin("lvis_v0.5_val")
     assert MetadataCatalog.get("lvis_v0.5_val").evaluator_type == "lvis"
-    assert MetadataCatalog.get("lvis_v0.5_val").get("thing_classes") is None
-    (root / "lvis/lvis_v0.5_val.json").write_text(json.dumps(BASE))
-    assert len(DatasetCatalog.get("lvis_v0.5_val")) == 2
-    assert len(MetadataCatalog.get("lvis_v0.5_val").thing_classes) == 3
+    assert len(MetadataCatalog.get("lvis_v0.5_val").thing_classes) == 1230
     register_builtin("lvis_v1_train")
     assert len(MetadataCatalog.get("lvis_v1_train").thing_classes) == 3
     assert len(DatasetCatalog.get("lvis_v1_train")) == 2

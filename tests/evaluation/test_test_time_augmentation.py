@@ -74,12 +74,16 @@ def test_masks_are_averaged_in_the_same_direction():
     tta = GeneralizedRCNNWithTTA(config("TEST.AUG.FLIP", True), detector)
     versions = tta.tta_mapper(tta._with_image(one))
     transforms = [v.pop("transforms") for v in versions]
-    merged = tta._merged_boxes(versions, transforms, SIZE)
+    merged = _merged(tta, versions, transforms)
     mean = tta._mean_masks(versions, transforms, merged)
     alone = [tta._mean_masks([v], [t], merged) for v, t in zip(versions, transforms, strict=True)]
     torch.testing.assert_close(mean, (alone[0] + alone[1]) / 2)
-    given = tta._run([versions[1]], [_on(versions[1], transforms[1], merged)])
+    given = tta._batch_inference([versions[1]], [_on(versions[1], transforms[1], merged)])
     torch.testing.assert_close(alone[1], given[0].pred_masks.flip(3))
+
+
+def _merged(tta, versions, transforms):
+    return tta._merge_detections(*tta._get_augmented_boxes(versions, transforms), SIZE)
 
 
 def _on(version, transform, merged):

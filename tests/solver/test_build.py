@@ -122,7 +122,7 @@ def test_sgd_step_is_that_of_the_formula():
 
 def test_wrong_names_and_frozen_models_are_errors():
     with pytest.raises(ValueError, match="did you mean AdamW"):
-        build_optimizer(solver_cfg("SOLVER.OPTIMIZER", "adamw"), Net())
+        build_optimizer(solver_cfg("SOLVER.OPTIMIZER", "adamww"), Net())
     with pytest.raises(ValueError, match="no trainable parameter"):
         build_optimizer(solver_cfg(), nn.Linear(1, 1).requires_grad_(False))
     clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"]

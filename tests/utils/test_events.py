@@ -218,7 +218,8 @@ def test_printer(caplog, monkeypatch):
         printer.write()
     (record,) = caplog.records
     assert record.message == (
-        "eta: 0:04:30  iter: 9  total_loss: 2.117  time: 3.0000  data_time: 0.5000  lr: 0.02"
+        "eta: 0:04:30  iter: 9  total_loss: 2.117  time: 3.0000  last_time: 4.0000  "
+        "data_time: 0.5000  last_data_time: 0.5000  lr: 0.02"
     )
     assert record.name.startswith("d2kit.")
 

@@ -79,9 +79,12 @@ class DeepLabV3PlusHead(nn.Module):
         self.loss_weight = loss_weight
         self.ignore_value = ignore_value
         self.num_classes = num_classes
-        self.hard_pixels = (
-            DeepLabCE(ignore_value, _TOP_K) if loss_type == "hard_pixel_mining" else None
-        )
+        self.decoder_only = num_classes is None
+        self.loss_type = loss_type
+        self.use_depthwise_separable_conv = use_depthwise_separable_conv
+        self.loss: nn.Module = nn.CrossEntropyLoss(reduction="mean", ignore_index=ignore_value)
+        if loss_type == "hard_pixel_mining":
+            self.loss = DeepLabCE(ignore_value, _TOP_K)
         self.decoder = nn.ModuleDict()
         for i, (name, shape) in enumerate(levels[:-1]):
             channels, _, _ = region_shape(shape, name)
@@ -159,7 +162,7 @@ class DeepLabV3PlusHead(nn.Module):
             ValueError: in training without `targets`.
         """
         scores = self.layers(features)
-        if self.num_classes is None:
+        if self.decoder_only:
             return scores
         if not self.training:
             return self._upsampled(scores), {}
@@ -180,7 +183,7 @@ class DeepLabV3PlusHead(nn.Module):
             detail = stage["project_conv"](features[name])
             x = F.interpolate(x, size=detail.shape[-2:], mode="bilinear", align_corners=False)
             x = stage["fuse_conv"](torch.cat([detail, x], dim=1))
-        return x if self.num_classes is None else self.predictor(x)
+        return x if self.decoder_only else self.predictor(x)
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return ``loss_sem_seg``.
@@ -195,8 +198,8 @@ class DeepLabV3PlusHead(nn.Module):
         height, width = targets.shape[-2:]
         # a level of an image of odd size covers more than the image
         scores = self._upsampled(predictions.float())[..., :height, :width]
-        if self.hard_pixels is not None:
-            return {"loss_sem_seg": self.hard_pixels(scores, targets) * self.loss_weight}
+        if not isinstance(self.loss, nn.CrossEntropyLoss):
+            return {"loss_sem_seg": self.loss(scores, targets) * self.loss_weight}
         total = F.cross_entropy(scores, targets, reduction="sum", ignore_index=self.ignore_value)
         count = comm.mean_over_ranks((targets != self.ignore_value).sum()).clamp(min=1)
         return {"loss_sem_seg": total / count * self.loss_weight}

@@ -1,4 +1,4 @@
-"""Training data of Panoptic-DeepLab (Cheng et al. 2020): classes, centres and offsets of pixels.
+"""Panoptic-DeepLab (Cheng et al. 2020): classes, centres and offsets of pixels.
 
     cfg = get_cfg()
     add_panoptic_deeplab_config(cfg)
@@ -10,10 +10,22 @@ on a dataset with panoptic labels whose classes of things and stuff share one nu
 
 from d2kit.contrib.panoptic_deeplab.config import add_panoptic_deeplab_config
 from d2kit.contrib.panoptic_deeplab.dataset_mapper import PanopticDeeplabDatasetMapper
+from d2kit.contrib.panoptic_deeplab.panoptic_seg import (
+    INS_EMBED_BRANCHES_REGISTRY,
+    PanopticDeepLab,
+    PanopticDeepLabInsEmbedHead,
+    PanopticDeepLabSemSegHead,
+    build_ins_embed_branch,
+)
 from d2kit.contrib.panoptic_deeplab.target_generator import PanopticDeepLabTargetGenerator
 
 __all__ = [
+    "INS_EMBED_BRANCHES_REGISTRY",
+    "PanopticDeepLab",
+    "PanopticDeepLabInsEmbedHead",
+    "PanopticDeepLabSemSegHead",
     "PanopticDeepLabTargetGenerator",
     "PanopticDeeplabDatasetMapper",
     "add_panoptic_deeplab_config",
+    "build_ins_embed_branch",
 ]

@@ -207,16 +207,14 @@ def _register_coco_panoptic(name: str) -> None:
 
 
 def _register_lvis(name: str) -> None:
-    try:
-        metadata = get_lvis_instances_meta(name)
-    except FileNotFoundError:  # then the classes become known when the dataset is loaded
-        metadata = {}
+    metadata = get_lvis_instances_meta(name)
     register_lvis_instances(name, metadata, _under("lvis", _LVIS_FILES[name]), _under("coco"))
 
 
 def _register_voc(name: str) -> None:
     year, split = _VOC_SPLITS[name]
     register_pascal_voc(name, _under(f"VOC{year}"), split, year)
+    MetadataCatalog.get(name).evaluator_type = "pascal_voc"
 
 
 def _register_cityscapes(name: str) -> None:

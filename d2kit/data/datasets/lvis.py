@@ -6,14 +6,16 @@ Source: Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentatio
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import mmap
 import os
 import re
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, overload
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
 
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog, dataset_root
 from d2kit.data.datasets.builtin_meta import _get_coco_instances_meta
@@ -41,23 +43,39 @@ _FILES = {
 }
 
 
-def find_file(version: str, root: str) -> str:
-    """Return the annotation file to take the categories of a version from.
+def find_file(version: str, root: str) -> str | None:
+    """Return the annotation file to take the categories of a version from; None: there is none."""
+    paths = (os.path.join(root, "lvis", f"lvis_{version}_{s}.json") for s in _FILES[version])
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+@cache
+def shipped_categories(version: str) -> tuple[dict[str, Any], ...]:
+    """Return the categories of a version by id, as they come with d2kit.
+
+    Args:
+        version: "v0.5" (without counts of images) or "v1".
+    """
+    packed = (Path(__file__).parent / "lvis_categories.json.gz").read_bytes()
+    facts = json.loads(gzip.decompress(packed))
+    counts = facts["v1_image_count"] if version == "v1" else {}
+    return tuple(
+        {**c, **({"image_count": counts[str(c["id"])]} if counts else {})} for c in facts[version]
+    )
+
+
+def categories_of(version: str, root: str) -> tuple[dict[str, Any], ...]:
+    """Return the categories of a version by id, of an annotation file or those that are shipped.
+
+    Args:
+        version: "v0.5" or "v1".
+        root: folder of the public datasets.
 
     Raises:
-        FileNotFoundError: there is none.
+        DatasetError: an annotation file has no list of categories.
     """
-    folder = os.path.join(root, "lvis")
-    names = [f"lvis_{version}_{split}.json" for split in _FILES[version]]
-    for name in names:
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            return path
-    raise FileNotFoundError(
-        f"the categories of LVIS {version} are read from its annotations, but none of "
-        f"{', '.join(names)} is in '{folder}'; download one from lvisdataset.org, or set "
-        "D2KIT_DATASETS to the folder that has 'lvis/'"
-    )
+    path = find_file(version, root)
+    return shipped_categories(version) if path is None else read_categories(path)
 
 
 @lru_cache(maxsize=4)
@@ -97,33 +115,6 @@ def _scan(path: str) -> list[Any]:
 def image_counts(categories: Sequence[dict[str, Any]]) -> list[dict[str, int]]:
     """Return ``{"id", "image_count"}`` of each category."""
     return [{"id": c["id"], "image_count": c["image_count"]} for c in categories]
-
-
-class LvisCategories(Sequence[dict[str, Any]]):
-    """The categories of a version by id, read when they are first looked at.
-
-    Args:
-        version: "v0.5" or "v1".
-        counts_only: ``{"id", "image_count"}`` in place of all fields.
-    """
-
-    def __init__(self, version: str, counts_only: bool = False) -> None:
-        self.version = version
-        self.counts_only = counts_only
-
-    def _entries(self) -> list[dict[str, Any]]:
-        entries = read_categories(find_file(self.version, dataset_root()))
-        return image_counts(entries) if self.counts_only else list(entries)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        return self._entries()[index]
-
-    def __len__(self) -> int:
-        return len(self._entries())
 
 
 logger = logging.getLogger(__name__)
@@ -208,8 +199,9 @@ def _meta_of(categories: Sequence[Record]) -> dict[str, Any]:
 def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
     """Return the metadata of a split of LVIS.
 
-    The names are read from an annotation file of that version in ``lvis/`` below the folder of the
-    public datasets (`dataset_root`); no other part of it is parsed.
+    The names are those of an annotation file of that version in ``lvis/`` below the folder of the
+    public datasets (`dataset_root`), of which no other part is parsed; without one, those that come
+    with d2kit.
 
     Args:
         dataset_name: contains "v1" or "v0.5"; with "cocofied" the classes are COCO's 80, for which
@@ -221,7 +213,6 @@ def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
 
     Raises:
         ValueError: another version.
-        FileNotFoundError: there is no annotation file.
     """
     if "cocofied" in dataset_name:
         return _get_coco_instances_meta()
@@ -231,7 +222,7 @@ def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
             f"'{dataset_name}' is no dataset of LVIS v0.5 or v1; load_lvis_json takes the classes "
             "of others from their file"
         )
-    return _meta_of(read_categories(find_file(version, dataset_root())))
+    return _meta_of(categories_of(version, dataset_root()))
 
 
 def register_lvis_instances(

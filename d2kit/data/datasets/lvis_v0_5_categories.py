@@ -1,7 +1,9 @@
-"""The 1230 categories of LVIS v0.5, from its annotation file (see `_lvis_categories`)."""
+"""The 1230 categories of LVIS v0.5, by id (see `_lvis_categories`)."""
 
-from d2kit.data.datasets.lvis import LvisCategories
+from typing import Any
+
+from d2kit.data.datasets.lvis import shipped_categories
 
 __all__ = ["LVIS_CATEGORIES"]
 
-LVIS_CATEGORIES = LvisCategories("v0.5")
+LVIS_CATEGORIES: list[dict[str, Any]] = list(shipped_categories("v0.5"))

@@ -237,5 +237,4 @@ def register_pascal_voc(
         dirname=dirname,
         year=year,
         split=split,
-        evaluator_type="pascal_voc",
     )

@@ -230,11 +230,11 @@ class MinIoURandomCrop(Augmentation):
         self.mode_trials = mode_trials
         self.crop_trials = crop_trials
 
-    def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> Transform:
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> Transform:
         """Draw the window; the image stays whole where none is found or there are no boxes."""
         height, width = image.shape[:2]
         if boxes is None:
-            raise ValueError("MinIoURandomCrop needs boxes, but the input has none")
+            return NoOpTransform()
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
         for _ in range(self.mode_trials if len(boxes) else 0):
             min_iou = np.random.choice(self.sample_mode)

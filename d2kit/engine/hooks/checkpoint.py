@@ -2,6 +2,7 @@
 
 import logging
 import math
+import operator
 import os
 import re
 from collections.abc import Mapping
@@ -127,7 +128,8 @@ class BestCheckpointer(HookBase):
         self._period = eval_period
         self._checkpointer = checkpointer
         self._val_metric = val_metric
-        self._better = float.__gt__ if mode == "max" else float.__lt__
+        self._logger = logger
+        self._compare = operator.gt if mode == "max" else operator.lt
         self._file_prefix = file_prefix
         self._averaging = averaging
         self.best_metric: float | None = None
@@ -138,14 +140,27 @@ class BestCheckpointer(HookBase):
         """Compare and save, if an evaluation just happened."""
         done = self.trainer.iter + 1
         if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
-            self._check()
+            self._best_checking()
 
     def after_train(self) -> None:
         """Compare and save after the last evaluation, unless the training failed."""
         if self.trainer.iter >= self.trainer.max_iter:
-            self._check()
+            self._best_checking()
 
-    def _check(self) -> None:
+    def _update_best(self, val: float, iteration: int) -> bool:
+        """Take a finite value for the best so far; return whether it was taken.
+
+        Args:
+            val: of the metric.
+            iteration: of the evaluation.
+        """
+        if not math.isfinite(val):
+            return False
+        self.best_metric, self.best_iter = val, iteration
+        return True
+
+    def _best_checking(self) -> None:
+        """Compare the newest value with the best one, and save; user classes override it."""
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is not None and latest[1] == self._seen:
             return  # an evaluation after which the training ended early
@@ -161,7 +176,7 @@ class BestCheckpointer(HookBase):
         self._seen = iteration
         if not math.isfinite(value):
             return
-        if self.best_metric is not None and not self._better(value, self.best_metric):
+        if self.best_metric is not None and not self._compare(value, self.best_metric):
             logger.info(
                 "%s %.5f is not better than %.5f of iteration %s",
                 self._val_metric,
@@ -170,7 +185,8 @@ class BestCheckpointer(HookBase):
                 self.best_iter,
             )
             return
-        self.best_metric, self.best_iter = value, iteration
+        if not self._update_best(value, iteration):
+            return
         # The last iteration done: after the training `trainer.iter` is one more.
         done = min(self.trainer.iter, self.trainer.max_iter - 1)
         if self._averaging is not None:

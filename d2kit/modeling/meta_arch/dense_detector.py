@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from d2kit.config import CfgNode
 from d2kit.layers import batched_nms, cat
+from d2kit.modeling._overrides import overrides
 from d2kit.modeling.backbone import Backbone
 from d2kit.modeling.box_regression import (
     Box2BoxTransform,
@@ -254,6 +255,90 @@ class DenseDetector(ImageNormalizer):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement forward_inference")
 
+    def _transpose_dense_predictions(
+        self, predictions: Sequence[Sequence[Tensor]], dims_per_anchor: Sequence[int]
+    ) -> list[list[Tensor]]:
+        """Bring each kind of prediction into one row per anchor; user classes override it.
+
+        Args:
+            predictions: per kind and level (N, A * numbers, Hi, Wi).
+            dims_per_anchor: the numbers of each kind.
+
+        Returns:
+            Per kind and level (N, Hi*Wi*A, numbers).
+        """
+        return [
+            [permute_to_N_HWA_K(level, dims) for level in kind]
+            for kind, dims in zip(predictions, dims_per_anchor, strict=True)
+        ]
+
+    def _ema_update(
+        self, name: str, value: float, initial_value: float, momentum: float = 0.9
+    ) -> float:
+        """Return the moving average of a number over the calls under one name.
+
+        Args:
+            name: of the average.
+            value: the new number.
+            initial_value: the average before the first call.
+            momentum: weight of the old average, in [0, 1].
+        """
+        averages: dict[str, float] = self.__dict__.setdefault("_averages", {})
+        old = averages.get(name, initial_value)
+        averages[name] = old * momentum + value * (1 - momentum)
+        return averages[name]
+
+    def _decode_per_level_predictions(
+        self,
+        anchors: Boxes,
+        pred_scores: Tensor,
+        pred_deltas: Tensor,
+        score_thresh: float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Return the best candidates of one level of one image, decoded, before suppression.
+
+        Args:
+            anchors: (A,).
+            pred_scores: (A, K) in [0, 1].
+            pred_deltas: (A, 4).
+            score_thresh: only scores above it count.
+            topk_candidates: pairs of anchor and class kept.
+            image_size: (height, width).
+
+        Returns:
+            `pred_boxes`, `scores`, `pred_classes`, best first.
+        """
+        transform: Any = self.box2box_transform
+        flat = pred_scores.flatten()
+        count = min(topk_candidates, int((flat > score_thresh).sum()))
+        scores, index = flat.topk(count)
+        rows, classes = index // pred_scores.shape[1], index % pred_scores.shape[1]
+        boxes = transform.apply_deltas(pred_deltas[rows], anchors.tensor[rows])
+        found = {"pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": classes}
+        return Instances(image_size, **found)
+
+    def _decode_multi_level_predictions(
+        self,
+        anchors: Sequence[Boxes],
+        pred_scores: Sequence[Tensor],
+        pred_deltas: Sequence[Tensor],
+        score_thresh: float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Return the candidates of all levels of one image, see `_decode_per_level_predictions`."""
+        levels = zip(anchors, pred_scores, pred_deltas, strict=True)
+        return Instances.cat(
+            [
+                self._decode_per_level_predictions(
+                    anchor, score, delta, score_thresh, topk_candidates, image_size
+                )
+                for anchor, score, delta in levels
+            ]
+        )
+
     def visualize_training(
         self, batched_inputs: list[dict[str, Any]], results: list[Instances]
     ) -> None:
@@ -336,6 +421,15 @@ class OneStageDetector(DenseDetector):
         self.vis_period = vis_period
         self.input_format = input_format
         self.loss_normalizer = RunningCount(initial_positives)
+        self._initial_positives = initial_positives
+        self._own_average = overrides(self, DenseDetector, "_ema_update")
+        self._image_by_image = overrides(
+            self,
+            OneStageDetector,
+            "inference_single_image",
+            "_decode_multi_level_predictions",
+            "_decode_per_level_predictions",
+        )
 
     def inference_single_image(
         self,
@@ -355,19 +449,48 @@ class OneStageDetector(DenseDetector):
         Returns:
             `pred_boxes`, `scores`, `pred_classes`, best first.
         """
-        candidates = self._best_candidates(
-            anchors, [x[None] for x in box_cls], [x[None] for x in box_delta]
+        found = self._decode_multi_level_predictions(
+            anchors,
+            box_cls,
+            box_delta,
+            self.test_score_thresh,
+            self.test_topk_candidates,
+            image_size,
         )
-        return self._detections(*candidates, [image_size])[0]
+        boxes, scores = found.pred_boxes.tensor[None], found.scores[None]
+        return self._detections(boxes, scores, found.pred_classes[None], [image_size])[0]
 
-    def _rows_per_anchor(
-        self, logits: Sequence[Tensor], deltas: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return per level logits (N, Hi*Wi*A, K) and deltas (N, Hi*Wi*A, 4)."""
-        return (
-            [permute_to_N_HWA_K(x, self.num_classes) for x in logits],
-            [permute_to_N_HWA_K(x, 4) for x in deltas],
-        )
+    def _detect(
+        self,
+        anchors: list[Boxes],
+        scores: list[Tensor],
+        deltas: list[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        *,
+        logits: bool,
+    ) -> list[Instances]:
+        """Detect on all images at once; image by image, where a subclass has its own step.
+
+        Args:
+            anchors: per level.
+            scores: per level (N, A, K), in [0, 1] or `logits` of it.
+            deltas: per level (N, A, 4).
+            image_sizes: (height, width) per image.
+            logits: whether the scores are still to be brought into [0, 1].
+        """
+
+        def unit(values: Tensor) -> Tensor:
+            return values.float().sigmoid() if logits else values
+
+        if self._image_by_image:
+            return [
+                self.inference_single_image(
+                    anchors, [unit(x[i]) for x in scores], [x[i] for x in deltas], image_size
+                )
+                for i, image_size in enumerate(image_sizes)
+            ]
+        boxes, best, classes = self._best_candidates(anchors, scores, deltas)
+        return self._detections(boxes, unit(best), classes, image_sizes)
 
     def _common_losses(
         self,
@@ -397,7 +520,12 @@ class OneStageDetector(DenseDetector):
         positive = (labels >= 0) & (labels != self.num_classes)
         count = positive.sum()
         put_scalars("", num_pos_anchors=count / len(labels))
-        normalizer = self.loss_normalizer(count)
+        normalizer: Any
+        if self._own_average:
+            start = self._initial_positives
+            normalizer = self._ema_update("loss_normalizer", max(int(count), 1), start)
+        else:
+            normalizer = self.loss_normalizer(count)
         of_classes = focal_loss_of_labels(
             cat(list(logits), dim=1), labels, self.focal_loss_alpha, self.focal_loss_gamma
         )

@@ -21,11 +21,7 @@ from d2kit.modeling.backbone import Backbone, build_backbone
 from d2kit.modeling.box_regression import Box2BoxTransformLinear
 from d2kit.modeling.boxes import matched_classes, rows_or_zeros
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
-from d2kit.modeling.meta_arch.dense_detector import (
-    OneStageDetector,
-    build_shared_arguments,
-    permute_to_N_HWA_K,
-)
+from d2kit.modeling.meta_arch.dense_detector import OneStageDetector, build_shared_arguments
 from d2kit.modeling.meta_arch.retinanet import RetinaNetHead
 from d2kit.modeling.shapes import shapes_of
 from d2kit.structures import Boxes, ImageList, Instances
@@ -180,8 +176,9 @@ class FCOS(OneStageDetector):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """Compute the losses, see `DenseDetector.forward_training`."""
-        logits, deltas = self._rows_per_anchor(*predictions[:2])
-        centers = [permute_to_N_HWA_K(x, 1) for x in predictions[2]]
+        logits, deltas, centers = self._transpose_dense_predictions(
+            predictions, [self.num_classes, 4, 1]
+        )
         anchors = self.anchor_generator(features)
         labels, boxes = self.label_anchors(anchors, gt_instances)
         return self.losses(anchors, logits, labels, deltas, boxes, centers)
@@ -272,15 +269,15 @@ class FCOS(OneStageDetector):
 
         The score is the geometric mean of class score and centre-ness (Tian et al. 2020).
         """
-        logits, deltas = self._rows_per_anchor(*predictions[:2])
-        centers = [permute_to_N_HWA_K(x, 1) for x in predictions[2]]
+        logits, deltas, centers = self._transpose_dense_predictions(
+            predictions, [self.num_classes, 4, 1]
+        )
         anchors = self.anchor_generator(features)
         scores = [
             (logit.float().sigmoid() * center.float().sigmoid()).sqrt()
             for logit, center in zip(logits, centers, strict=True)
         ]
-        candidates = self._best_candidates(anchors, scores, deltas)
-        return self._detections(*candidates, images.image_sizes)
+        return self._detect(anchors, scores, deltas, images.image_sizes, logits=False)
 
 
 class FCOSHead(RetinaNetHead):

@@ -210,7 +210,7 @@ class RetinaNet(OneStageDetector):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """Compute the losses, see `DenseDetector.forward_training`."""
-        logits, deltas = self._rows_per_anchor(*predictions)
+        logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
         anchors = self.anchor_generator(features)
         labels, boxes = self.label_anchors(anchors, gt_instances)
         return self.losses(anchors, logits, labels, deltas, boxes)
@@ -276,7 +276,6 @@ class RetinaNet(OneStageDetector):
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
     ) -> list[Instances]:
         """Detect, see `DenseDetector.forward_inference`: all images at once until suppression."""
-        logits, deltas = self._rows_per_anchor(*predictions)
+        logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
         anchors = self.anchor_generator(features)
-        boxes, best, classes = self._best_candidates(anchors, logits, deltas)
-        return self._detections(boxes, best.float().sigmoid(), classes, images.image_sizes)
+        return self._detect(anchors, logits, deltas, images.image_sizes, logits=True)

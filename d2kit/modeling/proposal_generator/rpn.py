@@ -15,14 +15,19 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat
 from d2kit.layers._weight_init import normal_fill
+from d2kit.modeling._overrides import overrides
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.boxes import match_boxes, rows_or_zeros
 from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.metrics import put_scalars, weighted, weights_per_loss
 from d2kit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
-from d2kit.modeling.proposal_generator.proposal_utils import suppress_and_trim, top_of_level
-from d2kit.modeling.sampling import generator_for, subsample_masks
+from d2kit.modeling.proposal_generator.proposal_utils import (
+    find_top_rpn_proposals,
+    suppress_and_trim,
+    top_of_level,
+)
+from d2kit.modeling.sampling import for_image, generator_of_image, subsample_masks
 from d2kit.modeling.shapes import region_shape, shapes_of
 from d2kit.structures import Boxes, ImageList, Instances
 from d2kit.utils.registry import Registry
@@ -184,6 +189,7 @@ class RPN(nn.Module):
         self.loss_weight = weights_per_loss(loss_weight, ("loss_rpn_cls", "loss_rpn_loc"))
         self.box_reg_loss_type = box_reg_loss_type
         self.smooth_l1_beta = smooth_l1_beta
+        self._decodes_all = overrides(self, RPN, "_decode_proposals")
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -236,18 +242,22 @@ class RPN(nn.Module):
             index, label = match_boxes(self.anchor_matcher, gt.gt_boxes, all_anchors)
             if reach >= 0:
                 label = torch.where(all_anchors.inside_box(gt.image_size, reach), label, -1)
-            labels.append(self._subsample(label, i))
+            with for_image(i):
+                labels.append(self._subsample_labels(label))
             boxes.append(rows_or_zeros(gt.gt_boxes.tensor, index))
         return labels, boxes
 
-    def _subsample(self, label: Tensor, image_index: int) -> Tensor:
-        """Return `label` (A,) int8 with all but the sampled anchors of this image set to -1."""
+    def _subsample_labels(self, label: Tensor) -> Tensor:
+        """Return `label` (A,) int8 with all but the sampled anchors of one image set to -1.
+
+        User classes override it, or call it in their `label_and_sample_anchors`.
+        """
         positive, negative = subsample_masks(
             label,
             self.batch_size_per_image,
             self.positive_fraction,
             0,
-            generator=generator_for(image_index, "rpn", label.device),
+            generator=generator_of_image("rpn", label.device),
         )
         return torch.where(positive | negative, label, -1).to(torch.int8)
 
@@ -358,6 +368,17 @@ class RPN(nn.Module):
         Returns:
             See `find_top_rpn_proposals`.
         """
+        if self._decodes_all:
+            return find_top_rpn_proposals(
+                self._decode_proposals(anchors, pred_anchor_deltas),
+                pred_objectness_logits,
+                image_sizes,
+                self.nms_thresh,
+                self.pre_nms_topk[self.training],
+                self.post_nms_topk[self.training],
+                self.min_box_size,
+                self.training,
+            )
         scores, deltas, sources, levels = [], [], [], []
         for level, (anchor, logits, delta) in enumerate(
             zip(anchors, pred_objectness_logits, pred_anchor_deltas, strict=True)
@@ -379,3 +400,22 @@ class RPN(nn.Module):
             min_box_size=self.min_box_size,
             training=self.training,
         )
+
+    def _decode_proposals(
+        self, anchors: list[Boxes], pred_anchor_deltas: list[Tensor]
+    ) -> list[Tensor]:
+        """Decode all anchors; where a subclass overrides it, its boxes are the candidates.
+
+        Args:
+            anchors: per level.
+            pred_anchor_deltas: per level (N, Hi*Wi*A, 4).
+
+        Returns:
+            Per level (N, Hi*Wi*A, 4) XYXY pixels.
+        """
+        boxes = []
+        for anchor, delta in zip(anchors, pred_anchor_deltas, strict=True):
+            source = anchor.tensor.expand_as(delta)
+            decoded = self.box2box_transform.apply_deltas(delta.flatten(0, 1), source.flatten(0, 1))
+            boxes.append(decoded.view_as(delta))
+        return boxes

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.modeling.boxes import match_boxes
+from d2kit.modeling.boxes import match_boxes, rows_or_zeros
 from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.metrics import put_scalars
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.roi_heads.build import build_cascade_branch
 from d2kit.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from d2kit.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from d2kit.modeling.roi_heads.selection import check_targets
 from d2kit.structures import Boxes, Instances
 from d2kit.utils.events import get_event_storage, has_event_storage
 
@@ -148,37 +149,35 @@ class CascadeROIHeads(StandardROIHeads):
         targets: list[Instances] | None = None,
     ) -> Any:
         """Return the box losses of all stages in training, else the detections of each image."""
-        stages = self._stages(features, proposals, targets)
-        return self._scored(stages) if targets is None else self._summed(stages)
+        levels = [features[name] for name in self.box_in_features]
+        sizes = [p.image_size for p in proposals]
+        stages: list[_Stage] = []
+        for number in range(len(self.box_head)):
+            if stages:
+                proposals = self._create_proposals_from_boxes(stages[-1].boxes, sizes)
+                if self.training:
+                    truths = check_targets(targets, type(self).__name__)
+                    proposals = self._match_and_label_boxes(proposals, number, truths)
+            predictions = self._run_stage(levels, proposals, number)
+            predictor: Any = self.box_predictor[number]
+            boxes = predictor.predict_boxes(predictions, proposals)
+            stages.append(_Stage(number, predictor, predictions, proposals, boxes))
+        return self._summed(stages) if self.training else self._scored(stages)
 
-    def _stages(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None,
-    ) -> Iterator[_Stage]:
-        """Run the stages, each on the boxes of the one before.
+    def _run_stage(self, features: list[Tensor], proposals: list[Instances], stage: int) -> Any:
+        """Return what the predictor of a stage gives for its proposals; user classes override it.
 
         Args:
-            features: name -> (N, C, Hi, Wi).
-            proposals: per image, those of the first stage; labelled in training.
-            targets: per image ground truths, in training.
+            features: per level (N, C, Hi, Wi).
+            proposals: per image, with `proposal_boxes`.
+            stage: from 0.
         """
-        levels = [features[name] for name in self.box_in_features]
-        stages = zip(self.box_head, self.box_predictor, strict=True)
-        for number, (head, predictor) in enumerate(stages):
-            pooled = self.box_pooler(levels, [p.proposal_boxes for p in proposals])
-            if self.training:  # the stages together pull at the features as one would
-                pooled = _ScaleGradient.apply(pooled, 1 / self.num_cascade_stages)
-            predictions = predictor(head(pooled))
-            boxes = predictor.predict_boxes(predictions, proposals)
-            yield _Stage(number, predictor, predictions, proposals, boxes)
-            if number + 1 < len(self.box_head):
-                proposals = self._refined(boxes, proposals)
-                if targets is not None:
-                    self._label(number + 1, proposals, targets)
+        pooled = self.box_pooler(features, [p.proposal_boxes for p in proposals])
+        if self.training:  # the stages together pull at the features as one would
+            pooled = _ScaleGradient.apply(pooled, 1 / self.num_cascade_stages)
+        return self.box_predictor[stage](self.box_head[stage](pooled))
 
-    def _summed(self, stages: Iterator[_Stage]) -> dict[str, Tensor]:
+    def _summed(self, stages: list[_Stage]) -> dict[str, Tensor]:
         """Return the losses of all stages."""
         losses: dict[str, Tensor] = {}
         for stage in stages:
@@ -187,12 +186,11 @@ class CascadeROIHeads(StandardROIHeads):
             losses |= {f"{name}_stage{stage.number}": loss for name, loss in own.items()}
         return losses
 
-    def _scored(self, stages: Iterator[_Stage]) -> list[Instances]:
+    def _scored(self, stages: list[_Stage]) -> list[Instances]:
         """Return the boxes of the last stage with the mean scores of all."""
         # No box is dropped on the way, so that row i is one object at all stages.
-        every = list(stages)
-        probabilities = [s.predictor.predict_probs(s.predictions, s.proposals) for s in every]
-        last = every[-1]
+        probabilities = [s.predictor.predict_probs(s.predictions, s.proposals) for s in stages]
+        last = stages[-1]
         return fast_rcnn_inference(
             last.boxes,
             [torch.stack(of_image).mean(dim=0) for of_image in zip(*probabilities, strict=True)],
@@ -203,30 +201,46 @@ class CascadeROIHeads(StandardROIHeads):
             min_size=last.predictor.test_min_size,
         )[0]
 
-    def _refined(self, boxes: Sequence[Tensor], proposals: list[Instances]) -> list[Instances]:
+    def _create_proposals_from_boxes(
+        self, boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
         """Return the boxes that a stage has predicted as the proposals of the next.
 
         They are clipped to the image and pass no gradient; empty ones are dropped in training.
+
+        Args:
+            boxes: per image (R, 4) XYXY pixels.
+            image_sizes: (height, width) per image.
         """
         refined = []
-        for box, proposal in zip(boxes, proposals, strict=True):
+        for box, image_size in zip(boxes, image_sizes, strict=True):
             clipped = Boxes(box.detach())
-            clipped.clip(proposal.image_size)
+            clipped.clip(image_size)
             if self.training:
                 clipped = clipped[clipped.nonempty()]
-            refined.append(Instances(proposal.image_size, proposal_boxes=clipped))
+            refined.append(Instances(image_size, proposal_boxes=clipped))
         return refined
 
     @torch.no_grad()
-    def _label(self, stage: int, proposals: list[Instances], targets: list[Instances]) -> None:
-        """Give all proposals of a stage a class and a ground-truth box, in place; none is drawn."""
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        """Give all proposals of a stage a class and a ground-truth box, in place; none is drawn.
+
+        Args:
+            proposals: per image, with `proposal_boxes`.
+            stage: from 0.
+            targets: per image, with `gt_boxes` and `gt_classes`.
+
+        Returns:
+            The proposals.
+        """
         matcher = self.proposal_matchers[stage]
         labels = []
         for proposal, target in zip(proposals, targets, strict=True):
             index, label = match_boxes(matcher, target.gt_boxes, proposal.proposal_boxes)
-            proposal.gt_classes = self._classes_of(index, label, target)
-            if len(target) > 0:
-                proposal.gt_boxes = target.gt_boxes[index]
+            proposal.gt_classes = self._classes_of(index, label, target.gt_classes)
+            proposal.gt_boxes = type(target.gt_boxes)(rows_or_zeros(target.gt_boxes.tensor, index))
             labels.append(label)
         positive = torch.cat(labels) == 1
         put_scalars(
@@ -234,3 +248,4 @@ class CascadeROIHeads(StandardROIHeads):
             num_fg_samples=positive.sum() / len(proposals),
             num_bg_samples=(~positive).sum() / len(proposals),
         )
+        return proposals

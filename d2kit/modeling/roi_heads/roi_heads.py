@@ -5,7 +5,9 @@ Source: Fast R-CNN (Girshick 2015), Mask R-CNN (He et al. 2017).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ from d2kit.modeling.roi_heads.selection import (
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
-from d2kit.modeling.sampling import generator_for, subsample_labels
+from d2kit.modeling.sampling import for_image, generator_of_image, subsample_labels
 from d2kit.structures import Boxes, ImageList, Instances
 from d2kit.utils.registry import Registry
 
@@ -127,37 +129,55 @@ class ROIHeads(nn.Module):
         targets = check_targets(targets, "ROI_HEADS")
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
-        sampled, foreground, background = [], 0, 0
+        sampled, backgrounds = [], []
         for i, (proposal, target) in enumerate(zip(proposals, targets, strict=True)):
             matched, label = match_boxes(
                 self.proposal_matcher, target.gt_boxes, proposal.proposal_boxes
             )
-            classes = self._classes_of(matched, label, target)
-            positive, negative = subsample_labels(
-                classes,
-                self.batch_size_per_image,
-                self.positive_fraction,
-                self.num_classes,
-                generator=generator_for(i, "roi_heads", classes.device),
-            )
-            index = torch.cat([positive, negative])
+            with for_image(i):
+                index, classes = self._sample_proposals(matched, label, target.gt_classes)
             chosen = proposal[index]
-            chosen.gt_classes = classes[index]
+            chosen.gt_classes = classes
             attach_targets(chosen, target, matched[index])
             sampled.append(chosen)
-            foreground += len(positive)
-            background += len(negative)
+            backgrounds.append((classes == self.num_classes).sum())
+        total = sum(map(len, sampled))
+        background = torch.stack(backgrounds).sum() if backgrounds else 0
         put_scalars(
             "roi_head",
-            num_fg_samples=foreground / max(1, len(targets)),
+            num_fg_samples=(total - background) / max(1, len(targets)),
             num_bg_samples=background / max(1, len(targets)),
         )
         return sampled
 
-    def _classes_of(self, matched: Tensor, label: Tensor, target: Instances) -> Tensor:
+    def _classes_of(self, matched: Tensor, label: Tensor, gt_classes: Tensor) -> Tensor:
         """Return the class of each proposal (R,): K for background, -1 for ignored."""
-        classes = check_classes(target.gt_classes, self.num_classes)
+        classes = check_classes(gt_classes, self.num_classes)
         return matched_classes(classes, matched, label, self.num_classes)
+
+    def _sample_proposals(
+        self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the proposals of one image that enter the losses; user classes override it.
+
+        Args:
+            matched_idxs: (R,) the ground truth that each proposal is matched to.
+            matched_labels: (R,) 1 foreground, 0 background, -1 ignored.
+            gt_classes: (G,) int64.
+
+        Returns:
+            Rows of the drawn proposals, foreground first, and their classes (K: background).
+        """
+        classes = self._classes_of(matched_idxs, matched_labels, gt_classes)
+        drawn = subsample_labels(
+            classes,
+            self.batch_size_per_image,
+            self.positive_fraction,
+            self.num_classes,
+            generator=generator_of_image("roi_heads", classes.device),
+        )
+        index = torch.cat(drawn)
+        return index, classes[index]
 
     def forward(
         self,
@@ -299,7 +319,11 @@ class Res5ROIHeads(TwoPhaseHeads):
             raise ValueError(
                 f"Res5ROIHeads pools from one level, MODEL.ROI_HEADS.IN_FEATURES names {names}"
             )
-        res5, channels = cls._build_res5_block(cfg)
+        # the method may be one of instances, as in code for older versions of Detectron2
+        build: Any = cls._build_res5_block
+        if not inspect.ismethod(build):
+            build = partial(build, cls)
+        res5, channels = build(cfg)
         arguments = {
             **super().from_config(cfg),
             "in_features": names,
@@ -323,7 +347,9 @@ class Res5ROIHeads(TwoPhaseHeads):
         self, features: dict[str, Tensor], sampled: list[Instances], targets: list[Instances]
     ) -> dict[str, Tensor]:
         del targets
-        regions = self._shared_features(features, [p.proposal_boxes for p in sampled])
+        regions = self._shared_roi_transform(
+            self._levels(features), [p.proposal_boxes for p in sampled]
+        )
         losses = self.box_predictor.losses(self._predict(regions), sampled)
         if not self.mask_on:
             return losses
@@ -331,18 +357,30 @@ class Res5ROIHeads(TwoPhaseHeads):
         return {**losses, **self.mask_head(regions[torch.cat(kept)], chosen)}
 
     def _detect(self, features: dict[str, Tensor], proposals: list[Instances]) -> list[Instances]:
-        regions = self._shared_features(features, [p.proposal_boxes for p in proposals])
+        regions = self._shared_roi_transform(
+            self._levels(features), [p.proposal_boxes for p in proposals]
+        )
         return self.box_predictor.inference(self._predict(regions), proposals)[0]
 
     def _refine(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
         if not self.mask_on:
             return instances
-        regions = self._shared_features(features, [one.pred_boxes for one in instances])
+        regions = self._shared_roi_transform(
+            self._levels(features), [one.pred_boxes for one in instances]
+        )
         return self.mask_head(regions, instances)
 
-    def _shared_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """Return res5's features of each box (R, C, H/2, W/2)."""
-        return self.res5(self.pooler([features[name] for name in self.in_features], boxes))
+    def _levels(self, features: dict[str, Tensor]) -> list[Tensor]:
+        return [features[name] for name in self.in_features]
+
+    def _shared_roi_transform(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
+        """Return res5's features of each box (R, C, H/2, W/2); user classes override it.
+
+        Args:
+            features: per level (N, C, Hi, Wi).
+            boxes: per image.
+        """
+        return self.res5(self.pooler(features, boxes))
 
     def _predict(self, regions: Tensor) -> Any:
         """Return scores and deltas from the mean of each region's features (R, C, H, W)."""
@@ -414,13 +452,13 @@ class StandardROIHeads(TwoPhaseHeads):
         cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]
     ) -> dict[str, Any]:
         """Return the constructor's arguments for `cfg` and the backbone's output shapes."""
-        return {
-            **super().from_config(cfg),
-            "train_on_pred_boxes": cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES,
-            **cls._init_box_head(cfg, input_shape),
-            **cls._init_mask_head(cfg, input_shape),
-            **cls._init_keypoint_head(cfg, input_shape),
-        }
+        arguments = super().from_config(cfg)
+        arguments["train_on_pred_boxes"] = cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES
+        for build in (cls._init_box_head, cls._init_mask_head, cls._init_keypoint_head):
+            # one that is a method of instances is called by its own class, in its constructor
+            if inspect.ismethod(build):
+                arguments |= build(cfg, input_shape)
+        return arguments
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
