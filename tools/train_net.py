@@ -26,8 +26,8 @@ from d2kit.engine import (
     launch,
     user_errors,
 )
-from d2kit.engine._hooks_report import ReportHook
 from d2kit.engine.hooks import EvalHook
+from d2kit.engine.hooks.report import ReportHook
 from d2kit.evaluation import verify_results
 from d2kit.utils import comm
 

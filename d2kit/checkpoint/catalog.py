@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from d2kit.checkpoint._packages import PREFIX, find_in_package
+from d2kit.checkpoint.packages import PREFIX, check_hash, find_in_package
 from d2kit.utils.file_io import PathManager, atomic_write
 from d2kit.utils.registry import nearest_names
 from d2kit.utils.text import one_line
@@ -52,17 +52,6 @@ def hash_of_url(url: str) -> str:
         return parts.fragment[len("sha256=") :].lower()
     named = TORCHVISION_NAME.search(parts.path)
     return named.group(1) if named and parts.netloc.endswith("pytorch.org") else ""
-
-
-def check_hash(path: Path, expected: str) -> bool:
-    """Tell whether the SHA-256 of a file starts with `expected`; "" fits every file."""
-    if not expected:
-        return True
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest().startswith(expected)
 
 
 @contextmanager

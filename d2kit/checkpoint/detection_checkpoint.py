@@ -15,7 +15,6 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from d2kit.checkpoint._packages import is_lite_file, rename_lite
 from d2kit.checkpoint.c2_model_loading import (
     align_and_update_state_dicts,
     convert_torchvision_names,
@@ -30,6 +29,7 @@ from d2kit.checkpoint.files import (
     read_checkpoint,
     write_safetensors,
 )
+from d2kit.checkpoint.packages import is_lite_file, rename_lite
 from d2kit.utils import comm
 from d2kit.utils.auxiliary import auxiliary
 from d2kit.utils.file_io import PathManager, atomic_write

@@ -18,7 +18,6 @@ from tabulate import tabulate
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.checkpoint.catalog import ZOO_URL
-from d2kit.config import CfgNode
 from d2kit.engine import user_errors
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.registry import nearest_names
@@ -171,7 +170,7 @@ def _evaluate(name: str, args: argparse.Namespace) -> dict[str, float]:
     from d2kit.engine import DefaultTrainer
     from d2kit.modeling import build_model
 
-    cfg: CfgNode = model_zoo.get_config(f"{name}.yaml", trained=not name.startswith("torchvision/"))
+    cfg: Any = model_zoo.get_config(f"{name}.yaml", trained=not name.startswith("torchvision/"))
     weights = cfg.MODEL.WEIGHTS.replace(ZOO_URL, args.mirror.rstrip("/") + "/")
     folder = args.output / name.replace("/", "_")
     dataset = _register(

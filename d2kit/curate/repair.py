@@ -278,7 +278,7 @@ def _numbered(data: Mapping[str, Any], done: Findings) -> Mapping[str, Any]:
         if not isinstance(entries, list):
             continue
         ids = [e.get("id") for e in entries if isinstance(e, dict)]
-        odd = [i for i in ids if isinstance(i, str) and to_integer(i) is None]
+        odd: list[int | str] = [i for i in ids if isinstance(i, str) and to_integer(i) is None]
         odd += [i for i in ids if type(i) is int and i < 0]
         if not odd or len(set(map(repr, odd))) < len(odd):
             continue

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.utils import data as torchdata
 
-from d2kit.data._transport import CANNOT_SEND, SHARED_MEMORY, cause_of, telling_context
 from d2kit.data.batches import GlobalBatches, SampleError
 from d2kit.data.common import AspectRatioGroupedDataset, MapDataset, describe_record
+from d2kit.data.transport import CANNOT_SEND, SHARED_MEMORY, cause_of, telling_context
 from d2kit.utils.env import derive_seed, rng_scope, seed_all_rng
 
 __all__ = [

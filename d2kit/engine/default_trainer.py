@@ -282,7 +282,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         if records is not None and uses_default_mapper(loader):
             found.look_at_training(", ".join(names.TRAIN), records, classes)
         own = getattr(type(self).build_evaluator, "__func__", None)
-        known = own is DefaultEvaluation.build_evaluator.__func__
+        known = own is getattr(DefaultEvaluation.build_evaluator, "__func__", None)
         look = found.look_at_test if known else None
         counts = check_classes(classes, names.TRAIN, names.TEST, look)
         found.raise_if_any()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from d2kit.evaluation._mot_rows import MOST_FRAMES, Row, checked_row, read_mot_text
+from d2kit.evaluation.mot_rows import MOST_FRAMES, Row, checked_row, read_mot_text
 from d2kit.utils.text import one_line
 
 __all__ = ["METRICS", "evaluate_tracks"]

@@ -131,11 +131,12 @@ def _check(
 ) -> dict[str, Any]:
     """Run both on the picture and on others, and report the differences."""
     threshold = float(exported.metadata.get("score_threshold") or 0.0)
-    pictures = {}
+    pictures: dict[str, dict[str, Any]] = {}
     for name, picture in {"the picture": image, **parity_pictures(image)}.items():
         inputs = to_input(picture)
         with torch.no_grad():
-            expected = original(inputs.to(original.model.device))
+            device: Any = original.model.device
+            expected = original(inputs.to(device))
         named = dict(zip(original.output_names, (x.cpu() for x in expected), strict=True))
         try:
             found = exported.raw(inputs)
@@ -144,7 +145,7 @@ def _check(
             pictures[name] = {"problems": [f"does not run: {message}"]}
             continue
         pictures[name] = {
-            "size": list(inputs.shape[1:]),
+            "size": [int(side) for side in inputs.shape[1:]],
             **compare(named, found, threshold=threshold, half=half),
         }
     problems = [f"{name}: {p}" for name, report in pictures.items() for p in report["problems"]]

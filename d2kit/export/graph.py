@@ -145,7 +145,7 @@ def detector_graph(model: nn.Module) -> DetectorGraph:
         ValueError: if `model` is of no kind that can be exported.
     """
     graph = DetectorGraph(optimize_for_inference(model).cpu())
-    heads = getattr(graph.model, "roi_heads", None)
+    heads: Any = getattr(graph.model, "roi_heads", None)
     if getattr(heads, "keypoint_on", False):
         heads.keypoint_head = _HeatMaps(heads.keypoint_head)
     return graph.eval()

@@ -17,9 +17,18 @@ import numpy as np
 from d2kit.tracking import Sighting
 from d2kit.utils.text import csv_cell
 from d2kit.video.association import TrackedFrame
-from d2kit.video.results import disk_errors
+from d2kit.video.results import disk_errors, partial_name
 
-PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
+PRESETS: tuple[str, ...] = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+)
 PRESETS += ("veryslow", "placebo")
 """Of x264: how long it searches."""
 
@@ -134,11 +143,6 @@ class VideoEncoder:
         with suppress(OSError):  # the disk is full: why it is discarded
             self._container.close()
         self.partial.unlink(missing_ok=True)
-
-
-def partial_name(path: Path) -> Path:
-    """Return the name that a file has while it is written."""
-    return path.with_name(f".{path.name}.partial")
 
 
 CSV_COLUMNS = (

@@ -14,16 +14,12 @@ from typing import Any
 import numpy as np
 
 from d2kit.tracking import Sighting
+from d2kit.utils.image_files import IMAGE_SUFFIXES
 from d2kit.utils.text import one_line
 from d2kit.video.frames import Frame, Selection, SourceInfo
 from d2kit.visualization.canvas import fitted, inside, paste, plate
 from d2kit.visualization.labels import palette
 
-STILL_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jfif")
-    + (".jp2", ".avif", ".jpe", ".dib")
-)
-"""Endings of pictures: all are of formats that `read_image` reads."""
 _NEEDS = {".heic": "pillow-heif", ".heif": "pillow-heif"}  # ending -> package that reads it
 
 logger = logging.getLogger(__name__)
@@ -77,12 +73,12 @@ class PictureFolder:
         self.seen, self.problem, self.damaged = 0, "", 0
         # ._x.jpg is what macOS puts beside x.jpg: no picture
         entries = [p for p in path.iterdir() if not p.name.startswith(".")]
-        pictures = [p for p in entries if p.suffix.lower() in STILL_SUFFIXES]
+        pictures = [p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES]
         self._files = sorted((p for p in pictures if p.is_file()), key=_natural)
         self._left_out = sorted(set(entries) - set(self._files))
         if not self._files:
             raise ValueError(
-                f"--input {path}: no picture ({', '.join(sorted(STILL_SUFFIXES))}) in the folder; "
+                f"--input {path}: no picture ({', '.join(sorted(IMAGE_SUFFIXES))}) in the folder; "
                 "expected a video, a folder whose pictures are its frames, or a camera"
             )
         width, height = self._common_size(path)

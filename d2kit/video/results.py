@@ -17,9 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from d2kit.video.outputs import partial_name
-
-__all__ = ["FRAMES", "clear_results", "disk_errors", "publish"]
+__all__ = ["FRAMES", "clear_results", "disk_errors", "partial_name", "publish"]
 
 FRAMES = "frames"
 """Folder of the kept frames."""
@@ -28,6 +26,11 @@ SUMMARY = "summary.json"
 _FILES = ("annotated.mp4", "tracks.csv", "tracks.json", "mot.txt", SUMMARY)
 _FRAME = re.compile(r"\d{6,}\.jpg")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def partial_name(path: Path) -> Path:
+    """Return the name that a file has while it is written."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def _listed(path: Path) -> set[str] | None:

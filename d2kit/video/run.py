@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from d2kit.config import CfgNode
-from d2kit.engine.resolve import build_class_names
 from d2kit.engine.safety.run_lock import sole_run
+from d2kit.predict.classes import build_class_names
 from d2kit.video.association import Associator, TrackedFrame, build_associator
 from d2kit.video.detections import DetectionStore, DetectionWriter, build_detector
 from d2kit.video.feed import DetectionFeed, Pair

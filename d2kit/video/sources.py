@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from d2kit.video.frames import FrameSource, Selection
-from d2kit.video.overlay import STILL_SUFFIXES, Camera, PictureFolder
+from d2kit.video.overlay import IMAGE_SUFFIXES, Camera, PictureFolder
 from d2kit.video.video_file import VideoFile
 
 __all__ = ["open_source"]
@@ -33,7 +33,7 @@ def open_source(name: str, selection: Selection, fps: float = 25.0) -> FrameSour
         return PictureFolder(path, selection, fps)
     if not path.exists():
         raise FileNotFoundError(f"--input {name}: no such file or folder")
-    if path.suffix.lower() in STILL_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(
             f"--input {name}: a still picture; tools/predict.py takes pictures, this takes a "
             "video, a folder whose pictures are its frames, or a camera"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ def configured() -> tuple[str, ...]:
 
     families: list[str] = []
     for name in matplotlib.rcParams["font.family"]:
-        generic = matplotlib.rcParams.get(f"font.{name}")
+        settings: Mapping[str, Any] = matplotlib.rcParams
+        generic = settings.get(f"font.{name}")
         families += generic if isinstance(generic, list) else [name]
     own = os.environ.get(VARIABLE, "")
-    found = (own,) if own else ()
+    found: tuple[str, ...] = (own,) if own else ()
     if families[:1] != ["DejaVu Sans"]:  # else the list of installed fonts need not be read
         from matplotlib import font_manager
 

@@ -173,7 +173,7 @@ class Visualizer(InstanceDrawing):
         given = [a["keypoints"] for a in annotations if _is_given(a.get("keypoints"))]
         if given:
             unseen = np.zeros(np.size(given[0]))  # of an object that has none
-            rows = [a.get("keypoints") for a in annotations]
+            rows: list[Any] = [a.get("keypoints") for a in annotations]
             flat = [np.reshape(k, -1) if _is_given(k) else unseen for k in rows]
             keypoints = np.array(flat, dtype=np.float64).reshape(len(annotations), -1, 3)
         boxes: Any = [

@@ -9,8 +9,8 @@ from PIL import Image, features
 
 from d2kit.data.detection_utils import read_image
 from d2kit.tracking import Sighting
+from d2kit.utils.image_files import IMAGE_SUFFIXES, draw_tracks
 from d2kit.video import Selection, open_source
-from d2kit.video.overlay import STILL_SUFFIXES, draw_tracks
 from d2kit.visualization import Visualizer
 
 MODES = ("RGB", "L", "P", "RGBA", "I;16", "CMYK", "1")
@@ -39,7 +39,7 @@ def picture(path, mode, turned=False):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("suffix", sorted(STILL_SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
 def test_it_is_read_drawn_on_and_tracked(tmp_path, suffix, mode):
     part = PARTS.get(suffix[1:])
     if part and not features.check(part):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from d2kit.evaluation._mot_rows import read_mot_text
+from d2kit.evaluation.mot_rows import read_mot_text
 from d2kit.evaluation.track_evaluation import evaluate_tracks
 
 FORMS = {

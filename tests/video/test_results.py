@@ -154,7 +154,8 @@ def test_the_folder_of_a_living_run_is_refused(scene):
     """The lock of a training: another process' (by `RunLock`) is neither taken nor removed."""
     (scene / "out").mkdir()
     code = (
-        "import sys, time; from pathlib import Path; from d2kit.engine.safety.run_lock import RunLock\n"
+        "import sys, time; from pathlib import Path\n"
+        "from d2kit.engine.safety.run_lock import RunLock\n"
         "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(scene / "out")]

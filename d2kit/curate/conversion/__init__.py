@@ -14,8 +14,8 @@ from d2kit.curate.conversion.common import (
     write_coco_dataset,
 )
 from d2kit.curate.conversion.cvat import read_cvat, write_cvat
-from d2kit.curate.conversion.folders import SPLITS, read_folders
-from d2kit.curate.conversion.foreign import IMAGE_FOLDERS, image_files, read_text
+from d2kit.curate.conversion.folders import read_folders
+from d2kit.curate.conversion.foreign import IMAGE_FOLDERS, SPLITS, image_files, read_text
 from d2kit.curate.conversion.label_studio import is_label_studio, read_label_studio
 from d2kit.curate.conversion.labelme import read_labelme, write_labelme
 from d2kit.curate.conversion.masks import read_masks, write_masks

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from d2kit.curate.conversion.folders import SPLITS
 from d2kit.curate.conversion.foreign import (
+    SPLITS,
     ImageFinder,
     check_reach,
     check_size,

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from d2kit.curate.conversion.common import CocoBuilder
-from d2kit.curate.conversion.foreign import image_files
+from d2kit.curate.conversion.foreign import SPLITS, image_files
 from d2kit.curate.findings import survey_images
-
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val"}
-SPLITS |= {"validation": "val", "test": "test", "testing": "test"}
 
 
 def read_folders(

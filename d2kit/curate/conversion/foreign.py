@@ -12,8 +12,11 @@ from urllib.parse import unquote
 
 from d2kit.data.datasets.validate import DatasetError, short
 from d2kit.data.image_io import MAX_IMAGE_PIXELS
+from d2kit.utils.image_files import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val"}
+SPLITS |= {"validation": "val", "test": "test", "testing": "test"}
+
 IMAGE_FOLDERS = ("jpegimages", "pngimages", "images", "image", "imgs", "img", "pictures", "photos")
 MAX_TEXT = 2**28
 """Most bytes of a text file of annotations that is read."""

@@ -140,7 +140,7 @@ def compare_runs(
         if task != "bbox" and not (have and all(have)):
             continue
         pair = [prepare(truth, part, task, sigmas) for part in results]
-        both = hotcoco.compare(*pair, n_bootstrap=samples)
+        both = hotcoco.compare(pair[0], pair[1], n_bootstrap=samples)
         found.metrics[task] = {
             m: {
                 "a": _percent(both["metrics_a"][m]),

@@ -109,7 +109,7 @@ def prepare(
     """
     import hotcoco
 
-    keys = ("image_id", "category_id", "score", TASKS[task])
+    keys: tuple[str, ...] = ("image_id", "category_id", "score", TASKS[task])
     keys += ("bbox",) if task == "keypoints" else ()
     found = truth.load_res([{k: r[k] for k in keys if k in r} for r in results])
     evaluation = hotcoco.COCOeval(truth, found, task)

@@ -279,9 +279,10 @@ def _confusion(figures: Figures) -> str:
 
 def _scores(figures: Figures) -> str:
     bins = [b for b in figures.calibration["bins"] if b["count"]]
+    confidence, accuracy = _columns(bins, "avg_confidence", "avg_accuracy")
     chart = lines(
         [
-            Series("found", *_columns(bins, "avg_confidence", "avg_accuracy")),
+            Series("found", confidence, accuracy),
             Series("ideal", [0, 1], [0, 1], dashed=True),
         ],
         x_label="score",

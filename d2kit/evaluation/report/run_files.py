@@ -191,7 +191,7 @@ def _datasets(cfg: CfgNode | None, part: str, record: Mapping[str, Any]) -> list
         if not path and (folder / converted).exists():
             path = str(folder / converted)
         if path and Path(path).exists():
-            found.append(_described(name, path, images))
+            found.append(_described(name, str(path), str(images or "")))
         else:
             kept = {k: old[k] for k in ("digest", "images", "instances") if k in old}
             found.append(Dataset(name, **kept))

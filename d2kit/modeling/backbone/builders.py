@@ -137,8 +137,6 @@ def build_mvit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         use_act_checkpoint=node.USE_CHECKPOINT,
         out_features=[f"scale{i + 2}" for i in range(len(node.LAST_BLOCKS))],
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        norm_eps=node.NORM_EPS,
-        fix_norm_statistics=node.FIX_NORM_STATISTICS,
     )
     return _pyramid(cfg.MODEL.FPN, bottom_up)
 
@@ -202,5 +200,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         out_indices=node.OUT_INDICES,
         in_channels=input_shape.channels or 3,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        norm_eps=node.NORM_EPS,
+        fix_norm_statistics=node.FIX_NORM_STATISTICS,
     )
     return _pyramid(cfg.MODEL.FPN, bottom_up)
