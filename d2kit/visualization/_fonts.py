@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def configured() -> tuple[str, ...]:
 
     families: list[str] = []
     for name in matplotlib.rcParams["font.family"]:
-        settings: Mapping[str, Any] = matplotlib.rcParams
+        settings: Any = matplotlib.rcParams
         generic = settings.get(f"font.{name}")
         families += generic if isinstance(generic, list) else [name]
     own = os.environ.get(VARIABLE, "")
