@@ -26,7 +26,7 @@ def arrows() -> Counter[tuple[str, str]]:
 
 
 def places() -> dict[str, tuple[float, float]]:
-    """Return the centre of each room: ranks from the ground up, the rooms of a rank side by side."""
+    """Return the centre of each room: ranks from the ground up."""
     floors: dict[int, list[str]] = defaultdict(list)
     for room, rank in RANKS.items():
         floors[rank].append(room)
