@@ -43,6 +43,12 @@ API_WITH_CFG = {
 }
 
 
+READERS_OF_CFG = {
+    *("write_report", "compare_runs", "_what", "_model_of", "schedule"),  # the page tells the config
+}
+"""What else may read a config, beside builders and what has Detectron2's names."""
+
+
 def part(module: str) -> str:
     """Return the second part of a d2kit module's name, empty for d2kit itself."""
     return (module.split(".") + [""])[1]
@@ -128,7 +134,7 @@ def may_read_cfg(names: list[str]) -> bool:
     """Tell whether code inside these classes and functions, outermost first, may read a config."""
     return any(
         name.startswith(("build_", "_build_", "default_", "_default_", "Default"))
-        or name in {"from_config", *API_WITH_CFG}
+        or name in {"from_config", *API_WITH_CFG, *READERS_OF_CFG}
         for name in names
     )
 
