@@ -31,7 +31,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     cmdclass={"build_py": BuildWithConfigs},
-    packages=find_packages(include=["d2kit", "d2kit.*", "project", "project.*"]),
+    packages=find_packages(include=["d2kit", "d2kit.*"]),
+    entry_points={"console_scripts": ["d2kit = d2kit.cli:main"]},
     package_data={"d2kit.data.datasets": ["lvis_categories.json.gz"]},
     install_requires=[
         "torch>=2.10",

@@ -25,10 +25,11 @@ RANKS = {
     "engine": 7,
     "video": 8,
     "cli": 9,
+    "__main__": 10,
     "as_detectron2": 10,
 }
 DOORS = {
-    *("d2kit.utils.visualizer", "d2kit.utils.video_visualizer", "d2kit.utils.analysis"),
+    *("d2kit.utils.visualizer", "d2kit.utils.video_visualizer"),
     "d2kit.modeling.test_time_augmentation",
     "d2kit.utils.testing",
 }

@@ -147,8 +147,7 @@ def test_predict_and_visualize(workplace, monkeypatch, capsys):
     arguments = ["--config-file", workplace / "tiny.yaml", "--output", out]
     arguments += ["--confidence-threshold", "0.0", "--input", frames, "MODEL.WEIGHTS", weights]
     monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-    predict = _script("predict")
-    predict.main(predict.parse())
+    _script("predict").main()
     result = json.loads((out / "predictions.json").read_text())
     assert len(result["images"]) == 3
     assert [c["name"] for c in result["categories"]] == ["patient", "staff"]
