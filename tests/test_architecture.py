@@ -29,7 +29,7 @@ RANKS = {
     "as_detectron2": 10,
 }
 DOORS = {
-    *("d2kit.utils.visualizer", "d2kit.utils.video_visualizer"),
+    *("d2kit.utils.visualizer", "d2kit.utils.video_visualizer", "d2kit.utils.analysis"),
     "d2kit.modeling.test_time_augmentation",
     "d2kit.utils.testing",
 }
@@ -85,6 +85,7 @@ def test_nobody_inside_uses_the_doors():
         for source in sources("d2kit")
         for target, line in imports(source)
         if any(target == door or target.startswith(f"{door}.") for door in DOORS)
+        and source.module != "d2kit.cli.analyze_model"  # the verb that prints those counts
     ]
     assert not wrong, "\n".join(wrong)
 
