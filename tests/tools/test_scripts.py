@@ -215,6 +215,20 @@ def test_bad_datasets(workplace, capsys, name, change, words):
         assert word in message.err + message.out + str(stop.value.code)
 
 
+@pytest.mark.slow
+def test_each_process_knows_the_datasets_of_the_checkout(workplace, tmp_path):
+    """From another folder; the processes that the script starts register them anew."""
+    command = [sys.executable, str(REPO / "tools/train_net.py"), "--num-processes", "2"]
+    command += ["--dry-run", "--config-file", str(workplace / "tiny.yaml")]
+    command += ["OUTPUT_DIR", str(tmp_path / "two")]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Preflight" in (tmp_path / "two/log.txt").read_text()
+
+
 def test_missing_config_in_a_real_process():
     """As a user sees it: one clear message, no traceback, exit code not 0."""
     command = [sys.executable, str(REPO / "tools/train_net.py"), "--config-file", "no/such.yaml"]
