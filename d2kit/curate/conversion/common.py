@@ -314,7 +314,7 @@ def read_coco_dataset(
         lost: counts images whose file was not found, and classes that only group others.
 
     Raises:
-        DatasetError: one line for each defect; `tools/check_data.py --fix` repairs them.
+        DatasetError: one line for each defect; `d2kit check --fix` repairs them.
     """
     lost = Counter() if lost is None else lost
     if path.is_dir():

@@ -116,7 +116,7 @@ class DefaultRecordCheck:
             if problem:
                 yield (
                     f"{problem}, and MODEL.MASK_ON is true: give them masks, leave them out "
-                    "(tools/check_data.py --fix), or set MODEL.MASK_ON False to train boxes"
+                    "(d2kit check --fix), or set MODEL.MASK_ON False to train boxes"
                 )
         if "keypoints" in learns:
             wanted = self.cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
