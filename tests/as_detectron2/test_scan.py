@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from d2kit.as_detectron2._absent import ABSENT
 from d2kit.as_detectron2.scan import report, resolve, scan
 from d2kit.modeling.box_regression import Box2BoxTransform
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.modeling.roi_heads.fast_rcnn_outputs import FastRCNNOutputs
 from d2kit.structures import Boxes, Instances
 from tests.support.reference_files import reference_path
+from tests.support.scope import out_of_scope
 
 CODE = """
 import detectron2.utils.comm as comm
@@ -107,20 +107,11 @@ def symbols():
 
 @pytest.mark.parametrize("name", symbols())
 def test_every_imported_symbol_resolves(name):
-    if name in LEFT_OUT or any(name.startswith(f"detectron2.{m}") for m in ABSENT):
+    if out_of_scope(name):
         with pytest.raises(AttributeError):
             resolve(name)
     else:
         resolve(name)
-
-
-LEFT_OUT = {  # COMPATIBILITY.md says why
-    "detectron2.export.Caffe2Tracer",
-    "detectron2.export.scripting_with_instances",
-    "detectron2.export.torchscript.scripting_with_instances",
-    "detectron2.utils.collect_env.detect_compute_compatibility",
-    "detectron2.utils.collect_env.test_nccl_ops",
-}
 
 
 def test_old_outputs_are_those_of_the_predictor():
