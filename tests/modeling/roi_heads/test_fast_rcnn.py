@@ -350,7 +350,7 @@ def test_a_batch_of_no_images_has_losses_of_zero_and_no_results():
     predictions = layers(torch.zeros(0, 8))
     losses = layers.losses(predictions, [])
     sum(losses.values()).backward()
-    assert {name: float(loss) for name, loss in losses.items()} == {
+    assert {name: loss.item() for name, loss in losses.items()} == {
         "loss_cls": 0,
         "loss_box_reg": 0,
     }
