@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +189,16 @@ def test_an_imported_original_and_a_wrong_choice_are_errors(original):
     assert "is imported already" in done.stderr
     done = run("import d2kit.as_detectron2", D2KIT_AS_DETECTRON2="yes")
     assert "expected 'd2kit' or 'original', got 'yes'" in done.stderr
+
+
+def test_every_test_that_compatibility_names_exists():
+    for line in (ROOT / "COMPATIBILITY.md").read_text(encoding="utf-8").splitlines():
+        path = ""
+        for file, name in re.findall(r"`(tests/[\w/.]*)?(?:::(\w+))?`", line):
+            path = file or path
+            if not path:
+                continue
+            assert (ROOT / path).exists(), line
+            if name:
+                text = (ROOT / path).read_text(encoding="utf-8")
+                assert re.search(rf"(def|class) {name}\b", text), f"{path}::{name}"
