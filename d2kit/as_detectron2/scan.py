@@ -266,7 +266,7 @@ def _missing_members(
         for line, member, through_super in _used(node):
             if member in own and not through_super:
                 continue
-            if not any(_has(base, member) for base in bases):
+            if not any(has_member(base, member) for base in bases):
                 place = f"{bases[0].__module__}.{bases[0].__qualname__}"
                 yield line, f"{bases[0].__name__}.{member}", place
 
@@ -333,7 +333,8 @@ def _used(node: ast.ClassDef) -> Iterator[tuple[int, str, bool]]:
             yield part.lineno, part.attr, True
 
 
-def _has(cls: type, member: str) -> bool:
+def has_member(cls: type, member: str) -> bool:
+    """Tell whether a class, or a method of it, defines a member of its objects."""
     return hasattr(cls, member) or any(member in _set_by(base) for base in cls.__mro__)
 
 
