@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import inspect
 import json
@@ -39,7 +40,8 @@ class Use:
 
     Attributes:
         where: ``file:line``.
-        kind: ``symbol``, ``member``, ``config key``, ``registry name``, ``probe`` or ``file``.
+        kind: ``symbol``, ``member``, ``config key``, ``registry name``, ``exception``,
+            ``probe`` or ``file``.
         name: as the code has it.
         supported: whether it works here.
         fix: what to do where it does not.
@@ -166,6 +168,9 @@ def _read_python(text: str, places: _Places, found: _Found) -> None:
     for line, name, place in _missing_members(tree, modules):
         fix = f"{place} has no such member: write the step in the subclass"
         found.judged.append(Use(places.of(line), "member", name, False, fix))
+    for line, name, raised in _wrongly_caught(tree, modules):
+        fix = f"{name} raises {raised} here, no AssertionError: catch both"
+        found.judged.append(Use(places.of(line), "exception", f"except around {name}", False, fix))
     _read_chains(places, tree, modules, found)
 
 
@@ -346,6 +351,50 @@ def _set_by(cls: type) -> frozenset[str]:
     except (OSError, TypeError, SyntaxError):
         return frozenset()
     return frozenset(_written(tree))
+
+
+# ---------------------------------------------------------------- exceptions
+
+
+def _wrongly_caught(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str, str]]:
+    """Yield line, call and our types, where `except AssertionError` no longer catches.
+
+    Only assertions are looked at: where Detectron2 asserts, d2kit may raise another type. What
+    torch or the system raises is the same in both.
+    """
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Try) or not node.handlers:
+            continue
+        kinds = [handler.type for handler in node.handlers]
+        caught = {ast.unparse(kind).strip("()") for kind in kinds if kind is not None}
+        if None in kinds or caught != {"AssertionError"}:
+            continue
+        calls = (n for part in node.body for n in ast.walk(part) if isinstance(n, ast.Call))
+        for call in calls:
+            chain = ast.unparse(call.func).split(".")
+            if chain[0] not in modules or not all(part.isidentifier() for part in chain):
+                continue
+            try:
+                called = resolve(".".join([modules[chain[0]], *chain[1:]]))
+            except AttributeError:
+                continue  # the missing name itself is told
+            raised = _raised_by(called)
+            if raised and not any(issubclass(kind, AssertionError) for kind in raised):
+                names = " or ".join(sorted({kind.__name__ for kind in raised}))
+                yield call.lineno, ".".join(chain), names
+
+
+def _raised_by(called: Any) -> list[type[BaseException]]:
+    """Return the exceptions that a function, or the constructor of a class, raises itself."""
+    function = inspect.unwrap(called.__init__ if isinstance(called, type) else called)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return []
+    known = {**vars(builtins), **getattr(function, "__globals__", {})}
+    made = [n.exc for n in ast.walk(tree) if isinstance(n, ast.Raise) and n.exc is not None]
+    found = [known.get(ast.unparse(m.func if isinstance(m, ast.Call) else m)) for m in made]
+    return [k for k in found if isinstance(k, type) and issubclass(k, BaseException)]
 
 
 # ---------------------------------------------------------------- YAML

@@ -137,3 +137,36 @@ def test_old_outputs_are_those_of_the_predictor():
     [theirs], _ = old.inference(0.1, 0.4, 100)
     torch.testing.assert_close(theirs.pred_boxes.tensor, ours.pred_boxes.tensor)
     torch.testing.assert_close(theirs.scores, ours.scores)
+
+
+CAUGHT = """
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import Instances
+try:
+    {call}
+except {kind}:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "told"),
+    [
+        ("Matcher([0.7, 0.3], [0, 1])", "AssertionError", True),
+        ("Matcher([0.7, 0.3], [0, 1])", "(AssertionError, ValueError)", False),
+        ("Matcher([0.7, 0.3], [0, 1])", "Exception", False),
+        ("DatasetCatalog.register('x', list)", "AssertionError", False),
+        ("MetadataCatalog.get('x').set(a=1)", "AssertionError", False),
+        ("Instances((1, 2))", "AssertionError", False),
+        ("build_model(None)", "RuntimeError", False),
+    ],
+)
+def test_exceptions_that_are_no_longer_caught(tmp_path, call, kind, told):
+    (tmp_path / "code.py").write_text(CAUGHT.format(call=call, kind=kind))
+    missing = [use for use in scan([tmp_path]) if not use.supported]
+    assert [use.kind for use in missing] == ["exception"] * told
+    if told:
+        assert missing[0].where.endswith("code.py:7")
+        assert "ValueError" in missing[0].fix
