@@ -1,4 +1,8 @@
-"""Import hook: ``detectron2.X`` is the module ``d2kit.X`` itself."""
+"""Import hook: ``detectron2.X`` is the module ``d2kit.X`` itself.
+
+With it come the names that d2kit leaves out, which resolve and raise when they are called, and the
+loggers, which have one level, one terminal and one file under both names.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import pathlib
 import pkgutil
@@ -14,9 +19,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
-
-from d2kit.as_detectron2._absent import ABSENT, ABSENT_NAMES, AbsentModule, absent_class
-from d2kit.as_detectron2._loggers import serve_loggers
 
 ORIGINAL = "detectron2"
 API_VERSION = "0.6"  # what code that asks for detectron2.__version__ was written for
@@ -27,6 +29,162 @@ MOVED = {
     "modeling.roi_heads.FastRCNNOutputs": "modeling.roi_heads.fast_rcnn_outputs",
 }
 """Names that lie elsewhere here -> the module that has them."""
+
+RENAMED = {"projects": "contrib"}
+"""First part of a path below the package -> its name here."""
+
+
+def real_name(path: str) -> str:
+    """Return the name in d2kit of a module or object, given by its path below the package."""
+    first, *rest = path.split(".")
+    return ".".join(["d2kit", RENAMED.get(first, first), *rest])
+
+
+# ---------------------------------------------------------------- what is left out
+
+
+_CAFFE2 = (
+    "it belongs to Caffe2, which is not maintained any more; export with torch.onnx or "
+    "torch.export through d2kit.export.TracingAdapter"
+)
+_SCRIPT = (
+    "it serves torch.jit.script, which torch has deprecated; trace through "
+    "d2kit.export.TracingAdapter"
+)
+
+_MMDET = (
+    "MMDetection needs mmcv, which has no wheels for today's torch; load its weights into a model "
+    "of d2kit (docs/weights.md), or run MMDetection itself"
+)
+
+ABSENT = {
+    "_C": "d2kit has no compiled extension: its ops are torch's and torchvision's "
+    "(d2kit.layers has all of Detectron2's)",
+    "export.caffe2_modeling": _CAFFE2,
+    "export.caffe2_export": _CAFFE2,
+    "export.caffe2_inference": _CAFFE2,
+    "export.caffe2_patch": _CAFFE2,
+    "export.shared": _CAFFE2,
+    "export.api": _CAFFE2,
+    "export.c10": _CAFFE2,
+    "export.torchscript_patch": _SCRIPT,
+    "modeling.mmdet_wrapper": _MMDET,
+}
+"""Module below the package -> why there is none."""
+
+ABSENT_NAMES = {
+    "export.scripting_with_instances": _SCRIPT,
+    "export.torchscript.scripting_with_instances": _SCRIPT,
+    "utils.collect_env.detect_compute_compatibility": "it reads the architectures of a compiled "
+    "extension, and d2kit has none; d2kit.utils.collect_env.collect_env_info() tells about the GPU",
+    "utils.collect_env.test_nccl_ops": "torch.distributed tests NCCL at its first collective",
+    "export.Caffe2Tracer": _CAFFE2,
+    "export.Caffe2Model": _CAFFE2,
+    "export.export_caffe2_model": _CAFFE2,
+    "modeling.MMDetBackbone": _MMDET,
+    "modeling.MMDetDetector": _MMDET,
+}
+"""Name below the package, in a module that exists -> why there is none."""
+
+
+class NotHere:
+    """Base of the placeholders: a class of Detectron2 that d2kit leaves out.
+
+    It can be imported, subclassed and passed on; making an object of it, or calling it, raises
+    `NotImplementedError` with what to use instead.
+    """
+
+    path = ""
+    reason = ""
+
+    def __new__(cls, *_: Any, **__: Any) -> NotHere:
+        """Refuse."""
+        raise NotImplementedError(f"{cls.path} does not exist under d2kit: {cls.reason}")
+
+
+def absent_class(path: str, reason: str) -> type[NotHere]:
+    """Return a placeholder.
+
+    Args:
+        path: dotted name in Detectron2.
+        reason: why there is none, and what to use instead.
+    """
+    name = path.rpartition(".")[2]
+    return type(name, (NotHere,), {"path": path, "reason": reason, "__module__": __name__})
+
+
+class AbsentModule(ModuleType):
+    """A module that d2kit leaves out: every public name of it is a placeholder.
+
+    Args:
+        name: full dotted name.
+        reason: why there is none, and what to use instead.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, f"{name} does not exist under d2kit: {reason}")
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found = absent_class(f"{self.__name__}.{name}", self._reason)
+        setattr(self, name, found)
+        return found
+
+
+# ---------------------------------------------------------------- loggers
+
+
+class _OneName(dict[str, Any]):
+    """The table of loggers, in which ``original.X`` is ``real.X``."""
+
+    def __init__(self, table: dict[str, Any], original: str, real: str) -> None:
+        super().__init__(table)
+        self._original, self._real = original, real
+
+    def _known(self, name: object) -> object:
+        if isinstance(name, str) and name.partition(".")[0] == self._original:
+            return self._real + name[len(self._original) :]
+        return name
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(self._known(name))
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(str(self._known(name)))
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(str(self._known(name)), value)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(str(self._known(name)), default)
+
+
+def serve_loggers(original: str, real: str) -> None:
+    """Let ``logging.getLogger("original.X")`` be ``logging.getLogger("real.X")``.
+
+    A logger that somebody made under the original's name before stays theirs, and hands its records
+    to ours.
+
+    Args:
+        original: name of the package whose loggers are asked for.
+        real: name of the package that logs.
+    """
+    manager = logging.Logger.manager
+    if isinstance(manager.loggerDict, _OneName):
+        return
+    ours = logging.getLogger(real)
+    for name, logger in list(manager.loggerDict.items()):
+        if name.partition(".")[0] != original or not isinstance(logger, logging.Logger):
+            continue
+        logger.parent = ours
+        if name == original and logger.level != logging.NOTSET:
+            ours.setLevel(logger.level)
+    manager.loggerDict = _OneName(manager.loggerDict, original, real)
+
+
+# ---------------------------------------------------------------- the import hook
 
 
 class _Alias(importlib.abc.Loader):
@@ -107,7 +265,7 @@ class _Root(ModuleType):
     def __getattr__(self, name: str) -> Any:
         import d2kit
 
-        return getattr(d2kit, name)
+        return getattr(d2kit, RENAMED.get(name, name))
 
 
 class Redirect(importlib.abc.MetaPathFinder):
@@ -126,14 +284,14 @@ class Redirect(importlib.abc.MetaPathFinder):
         if tail in ABSENT:
             return importlib.machinery.ModuleSpec(fullname, _Absent(ABSENT[tail]))
         try:
-            real = importlib.util.find_spec(f"d2kit.{tail}")
+            real = importlib.util.find_spec(real_name(tail))
         except ModuleNotFoundError:
             return None  # below a module that is none
         if real is None:
             return None
         is_package = real.submodule_search_locations is not None
         return importlib.machinery.ModuleSpec(
-            fullname, _Alias(f"d2kit.{tail}"), origin=real.origin, is_package=is_package
+            fullname, _Alias(real.name), origin=real.origin, is_package=is_package
         )
 
     def find_distributions(

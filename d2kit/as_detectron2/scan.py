@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
+import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from d2kit.as_detectron2._absent import ABSENT, ABSENT_NAMES
-from d2kit.as_detectron2._members import missing_members
-from d2kit.as_detectron2.redirect import MOVED, ORIGINAL
+from d2kit.as_detectron2.redirect import ABSENT, ABSENT_NAMES, MOVED, ORIGINAL, real_name
 from d2kit.utils.registry import FIXED_NAMES, nearest_names
 
 REGISTRIES = {
@@ -38,7 +40,8 @@ class Use:
 
     Attributes:
         where: ``file:line``.
-        kind: ``symbol``, ``member``, ``config key``, ``registry name``, ``probe`` or ``file``.
+        kind: ``symbol``, ``member``, ``config key``, ``registry name``, ``exception``,
+            ``probe`` or ``file``.
         name: as the code has it.
         supported: whether it works here.
         fix: what to do where it does not.
@@ -162,9 +165,12 @@ def _read_python(text: str, places: _Places, found: _Found) -> None:
             _read_registration(node, where, found)
         elif isinstance(node, ast.Call):
             _read_call(node, where, found)
-    for line, name, place in missing_members(tree, modules, resolve):
+    for line, name, place in _missing_members(tree, modules):
         fix = f"{place} has no such member: write the step in the subclass"
         found.judged.append(Use(places.of(line), "member", name, False, fix))
+    for line, name, raised in _wrongly_caught(tree, modules):
+        fix = f"{name} raises {raised} here, no AssertionError: catch both"
+        found.judged.append(Use(places.of(line), "exception", f"except around {name}", False, fix))
     _read_chains(places, tree, modules, found)
 
 
@@ -239,6 +245,158 @@ def _config_key(chain: list[str]) -> str:
     return ""
 
 
+# ---------------------------------------------------------------- members of the classes above
+
+
+def _missing_members(
+    tree: ast.Module, modules: Mapping[str, str]
+) -> Iterator[tuple[int, str, str]]:
+    """Yield each member that a class uses of d2kit's class above it, and that is not there.
+
+    Looked at are protected members through ``self`` and ``cls``, and all through ``super()``.
+
+    Args:
+        tree: the module's syntax tree.
+        modules: name in the module -> dotted name of Detectron2.
+
+    Returns:
+        Line, ``Class.member``, and the full name of the class that should have it.
+    """
+    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in classes.values():
+        bases = list(_bases(node, classes, modules, ()))
+        if not bases:
+            continue
+        own = _defined(node, classes, ())
+        for line, member, through_super in _used(node):
+            if member in own and not through_super:
+                continue
+            if not any(has_member(base, member) for base in bases):
+                place = f"{bases[0].__module__}.{bases[0].__qualname__}"
+                yield line, f"{bases[0].__name__}.{member}", place
+
+
+def _bases(
+    node: ast.ClassDef,
+    classes: Mapping[str, ast.ClassDef],
+    modules: Mapping[str, str],
+    above: tuple[str, ...],
+) -> Iterator[type]:
+    """Yield the classes of d2kit that a class extends, through others of the same module too."""
+    for base in node.bases:
+        chain = ast.unparse(base).split(".")
+        if chain[0] in modules:
+            try:
+                found = resolve(".".join([modules[chain[0]], *chain[1:]]))
+            except AttributeError:
+                continue
+            if isinstance(found, type):
+                yield found
+        elif len(chain) == 1 and chain[0] in classes and chain[0] not in above:
+            yield from _bases(classes[chain[0]], classes, modules, (*above, chain[0]))
+
+
+def _defined(
+    node: ast.ClassDef, classes: Mapping[str, ast.ClassDef], above: tuple[str, ...]
+) -> set[str]:
+    """Return the methods and attributes that a class and those above it in the module define."""
+    names = set(_written(node))
+    for base in node.bases:
+        name = ast.unparse(base)
+        if name in classes and name not in above:
+            names |= _defined(classes[name], classes, (*above, name))
+    return names
+
+
+def _written(node: ast.AST) -> Iterator[str]:
+    """Yield the names of methods, of class attributes and of what is set on ``self``."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield part.name
+        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            yield part.id
+        elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+            yield part.attr
+        elif isinstance(part, ast.Call) and part.args:
+            # register_buffer("name", ...), add_module("name", ...), setattr(self, "name", ...)
+            for argument in part.args[:2]:
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    yield argument.value
+
+
+def _used(node: ast.ClassDef) -> Iterator[tuple[int, str, bool]]:
+    """Yield line, member, and whether it is asked of ``super()``."""
+    for part in ast.walk(node):
+        if not isinstance(part, ast.Attribute) or not isinstance(part.ctx, ast.Load):
+            continue
+        dunder = part.attr.startswith("__")
+        owner = part.value
+        if isinstance(owner, ast.Name) and owner.id in ("self", "cls"):
+            if part.attr.startswith("_") and not dunder:
+                yield part.lineno, part.attr, False
+        elif isinstance(owner, ast.Call) and ast.unparse(owner.func) == "super" and not dunder:
+            yield part.lineno, part.attr, True
+
+
+def has_member(cls: type, member: str) -> bool:
+    """Tell whether a class, or a method of it, defines a member of its objects."""
+    return hasattr(cls, member) or any(member in _set_by(base) for base in cls.__mro__)
+
+
+@cache
+def _set_by(cls: type) -> frozenset[str]:
+    """Return the attributes that the methods of a class set on its objects."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return frozenset()
+    return frozenset(_written(tree))
+
+
+# ---------------------------------------------------------------- exceptions
+
+
+def _wrongly_caught(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str, str]]:
+    """Yield line, call and our types, where `except AssertionError` no longer catches.
+
+    Only assertions are looked at: where Detectron2 asserts, d2kit may raise another type. What
+    torch or the system raises is the same in both.
+    """
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Try) or not node.handlers:
+            continue
+        kinds = [handler.type for handler in node.handlers]
+        caught = {ast.unparse(kind).strip("()") for kind in kinds if kind is not None}
+        if None in kinds or caught != {"AssertionError"}:
+            continue
+        calls = (n for part in node.body for n in ast.walk(part) if isinstance(n, ast.Call))
+        for call in calls:
+            chain = ast.unparse(call.func).split(".")
+            if chain[0] not in modules or not all(part.isidentifier() for part in chain):
+                continue
+            try:
+                called = resolve(".".join([modules[chain[0]], *chain[1:]]))
+            except AttributeError:
+                continue  # the missing name itself is told
+            raised = _raised_by(called)
+            if raised and not any(issubclass(kind, AssertionError) for kind in raised):
+                names = " or ".join(sorted({kind.__name__ for kind in raised}))
+                yield call.lineno, ".".join(chain), names
+
+
+def _raised_by(called: Any) -> list[type[BaseException]]:
+    """Return the exceptions that a function, or the constructor of a class, raises itself."""
+    function = inspect.unwrap(called.__init__ if isinstance(called, type) else called)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return []
+    known = {**vars(builtins), **getattr(function, "__globals__", {})}
+    made = [n.exc for n in ast.walk(tree) if isinstance(n, ast.Raise) and n.exc is not None]
+    found = [known.get(ast.unparse(m.func if isinstance(m, ast.Call) else m)) for m in made]
+    return [k for k in found if isinstance(k, type) and issubclass(k, BaseException)]
+
+
 # ---------------------------------------------------------------- YAML
 
 
@@ -289,12 +447,12 @@ def resolve(name: str) -> Any:
         return getattr(importlib.import_module(f"d2kit.{MOVED['.'.join(tail)]}"), tail[-1])
     owner: Any = importlib.import_module("d2kit")
     for depth in range(1, len(tail) + 1):
-        path = ".".join(["d2kit", *tail[:depth]])
+        path = real_name(".".join(tail[:depth]))
         try:
             owner = pkgutil.resolve_name(path)
         except (ImportError, AttributeError):
             near = ", ".join(nearest_names(tail[depth - 1], dir(owner)))
-            place = ".".join(["d2kit", *tail[: depth - 1]])
+            place = path.rpartition(".")[0]
             raise AttributeError(
                 f"not in {place}" + (f"; nearest: {near}" if near else "")
             ) from None

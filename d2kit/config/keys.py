@@ -24,6 +24,7 @@ OWN_KEYS = frozenset(
     {
         *BACKBONE_KEYS,
         "DATASETS.REGISTER_COCO",
+        "DATASETS.STRICT_ANNOTATIONS",
         "DATALOADER.MAX_SKIPPED_IMAGES",
         "DETERMINISTIC",
         "INPUT.RESIZE",

@@ -43,6 +43,10 @@ _DATA: dict[str, tuple[Any, str]] = {
         "Datasets of your own in COCO format: [name, annotations.json, folder of images] each; "
         "relative paths count from the current folder, else from D2KIT_DATASETS.",
     ),
+    "DATASETS.STRICT_ANNOTATIONS": (
+        True,
+        "A defect in a COCO JSON file is an error; False counts it and leaves it out.",
+    ),
     "DATASETS.KEYPOINT_NAMES": (
         [],
         "Names of the keypoints of the datasets, in order; empty: those of the annotation file.",

@@ -62,7 +62,7 @@ def sequence_type(value: Any) -> type | None:
 
 ALLOWED = (
     *(f"d2kit.{part}" for part in ("layers", "structures", "modeling", "data", "solver")),
-    *(f"d2kit.{part}" for part in ("evaluation", "tracking", "visualization")),
+    *(f"d2kit.{part}" for part in ("evaluation", "tracking", "visualization", "contrib")),
     "project",
     *("torch.nn", "torch.optim", "torch.distributed.algorithms"),
     *(f"torch.utils.data.{part}" for part in ("dataloader", "dataset", "distributed", "sampler")),
@@ -128,7 +128,7 @@ def resolve_target(name: str) -> Callable[..., Any]:
         return _given[name]
     wanted = name
     if name.startswith(f"{ORIGINAL}.") and not _inside(name, _allowed):
-        wanted = OURS + name[len(ORIGINAL) :]
+        wanted = OURS + name[len(ORIGINAL) :].replace(".projects.", ".contrib.", 1)
     if not _inside(wanted, _allowed | set(SHORT_NAMES)):
         raise _refusal(name, "it is not in an allowed package")
     if any(part.startswith("__") for part in wanted.split(".")):

@@ -21,6 +21,7 @@ from d2kit.data.batches import GlobalBatches, has_global_stream, index_chunks
 from d2kit.data.common import DatasetFromList, MapDataset
 from d2kit.data.dataset_mapper import DatasetMapper
 from d2kit.data.datasets.builtin import register_datasets
+from d2kit.data.datasets.coco import set_strict_annotations
 from d2kit.data.detection_utils import check_metadata_consistency
 from d2kit.data.loader import (
     GroupedSamples,
@@ -278,6 +279,7 @@ def _train_loader_from_config(
 ) -> dict[str, Any]:
     """Translate a config to the arguments of `build_detection_train_loader`."""
     register_datasets(cfg.DATASETS.REGISTER_COCO)
+    set_strict_annotations(cfg.DATASETS.STRICT_ANNOTATIONS)
     if dataset is None:
         keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
         dataset = get_detection_dataset_dicts(
@@ -404,6 +406,7 @@ def _test_loader_from_config(
 ) -> dict[str, Any]:
     """Translate a config to the arguments of `build_detection_test_loader`."""
     register_datasets(cfg.DATASETS.REGISTER_COCO)
+    set_strict_annotations(cfg.DATASETS.STRICT_ANNOTATIONS)
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
     proposal_files = None
     if cfg.MODEL.LOAD_PROPOSALS:

@@ -130,8 +130,10 @@ def default_check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
         ValueError: if DATASETS.REGISTER_COCO is wrong.
     """
     from d2kit.data import register_datasets
+    from d2kit.data.datasets.coco import set_strict_annotations
 
     register_datasets(cfg.DATASETS.REGISTER_COCO)
+    set_strict_annotations(cfg.DATASETS.STRICT_ANNOTATIONS)
     check_dataset_names(names)
 
 

@@ -100,6 +100,11 @@ class _GridAnchors(nn.Module):
         # the cell anchors, so the identity of that tensor says whether an entry is still good.
         self._grids: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
+    def _calculate_anchors(self, *rows: Sequence[Sequence[float]]) -> BufferList:
+        """Make the cell anchors of rows, one per level, of sizes, aspect ratios (and angles)."""
+        make: Any = type(self).generate_cell_anchors  # type: ignore[attr-defined]
+        return BufferList(map(make, *rows))
+
     @property
     def num_anchors(self) -> list[int]:
         """Number of anchors at each cell, for each feature map."""
@@ -196,8 +201,7 @@ class DefaultAnchorGenerator(_GridAnchors):
     ) -> None:
         size_rows = _per_level("sizes", sizes, len(strides))
         ratio_rows = _per_level("aspect_ratios", aspect_ratios, len(strides))
-        cells = map(self.generate_cell_anchors, size_rows, ratio_rows)
-        super().__init__(cells, strides, offset)
+        super().__init__(self._calculate_anchors(size_rows, ratio_rows), strides, offset)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
@@ -305,7 +309,7 @@ class RotatedAnchorGenerator(_GridAnchors):
         size_rows = _per_level("sizes", sizes, len(strides))
         ratio_rows = _per_level("aspect_ratios", aspect_ratios, len(strides))
         angle_rows = _per_level("angles", angles, len(strides))
-        cells = map(self.generate_cell_anchors, size_rows, ratio_rows, angle_rows)
+        cells = self._calculate_anchors(size_rows, ratio_rows, angle_rows)
         super().__init__(cells, strides, offset)
 
     @classmethod

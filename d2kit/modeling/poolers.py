@@ -13,6 +13,7 @@ from torchvision.ops import RoIPool
 
 from d2kit.layers import ROIAlign, ROIAlignRotated, cat
 from d2kit.structures import Boxes, RotatedBoxes
+from d2kit.utils.errors import AssertedValueError
 from d2kit.utils.tracing import is_symbolic
 
 __all__ = ["ROIPooler", "assign_boxes_to_levels", "cat", "convert_boxes_to_pooler_format"]
@@ -37,7 +38,7 @@ def assign_boxes_to_levels(
     Returns:
         Int64 (R,): 0 for `min_level`, 1 for the next one, and so on.
     """
-    areas = cat([boxes.area() for boxes in box_lists])
+    areas = cat([boxes.area() for boxes in box_lists] or [torch.zeros(0)])
     index = torch.zeros_like(areas, dtype=torch.int64)
     # A level begins where the one before ends. Boxes that are NaN, or inverted along one axis,
     # reach no beginning and stay on the finest.
@@ -58,7 +59,7 @@ def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes] | Sequence[Rotated
     indexed = [
         nn.functional.pad(boxes.tensor, (1, 0), value=float(i)) for i, boxes in enumerate(box_lists)
     ]
-    return cat(indexed, dim=0)
+    return cat(indexed or [torch.zeros(0, 5)], dim=0)
 
 
 def _make_level_pooler(
@@ -148,10 +149,12 @@ class ROIPooler(nn.Module):
             ValueError: other numbers of feature maps than scales, or of box lists than images.
         """
         if len(x) != len(self.level_poolers) or len(box_lists) != x[0].shape[0]:
-            raise ValueError(
+            raise AssertedValueError(
                 f"ROIPooler: expected {len(self.level_poolers)} feature maps and one list of "
                 f"boxes for each of the {x[0].shape[0]} images, got {len(x)} and {len(box_lists)}."
             )
+        if not box_lists:  # a batch of no images
+            return x[0].new_zeros(0, x[0].shape[1], *self.output_size)
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(self.level_poolers) == 1:
             return self.level_poolers[0](x[0], rois)

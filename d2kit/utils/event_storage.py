@@ -507,7 +507,7 @@ class CommonMetricPrinter(EventWriter):
         self._window_size = window_size
         self._last_seen: tuple[int, float] | None = None
 
-    def _eta(self, storage: EventStorage) -> str | None:
+    def _get_eta(self, storage: EventStorage) -> str | None:
         """Return the time left as h:mm:ss, from the measured step time or our own clock."""
         if self._max_iter is None:
             return None
@@ -536,7 +536,7 @@ class CommonMetricPrinter(EventWriter):
         if storage.iter == self._max_iter:
             return
         parts = []
-        eta = self._eta(storage)
+        eta = self._get_eta(storage)
         if eta is not None:
             parts.append(f"eta: {eta}")
         parts.append(f"iter: {storage.iter}")

@@ -1,5 +1,6 @@
 """What nine public code bases do with Detectron2's inside, each in its smallest form."""
 
+import importlib
 import logging
 
 import pytest
@@ -145,6 +146,7 @@ def test_moco_builds_res5_in_an_instance_method():
 
 
 def test_pointrend_vendored_registers_its_own_heads(caplog):
+    importlib.import_module("d2kit.contrib.point_rend")
     own = type("PointRendMaskHead", (torch.nn.Module,), {"__module__": "point_rend.heads"})
     with caplog.at_level(logging.INFO):
         ROI_MASK_HEAD_REGISTRY.register(own)

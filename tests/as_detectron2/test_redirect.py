@@ -1,11 +1,15 @@
 """Code written for Detectron2 runs on d2kit; each case in a process of its own."""
 
 import os
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from d2kit.as_detectron2.redirect import ABSENT, ABSENT_NAMES
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +83,8 @@ def test_without_it_there_is_no_detectron2():
         "export.scripting_with_instances",
         "export.torchscript_patch.patch_builtin_len",
         "export.shared.get_pb_arg_vali",
+        "modeling.MMDetBackbone",
+        "modeling.mmdet_wrapper.MMDetDetector",
     ],
 )
 def test_what_is_left_out_is_a_name_that_says_why_when_called(name):
@@ -94,6 +100,31 @@ def test_what_is_left_out_is_a_name_that_says_why_when_called(name):
 def test_a_module_that_nobody_has_is_not_found():
     done = run("import d2kit.as_detectron2\nimport detectron2.nowhere")
     assert "No module named 'detectron2.nowhere'" in done.stderr
+
+
+@pytest.mark.parametrize("path", [*ABSENT, *ABSENT_NAMES])
+def test_what_is_there_by_now_is_not_left_out(path):
+    with pytest.raises((AttributeError, ImportError)):
+        pkgutil.resolve_name(f"d2kit.{path}")
+
+
+PROJECTS = """
+import d2kit.as_detectron2, detectron2.projects, d2kit.contrib, importlib.util
+from detectron2.projects import point_rend
+from detectron2.projects.deeplab.semantic_seg import DeepLabV3PlusHead
+import detectron2.projects.panoptic_deeplab as panoptic
+assert point_rend is d2kit.contrib.point_rend and detectron2.projects is d2kit.contrib
+assert DeepLabV3PlusHead is d2kit.contrib.deeplab.DeepLabV3PlusHead
+assert panoptic is d2kit.contrib.panoptic_deeplab
+assert importlib.util.find_spec("detectron2.projects.nowhere") is None
+from d2kit.config.targets import resolve_target
+assert resolve_target("detectron2.projects.point_rend.PointRendMaskHead")
+"""
+
+
+def test_projects_are_those_of_contrib():
+    done = run(PROJECTS)
+    assert done.returncode == 0, done.stderr
 
 
 IMPORTED_SUBMODULES = """
@@ -158,3 +189,16 @@ def test_an_imported_original_and_a_wrong_choice_are_errors(original):
     assert "is imported already" in done.stderr
     done = run("import d2kit.as_detectron2", D2KIT_AS_DETECTRON2="yes")
     assert "expected 'd2kit' or 'original', got 'yes'" in done.stderr
+
+
+def test_every_test_that_compatibility_names_exists():
+    for line in (ROOT / "COMPATIBILITY.md").read_text(encoding="utf-8").splitlines():
+        path = ""
+        for file, name in re.findall(r"`(tests/[\w/.]*)?(?:::(\w+))?`", line):
+            path = file or path
+            if not path:
+                continue
+            assert (ROOT / path).exists(), line
+            if name:
+                text = (ROOT / path).read_text(encoding="utf-8")
+                assert re.search(rf"(def|class) {name}\b", text), f"{path}::{name}"

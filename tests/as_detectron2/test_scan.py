@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from d2kit.as_detectron2._absent import ABSENT
 from d2kit.as_detectron2.scan import report, resolve, scan
 from d2kit.modeling.box_regression import Box2BoxTransform
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.modeling.roi_heads.fast_rcnn_outputs import FastRCNNOutputs
 from d2kit.structures import Boxes, Instances
 from tests.support.reference_files import reference_path
+from tests.support.scope import out_of_scope
 
 CODE = """
 import detectron2.utils.comm as comm
@@ -107,20 +107,11 @@ def symbols():
 
 @pytest.mark.parametrize("name", symbols())
 def test_every_imported_symbol_resolves(name):
-    if name in LEFT_OUT or any(name.startswith(f"detectron2.{m}") for m in ABSENT):
+    if out_of_scope(name):
         with pytest.raises(AttributeError):
             resolve(name)
     else:
         resolve(name)
-
-
-LEFT_OUT = {  # COMPATIBILITY.md says why
-    "detectron2.export.Caffe2Tracer",
-    "detectron2.export.scripting_with_instances",
-    "detectron2.export.torchscript.scripting_with_instances",
-    "detectron2.utils.collect_env.detect_compute_compatibility",
-    "detectron2.utils.collect_env.test_nccl_ops",
-}
 
 
 def test_old_outputs_are_those_of_the_predictor():
@@ -146,3 +137,36 @@ def test_old_outputs_are_those_of_the_predictor():
     [theirs], _ = old.inference(0.1, 0.4, 100)
     torch.testing.assert_close(theirs.pred_boxes.tensor, ours.pred_boxes.tensor)
     torch.testing.assert_close(theirs.scores, ours.scores)
+
+
+CAUGHT = """
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import Instances
+try:
+    {call}
+except {kind}:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "told"),
+    [
+        ("Matcher([0.7, 0.3], [0, 1])", "AssertionError", True),
+        ("Matcher([0.7, 0.3], [0, 1])", "(AssertionError, ValueError)", False),
+        ("Matcher([0.7, 0.3], [0, 1])", "Exception", False),
+        ("DatasetCatalog.register('x', list)", "AssertionError", False),
+        ("MetadataCatalog.get('x').set(a=1)", "AssertionError", False),
+        ("Instances((1, 2))", "AssertionError", False),
+        ("build_model(None)", "RuntimeError", False),
+    ],
+)
+def test_exceptions_that_are_no_longer_caught(tmp_path, call, kind, told):
+    (tmp_path / "code.py").write_text(CAUGHT.format(call=call, kind=kind))
+    missing = [use for use in scan([tmp_path]) if not use.supported]
+    assert [use.kind for use in missing] == ["exception"] * told
+    if told:
+        assert missing[0].where.endswith("code.py:7")
+        assert "ValueError" in missing[0].fix

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
+from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog, register_dataset
 from d2kit.data.datasets import (
     builtin,
@@ -21,6 +22,7 @@ from d2kit.data.datasets.builtin_meta import (
     _get_coco_instances_meta,
 )
 from d2kit.data.datasets.rle import decode_counts
+from d2kit.engine.resolve import default_check_datasets
 from d2kit.structures import BoxMode
 from tests.data.conftest import coco
 
@@ -292,3 +294,37 @@ def test_dataset_root(monkeypatch):
     assert builtin.dataset_root() == "/elsewhere"
     monkeypatch.delenv("DETECTRON2_DATASETS")
     assert builtin.dataset_root() == "datasets"
+
+
+@pytest.fixture
+def with_defects(write_coco):
+    content = coco()
+    triangle = [1.0, 1, 8, 1, 8, 8]
+    content["annotations"][0].update(segmentation=[triangle, [1.0, 1, 2, 2]])
+    content["annotations"].append({**content["annotations"][0], "id": 91, "segmentation": [[3, 3]]})
+    content["annotations"].append({**content["annotations"][0], "id": 92, "category_id": 77})
+    return write_coco(content)
+
+
+def test_defects_are_an_error_or_left_out_and_counted(with_defects, caplog):
+    with pytest.raises(ValueError, match="annotation 91"):
+        load_coco_json(with_defects, "")
+    records = load_coco_json(with_defects, "", strict=False)
+    assert len(records[1]["annotations"]) == 2
+    assert records[1]["annotations"][0]["segmentation"] == [[1, 1, 8, 1, 8, 8]]
+    assert "left out 3 polygons without three points, and 1 annotations" in caplog.text
+    assert "annotation 92" in caplog.text
+
+
+def test_the_key_of_the_config_chooses(with_defects, tmp_path):
+    cfg = get_cfg()
+    cfg.DATASETS.REGISTER_COCO = [["with_defects", str(with_defects), str(tmp_path)]]
+    cfg.DATASETS.STRICT_ANNOTATIONS = False
+    default_check_datasets(cfg, ["with_defects"])
+    try:
+        assert len(DatasetCatalog.get("with_defects")) == 2
+    finally:
+        default_check_datasets(get_cfg(), [])
+    with pytest.raises(ValueError, match="annotation 91"):
+        DatasetCatalog.get("with_defects")
+    DatasetCatalog.remove("with_defects")

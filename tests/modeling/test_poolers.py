@@ -139,3 +139,12 @@ def test_wrong_numbers_of_inputs_are_refused():
         pooler(pyramid()[:3], [boxes_of_sides(4)])
     with pytest.raises(ValueError, match="each of the 1 images"):
         pooler(pyramid(), [boxes_of_sides(4)] * 2)
+
+
+@pytest.mark.parametrize("scales", [(0.25,), (0.25, 0.125)])
+def test_a_batch_of_no_images_pools_to_nothing(scales):
+    features = [torch.zeros(0, 8, 16, 16)] * len(scales)
+    pooled = ROIPooler(7, scales, 2, "ROIAlignV2")(features, [])
+    assert pooled.shape == (0, 8, 7, 7)
+    assert convert_boxes_to_pooler_format([]).shape == (0, 5)
+    assert assign_boxes_to_levels([], 2, 3, 224, 4).shape == (0,)

@@ -13,6 +13,7 @@ import operator
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -274,13 +275,25 @@ Record = dict[str, Any]
 KEPT_KEYS = ("iscrowd", "bbox", "keypoints", "category_id")
 
 
+_strict = ContextVar("strict", default=True)
+
+
+def set_strict_annotations(strict: bool) -> None:
+    """Choose what `load_coco_json` does with defects where its caller does not say.
+
+    Args:
+        strict: the value of DATASETS.STRICT_ANNOTATIONS; the loaders of a config pass it on.
+    """
+    _strict.set(strict)
+
+
 def load_coco_json(
     json_file: str | os.PathLike[str],
     image_root: str | os.PathLike[str],
     dataset_name: str | None = None,
     extra_annotation_keys: Sequence[str] | None = None,
     *,
-    strict: bool = True,
+    strict: bool | None = None,
 ) -> list[Record]:
     """Load a JSON file of COCO's instance format; polygons and run-length masks may be mixed.
 
@@ -291,7 +304,9 @@ def load_coco_json(
             metadata, and maps category ids to 0, 1, ... in the order of the ids. None leaves the
             ids as they are.
         extra_annotation_keys: further keys of annotations to keep.
-        strict: False logs defective annotations and leaves them out, instead of raising.
+        strict: False logs and counts defects and leaves them out, instead of raising: polygons
+            without three points, then annotations that have no polygon left or another defect. None
+            is what DATASETS.STRICT_ANNOTATIONS said last, True by default.
 
     Returns:
         One record per image, by image id: `file_name`, `height`, `width`, `image_id` and
@@ -305,10 +320,13 @@ def load_coco_json(
         DatasetError: not JSON, or defects, one line each with file, annotation and field.
     """
     shown = os.fspath(json_file)
+    strict = _strict.get() if strict is None else strict
     with _no_collection():
         data = read_json(PathManager.get_local_path(shown), shown)
         problems, unusual = Problems(shown), Problems(shown)
         defects = problems if strict else Problems(shown)
+        if not strict:
+            _leave_out_polygons(data, shown)
         tables = check_coco(data, problems, defects, unusual)
         del data
         paths = image_paths(tables, os.fspath(image_root), problems)
@@ -321,6 +339,29 @@ def load_coco_json(
         records = make_records(tables, paths, id_map, keys)
     logger.info("Loaded %d images in COCO format from %s", len(records), shown)
     return records
+
+
+def _leave_out_polygons(data: dict[str, Any], shown: str) -> None:
+    """Take polygons without three points out of annotations, and annotations with no other."""
+    annotations = data.get("annotations")
+    kept, polygons = [], 0
+    for annotation in annotations if isinstance(annotations, list) else []:
+        parts = annotation.get("segmentation") if isinstance(annotation, dict) else None
+        if isinstance(parts, list) and parts:
+            whole = [p for p in parts if not (isinstance(p, list) and (len(p) < 6 or len(p) % 2))]
+            polygons += len(parts) - len(whole)
+            if not whole:
+                continue
+            annotation["segmentation"] = whole
+        kept.append(annotation)
+    if polygons:
+        logger.warning(
+            "%s: left out %d polygons without three points, and %d annotations that have no other",
+            shown,
+            polygons,
+            len(annotations) - len(kept),
+        )
+        data["annotations"] = kept
 
 
 @contextlib.contextmanager

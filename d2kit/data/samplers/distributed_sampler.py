@@ -206,14 +206,18 @@ class RepeatFactorTrainingSampler(_EpochSampler):
         """Yield the repeated, shuffled records of each epoch."""
         generator = torch.Generator()
         generator.manual_seed(self._seed)
-        records = torch.arange(len(self._int_part))
         while True:
-            extra = torch.rand(len(records), generator=generator) < self._frac_part
-            epoch = records.repeat_interleave((self._int_part + extra).long())
+            epoch = self._get_epoch_indices(generator)
             if self._shuffle:
                 epoch = epoch[torch.randperm(len(epoch), generator=generator)]
             if len(epoch):
                 yield epoch.numpy()
+
+    def _get_epoch_indices(self, generator: torch.Generator) -> torch.Tensor:
+        """Return int64 (R,): each record as often as this epoch has it, in order."""
+        extra = torch.rand(len(self._int_part), generator=generator) < self._frac_part
+        records = torch.arange(len(self._int_part))
+        return records.repeat_interleave((self._int_part + extra).long())
 
 
 class InferenceSampler(Sampler[int]):

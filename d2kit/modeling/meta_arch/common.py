@@ -52,6 +52,10 @@ class ImageNormalizer(nn.Module):
         """Device of the model."""
         return self.pixel_mean.device
 
+    def _move_to_current_device(self, x: Tensor) -> Tensor:
+        """Return a tensor on the model's device; `preprocess_image` of subclasses asks it too."""
+        return move_device_like(x, self.pixel_mean)
+
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Move the images to the model's device, normalise them, and pad them to one size.
 
@@ -72,7 +76,7 @@ class ImageNormalizer(nn.Module):
                 raise ValueError(
                     f"input {i} of the batch needs 'image', a tensor (C, H, W), got {got}"
                 )
-            image = move_device_like(image, self.pixel_mean)
+            image = self._move_to_current_device(image)
             images.append((image - self.pixel_mean) / self.pixel_std)
         backbone: Any = self.backbone
         return ImageList.from_tensors(

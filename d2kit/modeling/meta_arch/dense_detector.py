@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode
 from d2kit.layers import batched_nms, cat
 from d2kit.layers.losses import focal_loss_of_labels
-from d2kit.modeling._overrides import overrides
 from d2kit.modeling.backbone import Backbone
 from d2kit.modeling.box_regression import (
     Box2BoxTransform,
@@ -20,6 +19,7 @@ from d2kit.modeling.box_regression import (
 )
 from d2kit.modeling.meta_arch.common import ImageNormalizer, show_detections, to_input_size
 from d2kit.modeling.metrics import picture_due, put_scalars
+from d2kit.modeling.overriding import overrides
 from d2kit.modeling.proposal_generator.proposal_utils import top_of_level
 from d2kit.structures import Boxes, ImageList, Instances
 from d2kit.utils import comm

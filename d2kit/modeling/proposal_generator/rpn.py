@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat
 from d2kit.layers.weight_init import normal_fill
-from d2kit.modeling._overrides import overrides
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.boxes import match_boxes, rows_or_zeros
 from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.metrics import put_scalars, weighted, weights_per_loss
+from d2kit.modeling.overriding import overrides
 from d2kit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from d2kit.modeling.proposal_generator.proposal_utils import (
     find_top_rpn_proposals,

@@ -109,6 +109,8 @@ def keypoint_rcnn_inference(pred_keypoint_logits: Tensor, pred_instances: list[I
             (R, K, 3): x, y in pixels, score (see `heatmaps_to_keypoints`);
             `pred_keypoint_heatmaps` the image's share of the logits.
     """
+    if not pred_instances:
+        return
     boxes = [x.pred_boxes.tensor for x in pred_instances]
     found = heatmaps_to_keypoints(pred_keypoint_logits.detach(), torch.cat(boxes))
     keypoints = split_like(found[:, :, [0, 1, 3]], boxes)

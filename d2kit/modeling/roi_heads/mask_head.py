@@ -115,6 +115,8 @@ def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: list[Instances
         pred_mask_logits: (R, K, M, M) or (R, 1, M, M), R over all images in order.
         pred_instances: per image, with `pred_classes`; changed in place.
     """
+    if not pred_instances:
+        return
     classes = torch.cat([x.pred_classes for x in pred_instances])
     masks = own_class(pred_mask_logits, classes).sigmoid()
     per_image = split_like(masks, [x.pred_classes for x in pred_instances])

@@ -12,6 +12,8 @@ from d2kit.modeling.roi_heads.fast_rcnn import (
     _log_classification_stats,
     fast_rcnn_inference,
 )
+from d2kit.modeling.roi_heads.keypoint_head import keypoint_rcnn_inference, keypoint_rcnn_loss
+from d2kit.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from d2kit.structures import Boxes, Instances
 from d2kit.utils.events import EventStorage
 
@@ -339,3 +341,21 @@ def test_statistics():
     assert latest == pytest.approx(
         {"box/cls_accuracy": 0.5, "box/fg_cls_accuracy": 1 / 3, "box/false_negative": 1 / 3}
     )
+
+
+def test_a_batch_of_no_images_has_losses_of_zero_and_no_results():
+    """Lists of no images, as semi-supervised training passes where nothing was labelled."""
+    transform = Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
+    layers = FastRCNNOutputLayers(8, box2box_transform=transform, num_classes=3)
+    predictions = layers(torch.zeros(0, 8))
+    losses = layers.losses(predictions, [])
+    sum(losses.values()).backward()
+    assert {name: loss.item() for name, loss in losses.items()} == {
+        "loss_cls": 0,
+        "loss_box_reg": 0,
+    }
+    assert layers.inference(predictions, []) == ([], [])
+    assert mask_rcnn_inference(torch.zeros(0, 3, 28, 28), []) is None
+    assert float(mask_rcnn_loss(torch.zeros(0, 3, 28, 28), [])) == 0
+    assert keypoint_rcnn_inference(torch.zeros(0, 17, 56, 56), []) is None
+    assert float(keypoint_rcnn_loss(torch.zeros(0, 17, 56, 56), [], None)) == 0
