@@ -124,6 +124,12 @@ def bounds_of_polygons(masks: Any) -> list[float] | None:
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
+def _near_corners(corners: Sequence[float], bounds: Sequence[float]) -> bool:
+    """Whether x0, y0, x1, y1 are those of a box [x, y, width, height], within 3 pixels."""
+    u, v, s, t = bounds
+    return all(abs(p - q) <= 3 for p, q in zip(corners, (u, v, u + s, v + t), strict=True))
+
+
 def mask_disagrees(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> str | None:
     """Say how a box and its polygons contradict each other; None where they fit.
 
@@ -139,10 +145,12 @@ def mask_disagrees(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> s
     across = min(x + w, u + s) - max(x, u)
     down = min(y + h, v + t) - max(y, v)
     common = max(across, 0) * max(down, 0)
-    near = all(
-        abs(p - q) <= 3 for p, q in zip((x, y, x + w, y + h), (u, v, u + s, v + t), strict=True)
-    )
-    if near or common >= 0.5 * (w * h + s * t - common):
+    if _near_corners((x, y, x + w, y + h), bounds):
+        return None
+    # corners, from the centre, axes exchanged: an object near the origin overlaps all the same
+    readings = [(x, y, w, h), (x - w / 2, y - h / 2, x + w / 2, y + h / 2), (y, x, y + h, x + w)]
+    misread = any(_near_corners(corners, bounds) for corners in readings)
+    if not misread and common >= 0.5 * (w * h + s * t - common):
         return None
     shown = [round(n, 1) for n in bounds]
     return f"{[x, y, w, h]}, but its mask lies in {shown} (x, y, width, height)"
