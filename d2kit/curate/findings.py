@@ -78,7 +78,8 @@ def roots_of_classes(
     Roboflow writes such a one, of id 0, which no object belongs to; a model would get a class that
     never occurs.
     """
-    used = {a.get("category_id") for a in annotations if isinstance(a, Mapping)}
+    ids = (a.get("category_id") for a in annotations if isinstance(a, Mapping))
+    used = {i for i in ids if isinstance(i, int)}
     table = [c for c in categories if isinstance(c.get("name"), str)]
     return {
         c["id"]
@@ -190,8 +191,9 @@ def survey_images(
         `file_name` -> what its file holds.
     """
     root = os.fspath(folder)
-    names = {i.get("file_name") for i in images if isinstance(i, Mapping)}
-    safe = [n for n in names if isinstance(n, str) and path_problem(n, root) is None]
+    names = [i.get("file_name") for i in images if isinstance(i, Mapping)]
+    unique = {name for name in names if isinstance(name, str)}
+    safe = [name for name in unique if path_problem(name, root) is None]
 
     def look(name: str) -> ImageFile:
         found = _look(os.path.join(root, name))
