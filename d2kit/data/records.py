@@ -181,7 +181,7 @@ def filter_images_with_few_keypoints(
         marks = itertools.chain.from_iterable(
             annotation["keypoints"][2::3]
             for annotation in d["annotations"]
-            if "keypoints" in annotation
+            if annotation.get("keypoints") is not None
         )
         if sum(visible > 0 for visible in marks) >= min_keypoints_per_image:
             kept.append(d)

@@ -166,6 +166,13 @@ def test_class_names_that_differ_from_the_file(write_coco, names):
         DatasetCatalog.get(name)
 
 
+def test_keypoints_of_null_are_none(write_coco):
+    content = coco()
+    content["annotations"][0]["keypoints"] = None
+    records = load_coco_json(write_coco(content), "images")
+    assert not any("keypoints" in a for r in records for a in r["annotations"])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [(1, {}, "a", "b"), ("n", None, "a", "b"), ("n", {}, None, "b"), ("", {}, "a", "b")],
