@@ -14,6 +14,7 @@ import inspect
 import itertools
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -380,6 +381,41 @@ def _is_public_config(name: str, value: Any) -> bool:
     return holds and not name.startswith("_")
 
 
+def refuse_resolvers(value: Any, origins: Mapping[str, str], filename: str, full: str = "") -> None:
+    """Raise ValueError for ``${name:...}`` in a file: it would read this machine's environment.
+
+    References to other keys, ``${model.num_classes}``, are data and stay.
+
+    Args:
+        value: what the file says.
+        origins: full key -> file and line.
+        filename: of the file, for keys without a line.
+        full: name of the key that has the value.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            refuse_resolvers(inner, origins, filename, f"{full}.{key}" if full else str(key))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            refuse_resolvers(inner, origins, filename, full)
+    elif isinstance(value, str) and _calls_resolver(value):
+        raise ValueError(
+            f"{origins.get(full, filename)}: {full}: {value!r:.80} calls a resolver of omegaconf "
+            "(oc.env reads the environment); a YAML file is data: write the value, or set it from "
+            "a .py config or the command line"
+        )
+
+
+def _calls_resolver(text: str) -> bool:
+    """Whether a colon stands between ``${`` and its ``}``."""
+    depth = 0
+    for part in re.findall(r"\$\{|[}:]", text):
+        if part == ":" and depth:
+            return True
+        depth = max(depth + (part == "${") - (part == "}"), 0)
+    return False
+
+
 def _select(values: dict[str, Any], keys: str | tuple[str, ...] | None, file: str) -> Any:
     """Return the variables that a caller asked for, or all."""
     if keys is None:
@@ -449,7 +485,9 @@ class LazyConfig:
         require_omegaconf()
         file = Path(filename)
         if file.suffix in YAML:
-            return _select(load_yaml(file).values, keys, filename)
+            loaded = load_yaml(file)
+            refuse_resolvers(loaded.values, loaded.origins, filename)
+            return _select(loaded.values, keys, filename)
         if file.suffix != ".py":
             raise ValueError(f"lazy config '{filename}': expected a .py or .yaml file")
         if not file.is_file():

@@ -110,6 +110,8 @@ def _read_text(path: Path) -> str:
         raise AssertedFileError(f"config file '{path}' not found ({listed})")
     if path.is_dir():
         raise IsADirectoryError(f"config file '{path}' is a folder; name a .yaml file in it")
+    if not path.is_file():
+        raise ValueError(f"config file '{path}' is a pipe or device, not a file: write it to one")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

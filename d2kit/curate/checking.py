@@ -134,6 +134,11 @@ def _check_whole(tables: CocoTables, found: Findings) -> None:
     elif not any(a.get("iscrowd", 0) == 0 for a in tables.annotations):
         what = "only crowds" if tables.annotations else "no usable annotation"
         found.add("top level", "annotations", f"{what}: nothing can be trained on this dataset")
+    lengths = Counter(len(a["bbox"]) for a in tables.annotations)
+    for a in tables.annotations if lengths[4] >= lengths[5] > 0 else ():
+        if len(a["bbox"]) == 5:
+            what = f"a rotated box (5 numbers) among {lengths[4]} upright ones: {a['bbox']}"
+            found.add(f"annotation {a['id']}", "bbox", what)
     counts = Counter(a["category_id"] for a in tables.annotations)
     roots = roots_of_classes(tables.categories.values(), tables.annotations)
     for number, category in tables.categories.items():

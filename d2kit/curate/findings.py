@@ -78,7 +78,8 @@ def roots_of_classes(
     Roboflow writes such a one, of id 0, which no object belongs to; a model would get a class that
     never occurs.
     """
-    used = {a.get("category_id") for a in annotations if isinstance(a, Mapping)}
+    ids = (a.get("category_id") for a in annotations if isinstance(a, Mapping))
+    used = {i for i in ids if isinstance(i, int)}
     table = [c for c in categories if isinstance(c.get("name"), str)]
     return {
         c["id"]
@@ -117,11 +118,17 @@ def bounds_of_polygons(masks: Any) -> list[float] | None:
     """Return the box [x, y, width, height] around polygons; None for other masks."""
     if not isinstance(masks, list):
         return None
-    points = [p for p in masks if all_numbers(p) and len(p) >= 6]
+    points = [p for p in masks if all_numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
     xs, ys = [x for p in points for x in p[::2]], [y for p in points for y in p[1::2]]
     if not xs or not ys:
         return None
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def _near_corners(corners: Sequence[float], bounds: Sequence[float]) -> bool:
+    """Whether x0, y0, x1, y1 are those of a box [x, y, width, height], within 3 pixels."""
+    u, v, s, t = bounds
+    return all(abs(p - q) <= 3 for p, q in zip(corners, (u, v, u + s, v + t), strict=True))
 
 
 def mask_disagrees(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> str | None:
@@ -139,10 +146,12 @@ def mask_disagrees(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> s
     across = min(x + w, u + s) - max(x, u)
     down = min(y + h, v + t) - max(y, v)
     common = max(across, 0) * max(down, 0)
-    near = all(
-        abs(p - q) <= 3 for p, q in zip((x, y, x + w, y + h), (u, v, u + s, v + t), strict=True)
-    )
-    if near or common >= 0.5 * (w * h + s * t - common):
+    if _near_corners((x, y, x + w, y + h), bounds):
+        return None
+    # corners, from the centre, axes exchanged: an object near the origin overlaps all the same
+    readings = [(x, y, w, h), (x - w / 2, y - h / 2, x + w / 2, y + h / 2), (y, x, y + h, x + w)]
+    misread = any(_near_corners(corners, bounds) for corners in readings)
+    if not misread and common >= 0.5 * (w * h + s * t - common):
         return None
     shown = [round(n, 1) for n in bounds]
     return f"{[x, y, w, h]}, but its mask lies in {shown} (x, y, width, height)"
@@ -182,8 +191,9 @@ def survey_images(
         `file_name` -> what its file holds.
     """
     root = os.fspath(folder)
-    names = {i.get("file_name") for i in images if isinstance(i, Mapping)}
-    safe = [n for n in names if isinstance(n, str) and path_problem(n, root) is None]
+    names = [i.get("file_name") for i in images if isinstance(i, Mapping)]
+    unique = {name for name in names if isinstance(name, str)}
+    safe = [name for name in unique if path_problem(name, root) is None]
 
     def look(name: str) -> ImageFile:
         found = _look(os.path.join(root, name))

@@ -132,7 +132,7 @@ def mend_segmentation(a: Mapping[str, Any], width: int, height: int) -> Any:
     polygons = _polygons(masks) if isinstance(masks, list) else []
     polygons = [_near(p, width, height) for p in polygons]
     if not a.get("iscrowd"):
-        if masks and all(polygon == [] for polygon in masks):
+        if masks and isinstance(masks, list) and all(polygon == [] for polygon in masks):
             return []  # some programs write [[]] for "no mask"
         # Where nothing is left, the check names what was there.
         return polygons or None
@@ -393,9 +393,14 @@ def _annotations(entries: Any, images: Mapping[int, Entry], done: Findings) -> l
     known = [to_integer(a.get("id")) for _, a in kept]
     fresh = 1 + max((i for i in known if i is not None), default=0)
     seen: set[int] = set()
+    lengths = [len(a["bbox"]) for _, a in kept if isinstance(a.get("bbox"), list)]
+    upright = lengths.count(4) >= lengths.count(5)
     for where, a in kept:
+        if upright and isinstance(a.get("bbox"), list) and len(a["bbox"]) == 5:
+            _set(a, "bbox", None, where, done)  # its mask tells the box, or it is left out
         _integers(a, ("id", "image_id", "category_id"), where, done)
-        if to_integer(a.get("id")) is None or a["id"] in seen:
+        number = to_integer(a.get("id"))
+        if number is None or number < 0 or number in seen:
             _set(a, "id", fresh, where, done)
             fresh += 1
         seen.add(a["id"])

@@ -25,6 +25,7 @@ from d2kit.structures import BoxMode
 from d2kit.utils.file_io import PathManager
 from d2kit.utils.safe_pickle import load_pickle
 
+LARGEST = 1e7  # pixels
 ALIASES = {"ids": ("ids", "indexes"), "objectness_logits": ("objectness_logits", "scores")}
 
 
@@ -55,19 +56,23 @@ def load_proposals_into_dataset(
             f"{proposal_file}: expected as many boxes and scores as ids, got {len(ids)} ids, "
             f"{len(boxes)} boxes, {len(scores)} scores"
         )
-    row_of = {str(image_id): row for row, image_id in enumerate(np.asarray(ids).tolist())}
-    mode = BoxMode(int(table.get("bbox_mode", BoxMode.XYXY_ABS)))
+    row_of = {str(image_id): row for row, image_id in enumerate(np.asarray(ids, object).tolist())}
+    mode = _mode(table.get("bbox_mode", BoxMode.XYXY_ABS), proposal_file)
     for record in dataset_dicts:
         row = row_of.get(str(record["image_id"]))
         if row is None:
             raise ValueError(f"{proposal_file}: has no proposals for image {record['image_id']}")
-        score = np.asarray(scores[row], dtype=np.float32).reshape(-1)
-        box = np.asarray(boxes[row], dtype=np.float32).reshape(-1, 4)
-        if len(score) != len(box):
+        where = f"{proposal_file}: image {record['image_id']}"
+        score = _numbers(scores[row], f"{where}: objectness_logits").reshape(-1)
+        box = _numbers(boxes[row], f"{where}: boxes")
+        if box.size % 4 or np.abs(box).max(initial=0) > LARGEST:
             raise ValueError(
-                f"{proposal_file}: image {record['image_id']} has {len(box)} boxes and "
-                f"{len(score)} scores"
+                f"{where}: boxes: expected 4 numbers of at most {LARGEST:g} pixels each, got an "
+                f"array of shape {box.shape}, the largest {np.abs(box).max():g}"
             )
+        box = box.reshape(-1, 4)
+        if len(score) != len(box):
+            raise ValueError(f"{where} has {len(box)} boxes and {len(score)} scores")
         order = np.argsort(-score, kind="stable")
         record["proposal_boxes"] = box[order]
         record["proposal_objectness_logits"] = score[order]
@@ -75,10 +80,32 @@ def load_proposals_into_dataset(
     return dataset_dicts
 
 
+def _mode(value: Any, where: str) -> BoxMode:
+    try:
+        return BoxMode(int(value))
+    except (TypeError, ValueError, OverflowError):
+        known = ", ".join(f"{m.value} ({m.name})" for m in BoxMode)
+        raise ValueError(f"{where}: bbox_mode: expected {known}, got {value!r:.60}") from None
+
+
+def _numbers(values: Any, where: str) -> np.ndarray:
+    """Return finite numbers as float32."""
+    try:
+        found = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: expected numbers ({error})") from None
+    if not np.isfinite(found).all():
+        raise ValueError(f"{where}: expected finite numbers")
+    return found
+
+
 def _column(table: dict[str, Any], key: str, where: str) -> Any:
     for name in ALIASES.get(key, (key,)):
         if name in table:
-            return table[name]
+            if isinstance(table[name], list) or getattr(table[name], "ndim", 0) > 0:
+                return table[name]
+            got = type(table[name]).__name__
+            raise ValueError(f"{where}: {name}: expected a list, one entry an image, got {got}")
     raise ValueError(f"{where}: has no '{key}'; it holds {sorted(map(str, table))}")
 
 
@@ -154,7 +181,7 @@ def filter_images_with_few_keypoints(
         marks = itertools.chain.from_iterable(
             annotation["keypoints"][2::3]
             for annotation in d["annotations"]
-            if "keypoints" in annotation
+            if annotation.get("keypoints") is not None
         )
         if sum(visible > 0 for visible in marks) >= min_keypoints_per_image:
             kept.append(d)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from d2kit.engine.resolve import build_trained_classes, default_check_datasets
 from d2kit.utils import comm
 from d2kit.utils.logger import setup_logger
 from d2kit.utils.registry import nearest_names
+from d2kit.utils.text import file_name
 
 
 def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> Any:
@@ -84,7 +84,7 @@ def _build_folder(cfg: CfgNode, dataset_name: str) -> str:
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     if len(cfg.DATASETS.TEST) <= 1:
         return folder
-    return os.path.join(folder, re.sub(r"[^\w.-]+", "_", dataset_name))
+    return os.path.join(folder, file_name(dataset_name))
 
 
 def table_of_results(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -290,7 +290,8 @@ def launch(
     if not 0 <= machine_rank < num_machines:
         raise ValueError(f"machine_rank must be in [0, {num_machines}), got {machine_rank}")
     if num_machines * local_size == 1:
-        main_func(*args)
+        with watchdog(timeout):
+            main_func(*args)
         return
     if dist_url in (None, "auto"):
         if num_machines > 1:
@@ -421,7 +422,8 @@ def _run(
     else:
         torch.set_num_threads(max(1, available_cores() // place.local_size))
     if place.world_size == 1 and not spawned:
-        main_func(*args)
+        with watchdog(timeout):
+            main_func(*args)
         return
     store = torchrun_store(timeout) if place.source == "torchrun" else None
     dist.init_process_group(

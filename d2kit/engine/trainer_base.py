@@ -115,7 +115,7 @@ class TrainerBase:
         if self.seed is not None:
             seed_all_rng(derive_seed(self.seed, iteration, comm.get_rank()))
         self.before_step()
-        with step_in_progress(iteration):
+        with step_in_progress(iteration, getattr(self, "data_loader", None)):
             self.run_step()
         self.after_step()
 

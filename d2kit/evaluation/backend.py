@@ -117,8 +117,8 @@ def _for_figures(coco: Mapping[str, Any]) -> dict[str, Any]:
     """Copy ground truth with the fields that figures depend on, as both backends need them.
 
     Annotation ids become 1, 2, ... where they are not positive and unique: pycocotools takes a
-    match with id 0 for none. Objects are no crowds unless they say so, and without an area have
-    that of their box.
+    match with id 0 for none. Objects are no crowds unless they say so, without an area have that of
+    their box, and where the number of keypoints is none, it is counted.
     """
     kept = {
         part: [
@@ -135,6 +135,9 @@ def _for_figures(coco: Mapping[str, Any]) -> dict[str, Any]:
         entry["id"] = entry["id"] if sound else number
         entry["iscrowd"] = int(entry.get("iscrowd", 0))
         entry.setdefault("area", float(entry["bbox"][2] * entry["bbox"][3]))
+        count = entry.get("num_keypoints", 0)
+        if type(count) is not int or not 0 <= count < 1 << 31:
+            entry["num_keypoints"] = sum(v > 0 for v in entry.get("keypoints", ())[2::3])
     return kept
 
 

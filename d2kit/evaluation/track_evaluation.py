@@ -137,13 +137,13 @@ def _load_file(path: Path, name: str, classes: Sequence[str]) -> dict[str, _Vide
             f"{path}: expected an object with 'annotations', got {type(data).__name__}"
         )
     wanted = _category_ids(data, classes, path)
-    annotations = [
-        a
-        for a in data["annotations"]
-        if not _object(a, "an annotation", path).get("iscrowd")
-        and (wanted is None or a.get("category_id") in wanted)
-    ]
     try:
+        annotations = [
+            a
+            for a in data["annotations"]
+            if not _object(a, "an annotation", path).get("iscrowd")
+            and (wanted is None or a.get("category_id") in wanted)
+        ]
         if "images" in data:
             return _coco_videos(data, annotations, path, name)
         rows = [_json_row(a["frame"], a, path) for a in annotations]

@@ -172,6 +172,7 @@ class EventStorage:
             self._hints[name] = True
             for value, iteration in values:
                 self._history[name].update(value, iteration)
+                self._latest[name] = (value, iteration)  # its line may not have been written
         for name, (value, iteration) in state_dict.get("last", {}).items():
             self.put_scalar(name, value, smoothing_hint=False, cur_iter=iteration)
 

@@ -64,6 +64,22 @@ def _log_file(output: str, rank: int) -> Path:
     return path
 
 
+class _LogFile(logging.FileHandler):
+    """A file whose failures, such as a full disk, are one line on standard error."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the name of logging
+        """Tell the first failure; the run goes on."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and not self._told:
+            self._told = True
+            reason = f"{error.strerror or error}; the run goes on, and this is told once"
+            print(f"{self.baseFilename} could not be written: {reason}", file=sys.stderr)
+        elif not isinstance(error, OSError):  # a bug in the call
+            super().handleError(record)
+
+
 def setup_logger(
     output: str | None = None,
     distributed_rank: int = 0,
@@ -111,7 +127,7 @@ def setup_logger(
         add("stdout", lambda: logging.StreamHandler(sys.stdout), colour=terminal)
     if output is not None:
         path = _log_file(output, distributed_rank).resolve()
-        add(f"file:{path}", lambda: logging.FileHandler(path, encoding="utf-8"), colour=False)
+        add(f"file:{path}", lambda: _LogFile(path, encoding="utf-8"), colour=False)
     return logger
 
 

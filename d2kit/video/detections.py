@@ -14,7 +14,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,11 +25,48 @@ from d2kit.config import CfgNode
 from d2kit.data.datasets.rle import rle_problem
 from d2kit.predict import Predictor
 from d2kit.structures import Boxes, Instances
+from d2kit.utils.text import one_line
 
 FORMAT = "d2kit detections 1"
 _BLOCK = 2**16
 _MEMBER_LIMIT = 2**28  # bytes of text of one member: no file of ours comes near
 _FRAMES, _SECONDS = 64, 5.0  # a member is closed after so many frames or so long
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return type(value) in (int, float) and low < value <= high
+
+
+_MOST = 1e12
+_SIDE = ("whole pixels from 1 to 65,535", lambda v: type(v) is int and 0 < v < 1 << 16)
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "height": _SIDE,
+    "width": _SIDE,
+    "fps": ("frames per second, > 0 and at most 100,000", lambda v: _is_number(v, 0, 1e5)),
+    "aspect": (
+        "width by height of a pixel, > 0, <= 1,000",
+        lambda v: _is_number(v, 0, 1e3),
+    ),
+    "bytes": ("bytes of the source", lambda v: type(v) is int and 0 <= v < 1 << 63),
+    "source": ("the name of a file", lambda v: isinstance(v, str) and len(v) < 5000),
+    "model": ("text", lambda v: isinstance(v, str)),
+    "classes": (
+        "a list of names",
+        lambda v: isinstance(v, list) and len(v) < 1e5 and all(isinstance(n, str) for n in v),
+    ),
+    "selection": (
+        "stride, start and end in seconds",
+        lambda v: (
+            isinstance(v, dict)
+            and v.get("start", 0) is not None
+            and set(v) <= {"stride", "start", "end"}
+            and all(n is None or _is_number(n, -1, _MOST) for n in v.values())
+            and type(v.get("stride", 1)) is int
+            and v.get("stride", 1) > 0
+        ),
+    ),
+}
+"""Field of the header -> what it is, and whether a value is that."""
 
 
 class DetectionWriter:
@@ -130,22 +167,24 @@ class DetectionStore:
         self.sound_bytes, self.damage = 0, ""
         self.end: dict[str, Any] | None = None
         first = next(self._lines(), None)
-        if first is None or first.get("format") != FORMAT:
+        if not isinstance(first, dict) or first.get("format") != FORMAT:
             raise ValueError(
                 f"{self.path}: not a file of detections ('{FORMAT}'), or cut off in its first "
                 f"lines{': ' + self.damage if self.damage else ''}"
             )
         self.header = first
-        self.size = self._size()
+        self._check_header()
+        self.size: tuple[int, int] = first["height"], first["width"]
 
-    def _size(self) -> tuple[int, int]:
-        height, width = self.header.get("height"), self.header.get("width")
-        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
-            raise ValueError(
-                f"{self.path}: header: height and width must be positive integers, got {height!r} "
-                f"and {width!r}"
-            )
-        return height, width
+    def _check_header(self) -> None:
+        """Raise ValueError for a field that is none; those of later versions may be missing."""
+        for key, (wanted, fits) in _FIELDS.items():
+            value = self.header.get(key)
+            if (key in self.header or key in ("height", "width")) and not fits(value):
+                raise ValueError(
+                    f"{self.path}: header: {key}: expected {wanted}, got "
+                    f"{one_line(repr(value), 60)}"
+                )
 
     def __iter__(self) -> Iterator[FrameDetections]:
         """Yield the frames, from the first.
@@ -157,8 +196,10 @@ class DetectionStore:
         lines = self._lines()
         next(lines)
         for line in lines:
+            if not isinstance(line, dict):
+                raise ValueError(f"{self.path}: expected frames, got {one_line(line, 60)}")
             if "end" in line:
-                self.end = line["end"]
+                self.end = line["end"] if isinstance(line["end"], dict) else {}
                 return
             yield self._record(line)
 
@@ -172,8 +213,9 @@ class DetectionStore:
                 np.array(line["classes"], np.int64),
                 line.get("masks"),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path}: frame {line.get('frame')!r}: {error}") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            frame = one_line(repr(line.get("frame")), 40)
+            raise ValueError(f"{self.path}: frame {frame}: {error}") from error
         for counts in found.masks or ():
             rle = {"size": list(self.size), "counts": counts}
             problem = rle_problem(rle, *self.size)
@@ -203,7 +245,7 @@ class DetectionStore:
                         if not rest:
                             raise zlib.error("the last frames are incomplete")
                     lines = [json.loads(line) for line in text.splitlines()]
-                except (zlib.error, ValueError) as error:
+                except (zlib.error, ValueError, RecursionError) as error:
                     self.damage = f"after {self.sound_bytes} bytes: {error}"
                     return
                 rest = member.unused_data

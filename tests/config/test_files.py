@@ -1,3 +1,4 @@
+import os
 import socket
 import sys
 
@@ -236,3 +237,11 @@ def test_yaml_is_not_left_open(write, recwarn):
     merged(write("a.yaml", "SEED: 1\n"))
     assert not [w for w in recwarn if issubclass(w.category, ResourceWarning)]
     assert "yaml" in sys.modules
+
+
+def test_a_pipe_is_no_config(tmp_path):
+    """Opening one would wait for ever."""
+    path = tmp_path / "a.yaml"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="is a pipe or device"):
+        get_cfg().merge_from_file(str(path))

@@ -314,3 +314,21 @@ def test_message_without_omegaconf(tree, monkeypatch, call):
     monkeypatch.setitem(sys.modules, "omegaconf", None)
     with pytest.raises(ImportError, match=r"pip install 'd2kit\[lazy\]'"):
         call(tree)
+
+
+@pytest.mark.parametrize(
+    "value", ["${oc.env:HOME}", "x/${oc.env:HOME}/y", "${a.${oc.env:X}}", "${oc.decode:${b}}"]
+)
+def test_resolvers_in_files_of_others_are_not_called(tmp_path, value):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"a: 1\nb:\n  c: [1, '{value}']\n")
+    with pytest.raises(ValueError, match=r"a.yaml:3: b.c: .* calls a resolver"):
+        LazyConfig.load(str(path))
+
+
+@pytest.mark.parametrize("value", ["${a}", "http://${a}:80/x", "a:b", "${b.d}/x"])
+def test_references_and_plain_text_stay(tmp_path, value):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"a: 1\nb:\n  c: '{value}'\n  d: 2\n")
+    found = LazyConfig.load(str(path)).b.c
+    assert str(found) == value.replace("${a}", "1").replace("${b.d}", "2")

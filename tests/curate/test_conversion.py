@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from hotcoco import COCO
+from PIL import Image
 
 from d2kit.curate.conversion import READERS, WRITERS
 from d2kit.curate.conversion.common import decode_mask, encode_mask
@@ -355,3 +356,26 @@ def test_tool(tmp_path, images, monkeypatch, capsys):
     assert "6 images, 200 annotations, 3 categories" in shown
     assert "not kept: 98 run-length masks (written as polygons)" in shown
     assert len(json.loads((tmp_path / "b.json").read_text())["annotations"]) == COUNT
+
+
+@pytest.mark.parametrize(
+    "name", ["line1\nline2", "\x1b[31mred", "a\\nb", '<b>&"', "half \x00", "猫"]
+)
+@pytest.mark.parametrize("kind", ["voc", "cvat", "yolo", "labelme"])
+def test_any_class_name_is_read_back(tmp_path, kind, name):
+    from d2kit.curate.conversion import READERS, WRITERS
+
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "images/1.png")
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 40, "height": 30}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 10, 10], "area": 100}
+            | {"iscrowd": 0, "segmentation": [[4, 4, 14, 4, 14, 14, 4, 14]]}
+        ],
+        "categories": [{"id": 1, "name": name}],
+    }
+    WRITERS[kind](content, tmp_path)
+    found = READERS[kind](tmp_path / "annotations.xml" if kind == "cvat" else tmp_path, None, None)
+    assert [c["name"] for c in found["categories"]] == [name]
+    assert len(found["annotations"]) == 1

@@ -21,6 +21,7 @@ from d2kit.data.datasets.builtin_meta import (
     _get_builtin_metadata,
     _get_coco_instances_meta,
 )
+from d2kit.data.datasets.coco import prefer_class_order
 from d2kit.data.datasets.rle import decode_counts
 from d2kit.engine.resolve import default_check_datasets
 from d2kit.structures import BoxMode
@@ -167,6 +168,13 @@ def test_class_names_that_differ_from_the_file(write_coco, names):
         DatasetCatalog.get(name)
 
 
+def test_keypoints_of_null_are_none(write_coco):
+    content = coco()
+    content["annotations"][0]["keypoints"] = None
+    records = load_coco_json(write_coco(content), "images")
+    assert not any("keypoints" in a for r in records for a in r["annotations"])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [(1, {}, "a", "b"), ("n", None, "a", "b"), ("n", {}, None, "b"), ("", {}, "a", "b")],
@@ -235,6 +243,63 @@ def test_convert_keeps_cached_file_and_fails_cleanly(names, tmp_path):
     records[0]["annotations"] = []
     convert_to_coco_json(name, out, allow_cached=False)
     assert json.loads(out.read_text())["images"][0]["width"] == 1
+
+
+def test_a_converted_file_is_made_anew_when_the_dataset_has_changed(names, tmp_path):
+    """Its digest is that of the records; a file of others is never written over."""
+    name = names()
+    box = {"bbox": [0, 0, 2, 2], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    records = [{"file_name": "x", "width": 9, "height": 9, "annotations": [box]}]
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).thing_classes = ["a"]
+    out = tmp_path / "c.json"
+
+    def written():
+        convert_to_coco_json(name, out)
+        return json.loads(out.read_text()), out.stat().st_mtime_ns
+
+    first = written()
+    assert written() == first
+    for change in (
+        lambda: box.update(bbox=[0, 0, 3, 2]),
+        lambda: records[0].update(file_name="y"),
+        lambda: records[0]["annotations"].append(dict(box)),
+    ):
+        before, time = written()
+        change()
+        after, later = written()
+        assert later > time
+        assert after["info"]["digest"] != before["info"]["digest"]
+    assert len(written()[0]["annotations"]) == 2
+    MetadataCatalog.get(name).__dict__["thing_classes"] = ["b"]
+    assert written()[0]["categories"][0]["name"] == "b"
+    of_others = json.dumps({"info": {"description": "mine"}, "images": []})
+    out.write_text(of_others)
+    convert_to_coco_json(name, out)
+    assert out.read_text() == of_others
+
+
+def test_classes_of_another_order_are_mapped_by_name(write_coco, names):
+    """The file has dog 2, cat 5; a model that has cat, dog gets them in its order."""
+    plain, mapped, other = names(), names(), names()
+    for name in (plain, mapped, other):
+        register_coco_instances(name, {}, write_coco(), "images")
+    prefer_class_order(mapped, ["cat", "dog"])
+    prefer_class_order(other, ["cat", "cow"])
+
+    def boxes(name):
+        found = DatasetCatalog.get(name)
+        classes = MetadataCatalog.get(name).thing_classes
+        return classes, sorted(
+            (classes[a["category_id"]], a["bbox"]) for r in found for a in r["annotations"]
+        )
+
+    assert boxes(plain)[0] == ["dog", "cat"]
+    assert boxes(mapped) == (["cat", "dog"], boxes(plain)[1])
+    assert MetadataCatalog.get(mapped).thing_dataset_id_to_contiguous_id == {5: 0, 2: 1}
+    assert boxes(other)[0] == ["dog", "cat"], "other names: nothing is mapped"
+    prefer_class_order(plain, ["cat", "dog"])
+    assert boxes(plain)[0] == ["dog", "cat"], "its records may be in use"
 
 
 def test_sem_seg(tmp_path, caplog):

@@ -215,6 +215,16 @@ def gadget_npz():
         ("a.json", b'{"ids": []}', "no 'boxes'"),
         ("a.json", b'{"ids": [1], "boxes": [], "scores": []}', "as many"),
         ("a.json", b'{"ids": [1], "boxes": [[[0,0,1,1]]], "scores": [[1, 2]]}', "2 scores"),
+        ("a.json", b'{"ids": 1, "boxes": [], "scores": []}', "ids: expected a list"),
+        ("a.json", b'{"ids": [1], "boxes": {}, "scores": [[1]]}', "boxes: expected a list"),
+        ("a.json", b'{"ids": [1], "boxes": [[[0,0,1]]], "scores": [[1]]}', "image 1: boxes"),
+        ("a.json", b'{"ids": [1], "boxes": [[[0,0,1],[1]]], "scores": [[1]]}', "image 1: boxes"),
+        ("a.json", b'{"ids": [1], "boxes": [[[0,0,1,"x"]]], "scores": [[1]]}', "image 1: boxes"),
+        ("a.json", b'{"ids": [1], "boxes": [[[0,0,1,NaN]]], "scores": [[1]]}', "boxes: .*finite"),
+        ("a.json", b'{"ids": [1], "boxes": [[[0,0,1,1e30]]], "scores": [[1]]}', "image 1: boxes"),
+        ("a.json", b'{"ids": [1], "boxes": [[[0,0,1,1]]], "scores": [{}]}', "image 1: objectness"),
+        ("a.json", b'{"ids": [1], "boxes": [[]], "scores": [[]], "bbox_mode": 77}', "bbox_mode"),
+        ("a.json", b'{"ids": [1], "boxes": [[]], "scores": [[]], "bbox_mode": []}', "bbox_mode"),
     ],
 )
 def test_bad_proposals(name, raw, message, tmp_path):

@@ -148,3 +148,45 @@ def test_mistakes_are_named(tmp_path):
     far = run_folder(tmp_path / "far", TRUTH, stride=1, first_frame=500, last_frame=600)
     with pytest.raises(ValueError, match="no ground truth in the frames"):
         evaluate_tracks(mot(tmp_path / "gt.txt", TRUTH), far)
+
+
+TRACK = {"frame": 0, "track_id": 1, "bbox": [1, 2, 3, 4], "category_id": 1, "id": 7}
+RUN = {"videos": [{"name": "a.mp4"}], "annotations": [TRACK]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"annotations": [7]}, "an annotation must be an object, got 7"),
+        ({"annotations": [{**TRACK, "bbox": [1, 2, 3]}]}, "annotation 7: bbox must be a list of 4"),
+        ({"annotations": [{**TRACK, "bbox": 5}]}, "annotation 7: bbox must be a list of 4"),
+        ({"annotations": [{**TRACK, "bbox": [1, 2, 0, 4]}]}, "annotation 7: width and height"),
+        ({"annotations": [{**TRACK, "bbox": [1, 2, 1e9, 4]}]}, "annotation 7: width and height"),
+        ({"annotations": [{**TRACK, "bbox": [1, 2, "x\ny", 4]}]}, r"width must be a number, got"),
+        ({"annotations": [{**TRACK, "frame": -1}]}, r"frame must be a whole number in \[0"),
+        ({"annotations": [{**TRACK, "frame": 10**400}]}, r"frame must be a whole number in \[0"),
+        ({"annotations": [{**TRACK, "frame": 1.5}]}, r"frame must be a whole number in \[0"),
+        ({"annotations": [{**TRACK, "track_id": None}]}, "annotation 7: id must be a number"),
+        ({"annotations": [{**TRACK, "track_id": 1.5}]}, "annotation 7: id must be a whole number"),
+        ({"annotations": [{**TRACK, "category_id": {}}], "categories": []}, None),
+        ({"videos": []}, "lacks"),
+        ({"videos": [7]}, "a video must be an object"),
+        ({"videos": [{"stride": 1, "first_frame": "0"}]}, "first_frame must be a whole number"),
+        ({"images": [7], "videos": []}, "an image must be an object"),
+        ({"images": [{"id": 1}], "videos": []}, "lacks 'frame_id'"),
+    ],
+)
+def test_a_bad_entry_of_json_is_named(tmp_path, changes, said):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps({**RUN, **changes}))
+    truth = mot(tmp_path / "truth.txt", TRUTH)
+    if said is None:  # a class that cannot be looked up matters only where classes are chosen
+        data = {**RUN, **changes, "categories": [{"id": 1, "name": "even"}]}
+        path.write_text(json.dumps(data))
+        with pytest.raises(ValueError, match="lacks"):
+            evaluate_tracks(path, path, classes=["even"])
+        return
+    with pytest.raises(ValueError, match=said) as error:
+        evaluate_tracks(truth, path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -85,12 +86,47 @@ def test_a_number_used_again_is_another_process(tmp_path):
 
 
 @pytest.mark.faults(16, fast=True)
-@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]", b'{"pid": "x"}'])
-def test_an_unreadable_lock_is_taken_over(tmp_path, content):
-    """Complete files only take the name of the lock: what names no process is none of ours."""
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\xff\x00", b"[]", b"null", b"[" * 10**5, b"{}"),
+        *(b'{"pid": "x"}', b'{"pid": true, "host": "a"}', b'{"pid": -1, "host": "a"}'),
+        *(b'{"pid": 1e9, "host": "a"}', b'{"pid": 99999999999999, "host": "a"}'),
+    ],
+)
+def test_a_lock_that_names_no_process_is_taken_over_at_once(tmp_path, content):
     (tmp_path / NAME).write_bytes(content)
+    lock = RunLock(tmp_path)
+    assert json.loads((tmp_path / NAME).read_text()) == lock.owner
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.faults(16, fast=True)
+def test_a_pipe_or_a_folder_in_place_of_a_lock_does_not_stop_the_process(tmp_path):
+    os.mkfifo(tmp_path / NAME)
     RunLock(tmp_path).release()
-    assert not (tmp_path / NAME).exists()
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(IsADirectoryError, match="remove it"):
+        RunLock(tmp_path)
+
+
+@pytest.mark.faults(16, fast=True)
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_clock_that_was_ahead_is_watched(tmp_path, monkeypatch, lives):
+    path = tmp_path / NAME
+    monkeypatch.setattr(_run_lock, "WATCHED", 0.5)
+    other(path)
+    ahead = time.time() + 10**6
+    os.utime(path, (ahead, ahead))
+    if lives:
+        beat = threading.Timer(0.1, os.utime, (path, (ahead + 1, ahead + 1)))
+        beat.start()
+        with pytest.raises(BlockingIOError, match="on elsewhere"):
+            RunLock(tmp_path)
+        beat.join()
+    else:
+        RunLock(tmp_path).release()
 
 
 @pytest.mark.faults(16, fast=True)

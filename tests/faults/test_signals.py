@@ -61,7 +61,6 @@ def stopped(folder, variables, number):
 
 
 @pytest.mark.faults(17)
-@pytest.mark.faults(17)
 def test_a_file_of_an_earlier_training_is_no_checkpoint_of_this_one(folder):
     runs.train(folder, "run", ("SOLVER.CHECKPOINT_PERIOD", 1, "SEED", 5))
     stale = (folder / "run/model_0000007.pth").read_bytes()

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from d2kit.data import DatasetMapper, build_detection_train_loader
 from d2kit.engine import launch
 from d2kit.utils import comm
 from tests.support import fault_runs as runs
+from tests.support import tiny_run as tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +96,50 @@ def test_no_orphans_of_a_killed_parent(folder):
     process.kill()
     process.wait()
     runs.wait_for(lambda: not any(map(alive, family)))
+
+
+def alone(folder, workers):
+    """Train in this process, where the mapper of one image never returns."""
+    folder = Path(folder)
+    tiny.register(folder / "images")
+
+    class Stuck(tiny.TinyTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            mapper = DatasetMapper(cfg, is_train=True)
+
+            def wait(record):
+                if record["image_id"] == 3:
+                    time.sleep(600)
+                return mapper(record)
+
+            return build_detection_train_loader(cfg, mapper=wait)
+
+    cfg = tiny.tiny_cfg(folder / "run", "DATALOADER.NUM_WORKERS", workers)
+    Stuck(cfg).train()
+
+
+@pytest.mark.faults(20)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_single_process_whose_loader_is_stuck_ends(folder, workers):
+    code = (
+        "import sys; from datetime import timedelta; from d2kit.engine import launch\n"
+        "from tests.faults.test_stuck import alone\n"
+        "launch(alone, 0, args=(sys.argv[1], int(sys.argv[2])), timeout=timedelta(seconds=8))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(workers)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=runs.patience(120),
+        check=False,
+    )
+    assert process.returncode == 1
+    assert "watchdog: this process has been in iteration" in process.stderr
+    assert "run_step" in process.stderr  # what it was doing
+    assert ("at work on record" in process.stderr) == bool(workers)
+    assert ("3.png" in process.stderr) == bool(workers)
 
 
 if __name__ == "__main__":

@@ -108,3 +108,22 @@ def test_create_small_table():
 def test_api_usage_is_silent(capfd):
     _log_api_usage("test")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk_is_told_once_and_the_run_goes_on(tmp_path, capsys):
+    from d2kit.utils.logger import setup_logger
+
+    name = f"full_disk_{tmp_path.name}"
+    logger = setup_logger(str(tmp_path), name=name, configure_stdout=False)
+    (handler,) = logger.handlers
+    sound, handler.stream = handler.stream, open("/dev/full", "w")  # noqa: PTH123, SIM115
+    for _ in range(3):
+        logger.info("lost")
+    said = capsys.readouterr().err
+    assert said.count("No space left on device") == 1
+    assert str(tmp_path / "log.txt") in said
+    assert "Traceback" not in said
+    handler.stream = sound
+    logger.info("there is room again")
+    assert "room again" in (tmp_path / "log.txt").read_text()
+    handler.close()

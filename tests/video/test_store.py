@@ -126,6 +126,40 @@ def test_hostile_records_are_refused(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("height", None), ("height", "60"), ("width", 0), ("width", 10**30), ("height", True)),
+        *(("fps", 0), ("fps", "25"), ("fps", float("nan")), ("fps", 1e300), ("aspect", -1)),
+        *(("classes", "person"), ("classes", [1]), ("bytes", -1), ("source", 7), ("model", [])),
+        *(("selection", 7), ("selection", {"stride": 0}), ("selection", {"step": 1})),
+        *(("selection", {"start": None}), ("selection", {"end": "x\ny"})),
+    ],
+)
+def test_a_header_is_checked(tmp_path, key, value):
+    path = tmp_path / "d.gz"
+    write(path, records(1))
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    header = {**json.loads(lines[0]), key: value}
+    path.write_bytes(gzip.compress("\n".join([json.dumps(header), *lines[1:]]).encode()))
+    with pytest.raises(ValueError, match=f"header: {key}: expected") as error:
+        DetectionStore(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("line", ["7", "[1]", "null", '"end"'])
+def test_lines_that_are_no_objects(tmp_path, line):
+    path = tmp_path / "d.gz"
+    write(path, records(1))
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    path.write_bytes(gzip.compress("\n".join([lines[0], line]).encode()))
+    with pytest.raises(ValueError, match="expected frames"):
+        list(DetectionStore(path))
+    path.write_bytes(gzip.compress(line.encode()))
+    with pytest.raises(ValueError, match="not a file of detections"):
+        DetectionStore(path)
+
+
+@pytest.mark.parametrize(
     "content", [b"", b"hello", gzip.compress(b"hello\n", mtime=0), gzip.compress(b"{}", mtime=0)]
 )
 def test_other_files_are_refused(tmp_path, content):

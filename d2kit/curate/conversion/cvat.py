@@ -24,6 +24,7 @@ from d2kit.curate.conversion.foreign import ImageFinder, check_numbers, check_re
 from d2kit.data.datasets.pascal_voc import parse_voc_xml
 from d2kit.data.datasets.validate import DatasetError, Problems
 from d2kit.utils.file_io import atomic_write
+from d2kit.utils.text import from_one_line, xml_chars
 
 
 def read_cvat(
@@ -49,7 +50,9 @@ def read_cvat(
         kind = "tracks" if root.find("track") is not None else f"<{root.tag}> without <image>"
         what = f"expected 'CVAT for images 1.1', got {kind}; export the task again in that format"
         raise DatasetError(f"{file}: top level: {what}")
-    names = [e.text.strip() for e in root.findall("meta//labels/label/name") if e.text]
+    names = [
+        from_one_line(e.text.strip()) for e in root.findall("meta//labels/label/name") if e.text
+    ]
     builder = CocoBuilder(file, None, lost, ImageFinder(images or file.parent))
     for element in elements:
         where = f"{file}: image {element.get('id')}"
@@ -72,7 +75,7 @@ def _read_shape(
     groups: dict[tuple[str, str], dict[str, Any]],
     where: str,
 ) -> None:
-    label, group = shape.get("label", ""), shape.get("group_id", "0")
+    label, group = from_one_line(shape.get("label", "")), shape.get("group_id", "0")
     where = f"{where}: {shape.tag}"
     if shape.tag in ("box", "ellipse"):
         builder.add(image_id, label, _box_or_ellipse(shape, where), where, **_extra(shape))
@@ -142,7 +145,8 @@ def write_cvat(coco: Mapping[str, Any], path: Path) -> Counter[str]:
     task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
     labels = ElementTree.SubElement(task, "labels")
     for name in names.values():
-        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
+        label = ElementTree.SubElement(labels, "label")
+        ElementTree.SubElement(label, "name").text = xml_chars(name)
     for number, image in enumerate(coco["images"]):
         keys = {"name": image["file_name"], "width": image["width"], "height": image["height"]}
         element = _element(root, "image", {"id": number, **keys})
@@ -155,7 +159,7 @@ def write_cvat(coco: Mapping[str, Any], path: Path) -> Counter[str]:
 
 
 def _element(parent: Any, tag: str, keys: Mapping[str, Any]) -> Any:
-    return ElementTree.SubElement(parent, tag, {k: str(v) for k, v in keys.items()})
+    return ElementTree.SubElement(parent, tag, {k: xml_chars(v) for k, v in keys.items()})
 
 
 def _write_shape(parent: Any, a: Mapping[str, Any], label: str, image: Mapping[str, Any]) -> None:
@@ -186,4 +190,4 @@ def _write_shape(parent: Any, a: Mapping[str, Any], label: str, image: Mapping[s
         elements.append(_element(parent, "box", {**common, **sides}))
     for element in elements:
         for name, value in attributes.items():
-            _element(element, "attribute", {"name": name}).text = str(value)
+            _element(element, "attribute", {"name": name}).text = xml_chars(value)

@@ -19,6 +19,7 @@ from d2kit.curate.conversion.foreign import ImageFinder, image_root, read_text
 from d2kit.data.datasets.pascal_voc import parse_voc_xml, read_voc_annotation
 from d2kit.data.datasets.validate import Problems
 from d2kit.utils.file_io import atomic_write
+from d2kit.utils.text import from_one_line, one_line, xml_chars
 
 
 def read_voc(
@@ -35,7 +36,9 @@ def read_voc(
     inside = {p.name.lower(): p for p in path.iterdir()} if path.is_dir() else {}
     folder = inside.get("annotations", path)
     listed = path / "labels.txt"
-    lines = read_text(listed).splitlines() if listed.is_file() else None
+    lines = None
+    if listed.is_file():
+        lines = [from_one_line(line) for line in read_text(listed).splitlines()]
     finder = ImageFinder(images or image_root(path))
     builder = CocoBuilder(path, lines, lost, finder)
     for file in files_below(folder if folder.is_dir() else path, ".xml"):
@@ -58,7 +61,7 @@ def _read_file(builder: CocoBuilder, file: Path, folder: Path) -> None:
         x0, y0, x1, y1 = (max(v, 0) for v in found.box)  # some programs count from 0
         extra = {"difficult": 1} if found.difficult else {}
         where = f"{file}: object number {number}"
-        builder.add(image_id, found.name, [x0, y0, x1 - x0, y1 - y0], where, **extra)
+        builder.add(image_id, from_one_line(found.name), [x0, y0, x1 - x0, y1 - y0], where, **extra)
 
 
 def write_voc(coco: Mapping[str, Any], path: Path) -> Counter[str]:
@@ -81,7 +84,7 @@ def write_voc(coco: Mapping[str, Any], path: Path) -> Counter[str]:
         with atomic_write(files[image["id"]]) as file:
             file.write(ElementTree.tostring(root, encoding="utf-8"))
     with atomic_write(path / "labels.txt", "w") as file:
-        file.write("".join(f"{name}\n" for name in names.values()))
+        file.write("".join(f"{one_line(name, None)}\n" for name in names.values()))
     return +lost
 
 
@@ -105,4 +108,4 @@ def _object(
 
 
 def _text(parent: ElementTree.Element, key: str, value: Any) -> None:
-    ElementTree.SubElement(parent, key).text = str(value)
+    ElementTree.SubElement(parent, key).text = xml_chars(value)

@@ -463,7 +463,9 @@ def _convert(annotation: Record, id_map: dict[int, int] | None, keys: list[str])
     if masks:
         out["segmentation"] = _compressed(masks) if isinstance(masks, dict) else masks
     points = annotation.get("keypoints")
-    if points:
+    if points is None:
+        out.pop("keypoints", None)
+    elif points:
         # COCO's are pixel indices; 0.5 leads to the centre of the pixel in continuous coordinates.
         shift = itertools.cycle((0.5, 0.5, 0))
         out["keypoints"] = [p + s for p, s in zip(points, shift, strict=False)]

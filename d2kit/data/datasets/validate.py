@@ -133,6 +133,8 @@ def read_json(path: str, shown: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{shown}: annotation file does not exist")
     if os.path.isdir(path):
         raise DatasetError(f"{shown}: is a folder; expected a JSON file")
+    if not os.path.isfile(path):
+        raise DatasetError(f"{shown}: is a pipe or device; expected a JSON file")
     try:
         with open(path, encoding="utf-8-sig") as file:
             data = json.load(file)

@@ -1,4 +1,4 @@
-"""Ends a run of several processes when one of them is stuck, and says which and where."""
+"""Ends a run when one of its processes is stuck, and says which, where, and over which images."""
 
 import contextlib
 import faulthandler
@@ -21,14 +21,19 @@ __all__ = ["step_in_progress", "watchdog"]
 LONGEST_PAUSE = 5.0  # seconds between two looks
 EARLIER = 0.75  # of the time after which torch gives up waiting, without a name
 
-_step: tuple[int, float] | None = None  # iteration and when it began, while one runs
+_step: tuple[int, float, Any] | None = None  # iteration, when it began, loader; while one runs
 
 
 @contextlib.contextmanager
-def step_in_progress(iteration: int) -> Iterator[None]:
-    """Around a training step: one that takes longer than the watchdog's time is stuck."""
+def step_in_progress(iteration: int, loader: Any = None) -> Iterator[None]:
+    """Around a training step: one that takes longer than the watchdog's time is stuck.
+
+    Args:
+        iteration: its number.
+        loader: of the training; the images that its workers work on are named.
+    """
     global _step  # noqa: PLW0603
-    _step = (iteration, time.monotonic())
+    _step = (iteration, time.monotonic(), loader)
     try:
         yield
     finally:
@@ -43,18 +48,21 @@ class _Watchdog:
     """
 
     def __init__(self, seconds: float) -> None:
-        store = dist.distributed_c10d._get_default_store()
+        several = dist.is_available() and dist.is_initialized()
+        store: Any = dist.distributed_c10d._get_default_store() if several else None
         # a connection of its own: that of the main thread may be busy waiting
         self._store = store.clone() if hasattr(store, "clone") else store
         self._seconds = seconds
         self._pause = min(seconds / 20, LONGEST_PAUSE)
         self._rank, self._world = comm.get_rank(), comm.get_world_size()
         self._end = threading.Event()
+        self._slept = 0.0  # seconds in which this process was stopped as a whole (Ctrl-Z)
+        self._asleep_before = (0.0, 0.0)  # when the step in progress began; `_slept` at that time
         self._answered = time.monotonic()
         self._seen = {rank: ("", self._answered) for rank in range(self._world)}
         self._threads = [
             threading.Thread(target=task, name="watchdog", daemon=True)
-            for task in (self._show, self._look)
+            for task in ((self._show, self._look) if several else (self._look,))
         ]
         for thread in self._threads:
             thread.start()
@@ -86,7 +94,11 @@ class _Watchdog:
             self._seen[rank] = (sign, time.monotonic())
 
     def _look(self) -> None:
+        before = time.monotonic()
         while not self._end.wait(self._pause / 2):
+            now = time.monotonic()
+            self._slept += max(now - before - 3 * self._pause, 0)  # this process was stopped
+            before = now
             stuck = self._stuck()
             if stuck and not self._end.is_set():
                 self._abort(stuck)
@@ -94,18 +106,32 @@ class _Watchdog:
     def _stuck(self) -> str:
         """Say which process is stuck; "" for none."""
         now = time.monotonic()
+        if self._store is None:
+            return self._stuck_step(now)
         if now - self._answered > self._seconds:
             # set() in `_show` may be raising at this moment: the store is served by rank 0
             return self._of(0, "does not answer") if self._rank else ""
         for rank, (_, since) in self._seen.items():
             if now - since > self._seconds:
                 return self._of(rank, "gives no sign of life (stopped, or its machine is gone)")
+        return self._stuck_step(now)
+
+    def _stuck_step(self, now: float) -> str:
+        """Say that the step in progress has no end; not where a debugger holds it."""
         step = _step
+        if step is None:
+            return ""
+        if self._asleep_before[0] != step[1]:
+            self._asleep_before = (step[1], self._slept)
+        took = now - step[1] - (self._slept - self._asleep_before[1])
         # Later than the others' silence: who waits in a step for a silent process is not the stuck
         # one, and that one's last sign came up to two pauses after the step began.
-        if step is not None and now - step[1] > self._seconds + 3 * self._pause:
-            return f"rank {self._rank} (this one) has been in iteration {step[0]} without an end"
-        return ""
+        if took <= self._seconds + 3 * self._pause or _is_debugged():
+            return ""
+        names = getattr(getattr(step[2], "samples", None), "names_in_work", list)()
+        loading = f", its loader at work on {'; '.join(names[:5])}" if names else ""
+        who = f"rank {self._rank} (this one)" if self._store is not None else "this process"
+        return f"{who} has been in iteration {step[0]} without an end{loading}"
 
     def _of(self, rank: int, what: str) -> str:
         place = self._seen[rank][0].partition("|")[2] or "never heard of"
@@ -123,13 +149,23 @@ class _Watchdog:
         os._exit(1)  # the main thread waits for the stuck one and cannot be asked
 
 
+def _is_debugged() -> bool:
+    """Whether the main thread stands in Python's debugger, which waits for its user."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if frame.f_globals.get("__name__") in ("pdb", "bdb"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _key(rank: int) -> str:
     return f"d2kit/alive/{rank}"
 
 
 @contextlib.contextmanager
 def watchdog(timeout: timedelta) -> Iterator[None]:
-    """Watch over the processes of the default group meanwhile.
+    """Watch over the processes of the default group meanwhile, without one over this one.
 
     Args:
         timeout: of the group; three quarters of it without a sign of life, or inside one training

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from d2kit.utils.text import html_text
 
 __all__ = ["Series", "bars", "lines"]
 
@@ -68,7 +69,7 @@ def lines(
             path.append(f"{pen}{a:.1f} {b:.1f}")
             pen = "L"
         style = "reference" if one.dashed else f"c{index % COLORS}"
-        text = html.escape(one.name)
+        text = html_text(one.name)
         parts.append(f'<path class="line {style}" d="{"".join(path)}"><title>{text}</title></path>')
     return _svg(parts, title) + _legend(series)
 
@@ -97,14 +98,14 @@ def bars(
     for index, (name, value) in enumerate(zip(names, values, strict=True)):
         known = bool(np.isfinite(value))
         share = 100 * min(1.0, value / top) if known else 0
-        note = f" <small>{html.escape(notes[index])}</small>" if notes else ""
+        note = f" <small>{html_text(notes[index])}</small>" if notes else ""
         figure = f"{value:.1f}{unit}" if known else "none"
         rows.append(
-            f'<div class="bar"><span>{html.escape(name)}</span>'
+            f'<div class="bar"><span>{html_text(name)}</span>'
             f'<span class="track"><i style="width:{share:.1f}%"></i></span>'
             f"<span>{figure}{note}</span></div>"
         )
-    label = html.escape(title, quote=True)
+    label = html_text(title)
     return f'<div class="bars" role="img" aria-label="{label}">{"".join(rows)}</div>'
 
 
@@ -141,12 +142,10 @@ def _axes(
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" class="end">{value}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
     middle = (LEFT + right) / 2
-    parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 6}" class="middle">{html.escape(x_label)}</text>'
-    )
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" class="middle">{html_text(x_label)}</text>')
     parts.append(
         f'<text transform="translate(11 {(TOP + bottom) / 2}) rotate(-90)" class="middle">'
-        f"{html.escape(y_label)}</text>"
+        f"{html_text(y_label)}</text>"
     )
     return "".join(parts)
 
@@ -160,7 +159,7 @@ def _number(value: float) -> str:
 
 
 def _svg(parts: Sequence[str], title: str) -> str:
-    label = html.escape(title)
+    label = html_text(title)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{label}</title>'
         f"{''.join(parts)}</svg>"
@@ -172,7 +171,7 @@ def _legend(series: Sequence[Series]) -> str:
         return ""
     entries = "".join(
         f'<span><i class="{"reference" if s.dashed else f"c{i % COLORS}"}"></i>'
-        f"{html.escape(s.name)}</span>"
+        f"{html_text(s.name)}</span>"
         for i, s in enumerate(series)
     )
     return f'<div class="legend">{entries}</div>'

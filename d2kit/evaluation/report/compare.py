@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from d2kit.evaluation.backend import load_ground_truth
 from d2kit.evaluation.report.figures import TASKS, prepare
 from d2kit.evaluation.report.page import TASK_NAMES, document, number, table
 from d2kit.evaluation.report.run_files import Run, read_run
+from d2kit.utils.text import html_text
 
 __all__ = ["Comparison", "compare_runs"]
 
@@ -82,7 +82,7 @@ class Comparison:
 
     def page(self) -> str:
         """Return the comparison as an HTML page."""
-        names = [html.escape(name) for name in self.names]
+        names = [html_text(name) for name in self.names]
         body = [f"<h1>{names[0]} and {names[1]}</h1>"]
         body.append(
             f"<p>A: {names[0]} · B: {names[1]} · {self.images} images, the same for both</p>"
@@ -91,7 +91,7 @@ class Comparison:
         for task in self.metrics:
             body.append(f"<h2>{TASK_NAMES[task].capitalize()}</h2>")
             body.append(f'<div class="cards"><div class="card">{table(head, self.rows(task))}')
-            body.append(f"<p>{html.escape(self.verdict(task))}</p></div>")
+            body.append(f"<p>{html_text(self.verdict(task))}</p></div>")
             body.append(_pairs_card("class", self.classes[task]))
             if task == "bbox" and self.groups:
                 body.append(_pairs_card("video", self.groups))

@@ -15,6 +15,7 @@ from d2kit.evaluation.report.figures import ERRORS, IOU, Figures
 from d2kit.evaluation.report.pictures import Pair
 from d2kit.evaluation.report.run_files import Dataset, Run
 from d2kit.evaluation.report.style import STYLE
+from d2kit.utils.text import html_text
 
 __all__ = ["MARK", "document", "make_run_page", "number", "table"]
 
@@ -40,9 +41,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") ->
         rows: cells, as text by ``str``.
         kind: class of the style sheet.
     """
-    top = "".join(f"<th>{html.escape(str(h))}</th>" for h in head)
+    top = "".join(f"<th>{html_text(str(h))}</th>" for h in head)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(f"<td>{html_text(str(cell))}</td>" for cell in row) + "</tr>"
         for row in rows
     )
     name = f' class="{kind}"' if kind else ""
@@ -51,7 +52,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") ->
 
 def document(title: str, body: str) -> str:
     """Return a whole page."""
-    name = html.escape(title)
+    name = html_text(title)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -93,11 +94,11 @@ def make_run_page(
     body = "".join(f'<h2 id="{key}">{title}</h2>{part}' for key, title, part in sections)
     test = ", ".join(one.name for one in run.test) or "no test set"
     head = (
-        f"<h1>{html.escape(run.name)}</h1>"
-        f'<div class="dim">{html.escape(_model_of(run))} · evaluated on {html.escape(test)} · '
-        f"{html.escape(run.machine.get('date', ''))}</div>"
+        f"<h1>{html_text(run.name)}</h1>"
+        f'<div class="dim">{html_text(_model_of(run))} · evaluated on {html_text(test)} · '
+        f"{html_text(run.machine.get('date', ''))}</div>"
     )
-    warning = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    warning = f'<p class="note">{html_text(note)}</p>' if note else ""
     tiles = _tiles(figures) if figures is not None else ""
     return document(f"{run.name}: results", f"{head}{warning}{tiles}<nav>{links}</nav>{body}")
 
@@ -122,8 +123,8 @@ def _tiles(figures: Figures) -> str:
         tiles.append(("found", f"{number(100 * best.recall, 0)} %", f"of the objects, {at}"))
         tiles.append(("right", f"{number(100 * best.precision, 0)} %", f"of the detections, {at}"))
     boxes = "".join(
-        f'<div class="tile">{html.escape(name)}<b>{html.escape(value)}</b>'
-        f"<small>{html.escape(text)}</small></div>"
+        f'<div class="tile">{html_text(name)}<b>{html_text(value)}</b>'
+        f"<small>{html_text(text)}</small></div>"
         for name, value, text in tiles
     )
     return f'<div class="tiles">{boxes}</div>'
@@ -131,7 +132,7 @@ def _tiles(figures: Figures) -> str:
 
 def _card(title: str, content: str, wide: bool = False) -> str:
     kind = "card wide" if wide else "card"
-    return f'<div class="{kind}"><h3>{html.escape(title)}</h3>{content}</div>'
+    return f'<div class="{kind}"><h3>{html_text(title)}</h3>{content}</div>'
 
 
 def _cards(parts: Sequence[str]) -> str:
@@ -261,7 +262,7 @@ def _confusion(figures: Figures) -> str:
             if wrong[i, j]
         ]
         return table(["truth", "found as", "times"], rows)
-    top = "".join(f"<th>{html.escape(n)}</th>" for n in names)
+    top = "".join(f"<th>{html_text(n)}</th>" for n in names)
     rows_text = []
     for name, row in zip(names, matrix, strict=True):
         total = int(row.sum()) or 1
@@ -269,7 +270,7 @@ def _confusion(figures: Figures) -> str:
             f'<td style="background:rgba(var(--heat),{0.65 * int(v) / total:.2f})">{int(v)}</td>'
             for v in row
         )
-        rows_text.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+        rows_text.append(f"<tr><th>{html_text(name)}</th>{cells}</tr>")
     return (
         f'<div class="scroll"><table class="matrix"><tr><th>truth \\ found</th>{top}</tr>'
         f"{''.join(rows_text)}</table></div><p><small>Boxes, IoU {IOU}. Last column: missed; "
@@ -324,7 +325,7 @@ def _pairs(pairs: Sequence[Pair]) -> str:
 
 
 def _figure(pair: Pair) -> str:
-    name = html.escape(pair.name, quote=True)
+    name = html_text(pair.name)
     panes = "".join(
         f'<div><img alt="{kind} of {name}" src="{url}"></div>'
         for kind, url in (("truth", pair.truth), ("prediction", pair.prediction))
@@ -333,7 +334,7 @@ def _figure(pair: Pair) -> str:
     missing = "" if panes else " · the picture could not be read"
     return (
         f'<figure><div class="panes">{panes}</div><figcaption>{name}: '
-        f"{html.escape(pair.caption)}{missing}</figcaption></figure>"
+        f"{html_text(pair.caption)}{missing}</figcaption></figure>"
     )
 
 

@@ -1,0 +1,141 @@
+"""What is evaluated: trained weights, classes by name, a folder of results for each test set."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from d2kit.data import DatasetCatalog, MetadataCatalog
+from d2kit.data.datasets import register_coco_instances
+from d2kit.engine.evaluate import DefaultEvaluation, check_evaluated_weights
+from d2kit.structures import Boxes, BoxMode, Instances
+from tests.support.rcnn_data import CLASSES, write_dataset
+from tests.support.tiny_model import tiny_config
+
+NAMES = ("zz_evaluated_a", "zz_evaluated_b")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        (None, r"no weights were loaded \(MODEL.WEIGHTS is empty"),
+        (["head.weight"], r"1 weights of the model did not fit the file \(head.weight\)"),
+        (["a", "b", "c", "d"], r"4 weights .* \(a, b, c, \.\.\.\)"),
+    ],
+)
+def test_an_untrained_model_is_refused_unless_told(lacking, said, caplog):
+    checkpointer = SimpleNamespace(not_loaded=lacking)
+    with pytest.raises(ValueError, match=said) as error:
+        check_evaluated_weights(checkpointer)
+    assert "--allow-untrained" in str(error.value)
+    caplog.set_level("WARNING", "d2kit.engine.evaluate")
+    check_evaluated_weights(checkpointer, allow=True)
+
+
+def test_a_checkpointer_tells_what_did_not_fit(tmp_path):
+    from torch import nn
+
+    from d2kit.checkpoint import DetectionCheckpointer
+
+    def make(out):
+        return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, out))
+
+    torch.save({"model": make(2).state_dict()}, tmp_path / "w.pth")
+    whole, part = (DetectionCheckpointer(make(out), str(tmp_path / "o")) for out in (2, 5))
+    assert whole.not_loaded is None
+    whole.resume_or_load(str(tmp_path / "w.pth"), resume=False)
+    check_evaluated_weights(whole)
+    part.resume_or_load(str(tmp_path / "w.pth"), resume=False)
+    assert part.not_loaded == ["1.bias", "1.weight"]
+    none = DetectionCheckpointer(make(2), str(tmp_path / "o"))
+    none.resume_or_load("", resume=True)
+    assert none.not_loaded is None
+
+
+class Truth(torch.nn.Module):
+    """Finds the objects of a dataset, with the classes of the model."""
+
+    def __init__(self, records, classes):
+        super().__init__()
+        self.records = {r["file_name"]: r for r in records}
+        self.classes = classes
+        self.device = torch.device("cpu")
+
+    def forward(self, batch):
+        found = []
+        for sample in batch:
+            record = self.records[sample["file_name"]]
+            boxes = [
+                BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+                for a in record["annotations"]
+            ]
+            one = Instances((record["height"], record["width"]))
+            one.pred_boxes = Boxes(torch.tensor(boxes))
+            one.scores = torch.linspace(0.9, 0.8, len(boxes))
+            one.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]])
+            found.append({"instances": one})
+        return found
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Two test sets of the same objects; the second has its classes in another order."""
+    (tmp_path / "images").mkdir()
+    path = write_dataset(tmp_path / "images")
+    content = json.loads(path.read_text())
+    order = [CLASSES[2], CLASSES[0], CLASSES[1]]
+    new = {i + 1: order.index(name) + 1 for i, name in enumerate(CLASSES)}
+    content["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(order)]
+    for a in content["annotations"]:
+        a["category_id"] = new[a["category_id"]]
+    for image in content["images"]:
+        image["id"] += 50
+    for a in content["annotations"]:
+        a["image_id"] += 50
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    for name, file in zip(NAMES, (path, other), strict=True):
+        register_coco_instances(name, {}, str(file), str(tmp_path / "images"))
+    cfg = tiny_config()
+    cfg.merge_from_list(
+        ["DATASETS.TRAIN", NAMES[:1], "DATASETS.TEST", NAMES, "OUTPUT_DIR", str(tmp_path / "o")]
+        + ["MODEL.MASK_ON", False, "MODEL.KEYPOINT_ON", False, "DATALOADER.NUM_WORKERS", 0]
+        + ["MODEL.ROI_HEADS.NUM_CLASSES", 3]
+    )
+    yield cfg
+    for name in NAMES:
+        DatasetCatalog.data.pop(name, None)
+        MetadataCatalog.data.pop(name, None)
+
+
+def test_test_sets_are_mapped_by_name_and_have_a_folder_each(sets, tmp_path):
+    model = Truth(DatasetCatalog.get(NAMES[0]), CLASSES)
+    results = DefaultEvaluation.test(sets, model)
+    assert [results[name]["bbox"]["AP"] for name in NAMES] == pytest.approx([100, 100])
+    ids = {
+        name: {
+            row["image_id"]
+            for file in (tmp_path / "o/inference" / name).glob("coco_instances_results.json")
+            for row in json.loads(file.read_text())
+        }
+        for name in NAMES
+    }
+    assert ids == {NAMES[0]: {0, 1, 2, 3}, NAMES[1]: {50, 51, 52, 53}}
+
+
+def test_a_test_set_with_other_classes_is_refused(sets, tmp_path):
+    path = tmp_path / "other.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["name"] = "zebra"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"only here \[zebra\]"):
+        DefaultEvaluation.test(sets, Truth(DatasetCatalog.get(NAMES[0]), CLASSES))
+
+
+def test_names_that_are_alike_as_folders_stay_apart(sets):
+    from d2kit.engine.evaluate import _build_folder
+
+    folders = {_build_folder(sets, name) for name in ("a/b", "a_b", "a b", "../a_b")}
+    assert len(folders) == 4
+    assert all("/inference/" in f and ".." not in f for f in folders)
