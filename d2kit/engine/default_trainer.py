@@ -66,6 +66,7 @@ from d2kit.engine.trainers import AMPTrainer, SimpleTrainer, amp_precision
 from d2kit.solver import build_lr_scheduler, build_optimizer
 from d2kit.utils import comm, stopping
 from d2kit.utils.auxiliary import auxiliary
+from d2kit.utils.devices import use_device
 from d2kit.utils.events import EventWriter
 from d2kit.utils.logger import setup_logger
 
@@ -257,6 +258,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         self.cfg, self.seed, data_loader = run.cfg, run.cfg.SEED, run.loader
         self._test_counts = run.test_counts
         model = self.build_model(self.cfg)
+        use_device(next(model.parameters()).device)
         optimizer = self.build_optimizer(self.cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
         self._trainer: SimpleTrainer = build_inner_trainer(self.cfg, model, data_loader, optimizer)

@@ -367,8 +367,9 @@ def create_ddp_model(
     """
     if comm.get_world_size() == 1:
         return model
-    if "device_ids" not in kwargs and next(model.parameters()).device.type == "cuda":
-        kwargs["device_ids"] = [torch.cuda.current_device()]
+    device = next(model.parameters()).device
+    if "device_ids" not in kwargs and device.type == "cuda":
+        kwargs["device_ids"] = [device]
     new_name = "forward_sync_buffers"  # of `broadcast_buffers`, since torch 2.15
     if new_name in inspect.signature(DistributedDataParallel.__init__).parameters:
         kwargs = {new_name if k == "broadcast_buffers" else k: v for k, v in kwargs.items()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ __all__ = [
     "FrozenBatchNorm2d",
     "LayerNorm",
     "NaiveSyncBatchNorm",
+    "SyncBatchNorm",
     "get_norm",
 ]
 
@@ -203,6 +204,31 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
         self.running_var += any_sample * momentum * (var - self.running_var)
 
 
+class SyncBatchNorm(NaiveSyncBatchNorm):
+    """BatchNorm2d with statistics over all processes: torch's own on CUDA, ours elsewhere.
+
+    The input's device decides, not what the machine has: torch's refuses other devices, also for a
+    model on the CPU of a machine with GPUs. State and output are the same; between processes ours
+    keeps the biased variance as running variance, torch's the unbiased one.
+
+    Args:
+        num_features: C.
+        **kwargs: as of torch.nn.BatchNorm2d.
+    """
+
+    process_group = None  # torch's: all processes
+    _check_non_zero_input_channels: Any = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def __init__(self, num_features: int, **kwargs: Any) -> None:
+        super().__init__(num_features, stats_mode="N", **kwargs)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise `input` (N, C, H, W); one process or evaluation is plain BatchNorm2d."""
+        if input.is_cuda and comm.get_world_size() > 1:
+            return nn.SyncBatchNorm.forward(cast(nn.SyncBatchNorm, self), input)
+        return super().forward(input)
+
+
 class CycleBatchNormList(nn.ModuleList):
     """Batch norms used in turn, one per call, with one shared affine map.
 
@@ -265,17 +291,9 @@ class LayerNorm(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-def _sync_batch_norm(channels: int) -> nn.Module:
-    # torch's own runs on accelerators only; the replacement has the same state and output (between
-    # processes it keeps the biased variance as running variance, torch's the unbiased one)
-    if torch.cuda.is_available():
-        return nn.SyncBatchNorm(channels)
-    return NaiveSyncBatchNorm(channels, stats_mode="N")
-
-
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
-    "SyncBN": _sync_batch_norm,
+    "SyncBN": SyncBatchNorm,
     "FrozenBN": FrozenBatchNorm2d,
     "GN": partial(nn.GroupNorm, 32),
     "nnSyncBN": nn.SyncBatchNorm,

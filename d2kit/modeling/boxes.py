@@ -137,6 +137,33 @@ def rows_or_zeros(values: Tensor, index: Tensor) -> Tensor:
     return values[index]
 
 
+def check_classes(gt_classes: Tensor, num_classes: int, where: str = "") -> None:
+    """Make sure that ground truths have classes of the model.
+
+    On CUDA the device itself looks, and stops the program at its next wait; on other devices
+    nothing is checked. So check before the upload.
+
+    Args:
+        gt_classes: (G,) integers.
+        num_classes: K.
+        where: which image it is, for the message.
+
+    Raises:
+        ValueError: if a class is not in [0, K).
+    """
+    if gt_classes.is_cuda:
+        known = ((gt_classes >= 0) & (gt_classes < num_classes)).all()
+        torch._assert_async(known, f"a ground-truth class is not in 0..{num_classes - 1}")
+    if len(gt_classes) == 0 or gt_classes.device.type != "cpu":
+        return
+    low, high = torch.stack(torch.aminmax(gt_classes)).tolist()
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"{f'{where}: ' if where else ''}ground-truth classes must be in 0..{num_classes - 1} "
+            f"(NUM_CLASSES {num_classes} of the model's heads), got {low}..{high}"
+        )
+
+
 def matched_classes(gt_classes: Tensor, index: Tensor, label: Tensor, background: int) -> Tensor:
     """Return the class that each box is to be given.
 

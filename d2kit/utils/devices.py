@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_cores", "choose_device", "computes_bfloat16"]
+__all__ = ["available_cores", "choose_device", "computes_bfloat16", "exact_dtype", "use_device"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,28 @@ def computes_bfloat16(device: torch.device) -> bool:
         return False  # x86: the questions above are all there are
     arm = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(arm()) if arm is not None else False
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest floating type of a device: float64, but float32 on MPS, which has no other.
+
+    Args:
+        device: where the numbers are.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def use_device(device: torch.device) -> None:
+    """Make the CUDA device of a process's model its current one.
+
+    What names no device (events, memory figures, generated kernels) then means the model's, also
+    where that is ``cuda:1``. Other devices have no such state.
+
+    Args:
+        device: of the model; ``cuda`` without a number leaves the current one.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def available_cores() -> int:

@@ -148,22 +148,3 @@ def check_targets(targets: list[Instances] | None, where: str) -> list[Instances
                 f"it has {sorted(target.get_fields())}. What maps the dataset must set them."
             )
     return targets
-
-
-def check_classes(gt_classes: Tensor, num_classes: int) -> Tensor:
-    """Return `gt_classes` where a wrong one cannot pass silently.
-
-    Only tensors on the CPU are checked: on a device it would make the host wait, and an index out
-    of range stops the kernel there anyway.
-
-    Raises:
-        ValueError: if a class is not in [0, num_classes).
-    """
-    if gt_classes.device.type == "cpu" and len(gt_classes) > 0:
-        low, high = torch.aminmax(gt_classes)
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"ground-truth classes must be in 0..{num_classes - 1} "
-                f"(MODEL.ROI_HEADS.NUM_CLASSES {num_classes}), got {int(low)}..{int(high)}"
-            )
-    return gt_classes
