@@ -57,6 +57,7 @@ from d2kit.engine.safety.resume_check import ConfigRecord
 from d2kit.engine.safety.run_lock import hold_output_dir, release_output_dir
 from d2kit.engine.setup import (
     build_tracker_writers,
+    check_deterministic,
     create_ddp_model,
     default_tracker_check,
     default_writers,
@@ -259,6 +260,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         self._test_counts = run.test_counts
         model = self.build_model(self.cfg)
         use_device(next(model.parameters()).device)
+        check_deterministic(model)
         optimizer = self.build_optimizer(self.cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
         self._trainer: SimpleTrainer = build_inner_trainer(self.cfg, model, data_loader, optimizer)
