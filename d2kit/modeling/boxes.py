@@ -12,6 +12,7 @@ from torch import Tensor
 from d2kit.layers import batched_nms, batched_nms_rotated
 from d2kit.modeling.matcher import Matcher
 from d2kit.structures import Boxes, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
+from d2kit.utils.devices import upload
 from d2kit.utils.tracing import is_symbolic
 
 
@@ -57,8 +58,8 @@ def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Ten
             inside.append(of_image.tensor)
         return torch.stack(inside)
     if boxes.shape[-1] == 4:
-        limits = boxes.new_tensor([(w, h, w, h) for h, w in image_sizes]).unsqueeze(1)
-        return torch.minimum(boxes.clamp(min=0), limits)
+        limits = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=boxes.dtype)
+        return torch.minimum(boxes.clamp(min=0), upload(limits, boxes.device).unsqueeze(1))
     clipped = []
     for rows, size in zip(boxes, image_sizes, strict=True):
         wrapped = RotatedBoxes(rows)
@@ -71,6 +72,11 @@ def split_like(rows: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Split `rows` (R, ...) of all images into those of each, as many as its part (R_i, ...)."""
     # `len` would make the numbers of one image constants of a trace
     return (rows,) if len(parts) == 1 else rows.split([part.shape[0] for part in parts])
+
+
+def true_rows(mask: Tensor, count: int) -> Tensor:
+    """Return where a mask (R,) is true, ascending, given how often that is; without a wait."""
+    return mask.argsort(descending=True, stable=True)[:count]
 
 
 def sides_of(boxes: Tensor) -> Tensor:

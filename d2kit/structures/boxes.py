@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from d2kit.utils.devices import exact_dtype
+from d2kit.utils.devices import exact_dtype, upload
 from d2kit.utils.tracing import is_symbolic
 
 __all__ = [
@@ -142,7 +142,9 @@ class Boxes:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the boxes on `device`."""
-        return type(self)(self.tensor.to(device=device, non_blocking=non_blocking))
+        if not non_blocking:
+            return type(self)(upload(self.tensor, torch.device(device)))
+        return type(self)(self.tensor.to(device=device, non_blocking=True))
 
     def area(self) -> Tensor:
         """Return the areas in square pixels, (R,) float32."""

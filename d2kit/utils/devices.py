@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_cores", "choose_device", "computes_bfloat16", "exact_dtype", "use_device"]
+__all__ = [
+    "available_cores",
+    "choose_device",
+    "computes_bfloat16",
+    "exact_dtype",
+    "upload",
+    "use_device",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +104,19 @@ def use_device(device: torch.device) -> None:
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; to CUDA by pinned memory, so that the host does not wait.
+
+    Args:
+        tensor: on any device.
+        device: where it is wanted.
+    """
+    plain = tensor.device.type == "cpu" and not tensor.requires_grad
+    if device.type == "cuda" and plain and tensor.numel():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def available_cores() -> int:
