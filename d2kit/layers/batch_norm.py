@@ -1,7 +1,6 @@
 """Normalisation layers and `get_norm`, which makes one from its name in a config."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -52,7 +51,26 @@ class FrozenBatchNorm2d(nn.Module):
             self.register_buffer(name, torch.full((num_features,), value))
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Return (scale, shift), each (C,): ``forward(x)`` is ``x * scale + shift`` per channel."""
+        """Return (scale, shift), each (C,): ``forward(x)`` is ``x * scale + shift`` per channel.
+
+        On CUDA they are computed once: there the five kernels of each of the 53 layers of a
+        ResNet-50 cost more than they compute. They are thrown away when a buffer is replaced or
+        written in place (but not through ``.data``, which nobody can see).
+        """
+        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
+        if not self.weight.is_cuda or is_symbolic() or any(b.is_inference() for b in buffers):
+            return self._affine()
+        versions = [b._version for b in buffers]
+        if self._kept is not None:
+            of, then, parts = self._kept
+            if then == versions and all(a is b for a, b in zip(of, buffers, strict=True)):
+                return parts
+        with torch.inference_mode(mode=False):  # training may use them later
+            parts = self._affine()
+        self._kept = (buffers, versions, parts)
+        return parts
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -60,27 +78,8 @@ class FrozenBatchNorm2d(nn.Module):
         """Normalise `x` (N, C, H, W) with the fixed statistics."""
         # One pass over x, of which nothing is kept for the backward pass; x * scale + shift takes
         # longer (2x256x100x150, one thread: 31 ms instead of 9; channels last 14 and 7).
-        scale, shift = self._affine_like(x)
+        scale, shift = (part.to(x.dtype)[:, None, None] for part in self.affine())
         return torch.addcmul(shift, x, scale)
-
-    def _affine_like(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `affine` of the dtype of `x`, (C, 1, 1) each; on CUDA only computed once.
-
-        There the five kernels of each of 53 layers of a ResNet-50 cost more than they compute. What
-        is kept is thrown away when a buffer is replaced or written in place.
-        """
-        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
-        keeps = x.is_cuda and not is_symbolic() and not any(b.is_inference() for b in buffers)
-        if keeps and self._kept is not None:
-            of, versions, parts = self._kept
-            same = all(a is b for a, b in zip(of, buffers, strict=True))
-            if same and parts[0].dtype == x.dtype and versions == [b._version for b in buffers]:
-                return parts
-        with torch.inference_mode(mode=False) if keeps else nullcontext():
-            scale, shift = (part.to(x.dtype)[:, None, None] for part in self.affine())
-        if keeps:
-            self._kept = (buffers, [b._version for b in buffers], (scale, shift))
-        return scale, shift
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
