@@ -169,7 +169,7 @@ class Gpu(TorchDispatchMode):
             return tree_map_only(Tensor, lambda x: known.get(id(x), Fake(x) if stays else x), out)
 
     def _copy(self, args, kwargs, on_gpu):
-        """A copy between the devices is a wait, unless it is non_blocking."""
+        """A copy between the devices is a wait, unless it is non_blocking and pinned."""
         target, source = args[0], args[-1] if isinstance(args[-1], Tensor) else args[0]
         if isinstance(args[1] if len(args) > 1 else None, Tensor):  # copy_
             source = args[1]
@@ -177,6 +177,7 @@ class Gpu(TorchDispatchMode):
         else:
             crosses = kwargs.get("device") is not None and isinstance(source, Fake) is not on_gpu
         quick = kwargs.get("non_blocking", len(args) > 2 and args[2])
+        quick = quick and (isinstance(source, Fake) or hasattr(source, "pinned"))
         if crosses and source.numel() and not quick:
             self.wait("copy")
 
@@ -309,6 +310,14 @@ def _generator(device="cpu"):
     return _GENERATOR()
 
 
+def _pinned(tensor, *_):
+    if isinstance(tensor, Fake):
+        raise RuntimeError("cannot pin a CUDA tensor")
+    copy = tensor.clone()
+    copy.pinned = True
+    return copy
+
+
 def _patches(gpu):
     def to(value):
         return lambda *_, **__: value
@@ -337,7 +346,7 @@ def _patches(gpu):
         mock.patch.multiple(torch.accelerator, is_available=to(True), current_accelerator=to(CUDA)),
         mock.patch.object(torch.autograd, "_engine_run_backward", _Engine()),
         mock.patch.object(torch, "Generator", _generator),
-        mock.patch.object(Tensor, "pin_memory", lambda x, *_: x),
+        mock.patch.object(Tensor, "pin_memory", _pinned),
         torch.backends.cudnn.flags(enabled=False),
     ]
 

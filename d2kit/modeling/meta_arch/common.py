@@ -17,6 +17,7 @@ from d2kit.modeling.metrics import put_image
 from d2kit.modeling.postprocessing import detector_postprocess
 from d2kit.modeling.sampling import per_image_seeds
 from d2kit.structures import Boxes, ImageList, Instances
+from d2kit.utils.devices import upload
 
 _SHOWN_BOXES = 20
 
@@ -173,7 +174,7 @@ def semantic_targets(
                     f"0 to {num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}) or "
                     f"{ignore} (IGNORE_VALUE)"
                 )
-        labels.append(label.to(device))
+        labels.append(upload(label, device))
     return ImageList.from_tensors(
         labels,
         backbone.size_divisibility,
