@@ -28,6 +28,8 @@ OWN_KEYS = frozenset(
         "DETERMINISTIC",
         "DETERMINISTIC_STRICT",
         "INPUT.RESIZE",
+        "DATASETS.KEYPOINT_FLIP_MAP",
+        "DATASETS.KEYPOINT_NAMES",
         "MODEL.CLASS_NAMES",
         "MODEL.FPN.P6_FROM",
         "MODEL.FREEZE",
