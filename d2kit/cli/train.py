@@ -233,8 +233,9 @@ def _seconds_per_iteration(cfg: CfgNode, batch: int) -> float:
     for _ in range(PROBE_STEPS + 1):
         start = time.perf_counter()
         sum(model(inputs).values()).backward()
-        if next(model.parameters()).is_cuda:
-            torch.cuda.synchronize()
+        device = next(model.parameters()).device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return sorted(times[1:])[PROBE_STEPS // 2] * 1.15  # optimizer, averages, loading
 

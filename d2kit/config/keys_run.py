@@ -272,6 +272,10 @@ _GLOBAL: dict[str, tuple[Any, str]] = {
         "Use algorithms that give the same numbers in every run with the same SEED, slower; "
         "CUDNN_BENCHMARK is then off.",
     ),
+    "DETERMINISTIC_STRICT": (
+        False,
+        "With DETERMINISTIC: refuse operations that have no such algorithm, instead of a warning.",
+    ),
     "CUDNN_BENCHMARK": (False, "Let cuDNN try algorithms; pays off where image sizes are fixed."),
     "FLOAT32_PRECISION": ("", "Passed to torch.set_float32_matmul_precision; empty: unchanged."),
     "VIS_PERIOD": (0, "Iterations between pictures of the training in the events; 0: none."),

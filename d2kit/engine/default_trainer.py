@@ -57,6 +57,7 @@ from d2kit.engine.safety.resume_check import ConfigRecord
 from d2kit.engine.safety.run_lock import hold_output_dir, release_output_dir
 from d2kit.engine.setup import (
     build_tracker_writers,
+    check_deterministic,
     create_ddp_model,
     default_tracker_check,
     default_writers,
@@ -66,6 +67,7 @@ from d2kit.engine.trainers import AMPTrainer, SimpleTrainer, amp_precision
 from d2kit.solver import build_lr_scheduler, build_optimizer
 from d2kit.utils import comm, stopping
 from d2kit.utils.auxiliary import auxiliary
+from d2kit.utils.devices import use_device
 from d2kit.utils.events import EventWriter
 from d2kit.utils.logger import setup_logger
 
@@ -257,6 +259,8 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         self.cfg, self.seed, data_loader = run.cfg, run.cfg.SEED, run.loader
         self._test_counts = run.test_counts
         model = self.build_model(self.cfg)
+        use_device(next(model.parameters()).device)
+        check_deterministic(model)
         optimizer = self.build_optimizer(self.cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)
         self._trainer: SimpleTrainer = build_inner_trainer(self.cfg, model, data_loader, optimizer)

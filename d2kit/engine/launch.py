@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -268,7 +268,8 @@ def launch(
         args: arguments of `main_func`.
         timeout: after which a process that waits for the others gives up; a process that is stuck
             for as long is named, with a stack trace, and ends the run.
-        num_processes: processes on this machine without GPUs; None or 0: as many as GPUs.
+        num_processes: processes on this machine that use its CPU, also where it has GPUs: these
+            are hidden from them if there are several; None or 0: as many as GPUs.
 
     Raises:
         ValueError: if the numbers do not fit the machine.
@@ -300,17 +301,33 @@ def launch(
     _spawn(
         (local_size, num_machines, machine_rank, dist_url, main_func, args, timeout, on_cpu),
         local_size,
+        on_cpu=on_cpu,
     )
 
 
-def _spawn(worker_args: tuple[Any, ...], count: int) -> None:
+@contextmanager
+def _hidden_gpus() -> Iterator[None]:
+    """Hide the GPUs from processes that are started inside: a config's ``cuda`` is then the CPU."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _spawn(worker_args: tuple[Any, ...], count: int, *, on_cpu: bool = False) -> None:
     """Start `count` processes and wait for them."""
     from torch import multiprocessing as mp
 
     try:
-        started = mp.start_processes(
-            _spawned_worker, worker_args, nprocs=count, join=False, start_method="spawn"
-        )
+        with _hidden_gpus() if on_cpu else nullcontext():
+            started = mp.start_processes(
+                _spawned_worker, worker_args, nprocs=count, join=False, start_method="spawn"
+            )
         with _passed_on_signals([process.pid for process in started.processes]):
             while not started.join(grace_period=GRACE):
                 pass
@@ -396,7 +413,8 @@ def _distributed_worker(
 
 def _choose_gpu(place: Place, gpus: int) -> None:
     """Make this process's GPU the current one; SLURM may show each task only its own."""
-    if 1 < gpus <= place.local_rank:
+    own = gpus == 1 and place.source == "SLURM"
+    if place.local_size > gpus and not own:
         raise ValueError(
             f"process {place.local_rank} of this machine has no GPU: {place.local_size} processes, "
             f"{gpus} CUDA devices; start fewer, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train "

@@ -18,6 +18,7 @@ import torch
 import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops import RoIPool
 
 from d2kit.config import CfgNode, LazyConfig, get_cfg
 from d2kit.engine.preflight.data import check_output_dir, check_weights
@@ -292,28 +293,74 @@ def default_setup(cfg: Any, args: Any) -> None:
             cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False
         )
     if _try_get_key(cfg, "DETERMINISTIC", "train.deterministic", default=False):
-        use_deterministic_algorithms()
+        strict = _try_get_key(cfg, "DETERMINISTIC_STRICT", "train.deterministic_strict")
+        use_deterministic_algorithms(strict=bool(strict))
         logger.info(
             "Deterministic algorithms: the same numbers on the same machine and versions, slower; "
-            "an operation that has none is named in a warning"
+            "an operation that has none %s",
+            "is refused" if strict else "is named in a warning",
+        )
+    elif not eval_only and torch.cuda.is_available():
+        logger.info(
+            "Without DETERMINISTIC a training on CUDA gives other last digits in every run, so a "
+            "resumed one is not bit for bit the same"
         )
     precision = _try_get_key(cfg, "FLOAT32_PRECISION", "train.float32_precision", default="")
     if precision:
         torch.set_float32_matmul_precision(precision)
 
 
-def use_deterministic_algorithms() -> None:
+def use_deterministic_algorithms(*, strict: bool = False) -> None:
     """Let torch, cuDNN and cuBLAS choose algorithms that give the same numbers in every run.
 
     Call it before the first operation on a GPU. Where torch has no such algorithm for an operation
     it warns and takes the usual one.
+
+    Args:
+        strict: raise there instead.
 
     Source: torch's notes on reproducibility.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+
+
+def check_deterministic(model: nn.Module) -> list[str]:
+    """Name the operations of a training that differ from run to run although they should not.
+
+    Args:
+        model: its modules say so by an attribute `not_deterministic_on_cuda`.
+
+    Returns:
+        A line for each kind of module; none where the model is not on CUDA, or algorithms need not
+        be deterministic. They are logged as warnings too.
+
+    Raises:
+        ValueError: if there is one, and only deterministic ones are allowed (DETERMINISTIC_STRICT).
+    """
+    if not torch.are_deterministic_algorithms_enabled() or not next(model.parameters()).is_cuda:
+        return []
+    known: dict[type[nn.Module], str] = {RoIPool: "torchvision::roi_pool (backward)"}
+    lines = sorted(
+        {
+            f"{type(part).__name__}: {operation}"
+            for part in model.modules()
+            if (operation := getattr(part, "not_deterministic_on_cuda", known.get(type(part))))
+        }
+    )
+    if lines and not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise ValueError(
+            f"DETERMINISTIC_STRICT is set, but on CUDA these have no deterministic algorithm: "
+            f"{'; '.join(lines)}. Choose other parts for the model, train on the CPU, or set "
+            "DETERMINISTIC_STRICT False"
+        )
+    for line in lines:
+        logging.getLogger(__name__).warning(
+            "DETERMINISTIC: not the same in every run on CUDA: %s", line
+        )
+    return lines
 
 
 def default_log(cfg: Any, args: Any, logger: logging.Logger, output_dir: str) -> None:
@@ -367,8 +414,9 @@ def create_ddp_model(
     """
     if comm.get_world_size() == 1:
         return model
-    if "device_ids" not in kwargs and next(model.parameters()).device.type == "cuda":
-        kwargs["device_ids"] = [torch.cuda.current_device()]
+    device = next(model.parameters()).device
+    if "device_ids" not in kwargs and device.type == "cuda":
+        kwargs["device_ids"] = [device]
     new_name = "forward_sync_buffers"  # of `broadcast_buffers`, since torch 2.15
     if new_name in inspect.signature(DistributedDataParallel.__init__).parameters:
         kwargs = {new_name if k == "broadcast_buffers" else k: v for k, v in kwargs.items()}

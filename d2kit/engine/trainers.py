@@ -128,7 +128,7 @@ class StepMetrics:
         if device.type == "cuda":
             metrics.values = values.to("cpu", non_blocking=True)
             metrics.copied = torch.cuda.Event()
-            metrics.copied.record()
+            metrics.copied.record(torch.cuda.current_stream(device))  # of the losses' device
         return metrics
 
     def fetch(self) -> tuple[dict[str, float], float]:

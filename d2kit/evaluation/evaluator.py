@@ -181,9 +181,13 @@ def _call(callbacks: Callbacks | None, name: str) -> None:
         callbacks.get(name, lambda: None)()
 
 
-def _wait_for_device() -> None:
-    """Wait for queued CUDA work, so that the time measured is the model's."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+def _wait_for_device(model: Any) -> None:
+    """Wait for the CUDA work that a model has queued, so that the time measured is the model's."""
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    if weight is not None:
+        if weight.is_cuda:
+            torch.cuda.synchronize(weight.device)
+    elif torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
@@ -257,7 +261,7 @@ def _run_batches(
         started = time.perf_counter()
         _call(callbacks, "before_inference")
         outputs = model(inputs)
-        _wait_for_device()
+        _wait_for_device(model)
         _call(callbacks, "after_inference")
         computed = time.perf_counter()
         evaluator.process(inputs, outputs)

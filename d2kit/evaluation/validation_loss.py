@@ -98,7 +98,8 @@ def validation_losses(model: nn.Module, loader: Any) -> dict[str, float]:
 def _losses_of(model: nn.Module, batch: list[dict[str, Any]], seed: int) -> Mapping[str, Tensor]:
     """Return the losses of one batch; all its choices by chance depend on `seed`."""
     batch = [{**sample, "sample_seed": seed} for sample in batch]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), comm.on_its_own(), torch.no_grad():
         torch.manual_seed(seed)
         losses = model(batch)

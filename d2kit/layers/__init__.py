@@ -6,6 +6,7 @@ from d2kit.layers.batch_norm import (
     FrozenBatchNorm2d,
     LayerNorm,
     NaiveSyncBatchNorm,
+    SyncBatchNorm,
     get_norm,
 )
 from d2kit.layers.blocks import CNNBlockBase, DepthwiseSeparableConv2d

@@ -1,4 +1,4 @@
-"""RoIAlign on the CPU as sums of rows.
+"""RoIAlign as sums of rows: on the CPU, and where the gradient must be the same in every run.
 
 A bin of RoIAlign is the mean of bilinear samples on a grid: its weights are the outer product
 of one vector per axis. Samples that share pixels of the feature map share taps: their weights are
@@ -40,7 +40,10 @@ def roi_align_cpu(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Pool RoIs from a feature map on the CPU, with gradient to the feature map.
+    """Pool RoIs from a feature map, with gradient to the feature map.
+
+    The taps are found on the CPU. On a device their sums and, sorted by row, those of the gradient
+    have a fixed order; torchvision's kernel adds the gradient up by atomics, in any order.
 
     Args:
         features: (N, C, H, W) float; channels_last saves a copy.
@@ -56,7 +59,7 @@ def roi_align_cpu(
     n, channels, height, width = features.shape
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     rows = features.permute(0, 2, 3, 1).reshape(-1, channels).to(dtype).contiguous()
-    rois = rois.detach().to(dtype)
+    rois = rois.detach().to("cpu", dtype)
     low = rois[:, 1:3] * spatial_scale - (0.5 if aligned else 0.0)
     size = rois[:, 3:5] * spatial_scale - (0.5 if aligned else 0.0) - low
     if not aligned:
@@ -75,7 +78,7 @@ def roi_align_cpu(
         start = image[:, None, None] * (height * width)
         mean = 1 / samples[part].clamp(min=1).prod(dim=1).to(dtype)
         taps = _outer((start + y[0] * width, y[1] * mean[:, None, None], y[2]), x, len(rows))
-        pooled.append(sum_rows(rows, taps))
+        pooled.append(sum_rows(rows, Taps(*(part.to(rows.device) for part in taps))))
     out = pooled[0] if len(pooled) == 1 else torch.cat(pooled)
     out = out.view(len(rois), *output_size, channels).permute(0, 3, 1, 2)
     return out.to(features.dtype)
@@ -191,8 +194,8 @@ def _outer(
 def _transposed(taps: Taps, row_count: int) -> Taps:
     """Return the taps of the gradient: one bag per row, over the bags that use it."""
     index, offset, weight = taps
-    sizes = torch.diff(offset, append=offset.new_tensor([len(index)]))
-    bag = torch.repeat_interleave(_range(len(offset), index), sizes)
+    sizes = torch.diff(offset, append=torch.full_like(offset[:1], len(index)))
+    bag = torch.repeat_interleave(_range(len(offset), index), sizes, output_size=len(index))
     ascending, order = index.sort(stable=True)
     starts = torch.searchsorted(ascending, _range(row_count, index))
     return Taps(bag[order], starts.to(index.dtype), weight[order])

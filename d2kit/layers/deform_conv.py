@@ -15,6 +15,8 @@ class _DeformableConv(nn.Module):
 
     _with_bias = True  # whether a learnt bias is supported
 
+    not_deterministic_on_cuda = "torchvision::deform_conv2d (backward)"
+
     def __init__(
         self,
         in_channels: int,

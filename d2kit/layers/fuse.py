@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from d2kit.layers.batch_norm import FrozenBatchNorm2d
 from d2kit.layers.deform_conv import DeformConv, ModulatedDeformConv
 from d2kit.layers.wrappers import Conv2d
+from d2kit.utils.devices import exact_dtype
 
 __all__ = ["fold_batch_norm"]
 
@@ -35,8 +36,8 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
         affine = _affine(part.norm)
         if affine is not None:
             scale, shift = affine
-            bias = 0.0 if part.bias is None else part.bias.detach().double()
-            weight = part.weight.detach().double() * scale[:, None, None, None]
+            bias = 0.0 if part.bias is None else part.bias.detach().to(scale.dtype)
+            weight = part.weight.detach().to(scale.dtype) * scale[:, None, None, None]
             part.weight = _like(part.weight, weight)
             part.bias = _like(part.weight, bias * scale + shift)
             part.norm = None
@@ -44,19 +45,23 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def _affine(norm: Any) -> tuple[Tensor, Tensor] | None:
-    """Return scale and shift, (C,) float64, of a norm that is a fixed affine map, else None."""
+    """Return scale and shift of a norm that is a fixed affine map, else None.
+
+    Both are (C,), of `exact_dtype`.
+    """
     frozen = isinstance(norm, FrozenBatchNorm2d)
     if not frozen and not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
         return None
     if not frozen and (norm.training or norm.running_mean is None):
         return None
-    mean, var = norm.running_mean.double(), norm.running_var.double()
+    dtype = exact_dtype(norm.running_mean.device)
+    mean, var = norm.running_mean.to(dtype), norm.running_var.to(dtype)
     scale = torch.rsqrt(var + norm.eps)
     if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
+        scale = scale * norm.weight.detach().to(dtype)
     shift = -mean * scale
     if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
+        shift = shift + norm.bias.detach().to(dtype)
     return scale, shift
 
 

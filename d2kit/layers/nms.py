@@ -11,6 +11,8 @@ from d2kit.utils.tracing import is_symbolic
 
 __all__ = ["batched_nms", "batched_nms_rotated", "nms", "nms_rotated"]
 
+_MOVED_APART_AT_ONCE = 200_000  # numbers of boxes: the matrix of overlaps takes 300 MB
+
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """Suppress, within each class, boxes that overlap a better one.
@@ -29,8 +31,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"batched_nms: expected boxes of shape (R, 4), got {tuple(boxes.shape)}")
-    if is_symbolic():
-        # Torchvision chooses between two ways by the number of boxes: record one that fits all.
+    if is_symbolic() or (boxes.is_cuda and boxes.numel() <= _MOVED_APART_AT_ONCE):
+        # Torchvision chooses between two ways by the number of boxes: record one that fits all. On
+        # CUDA it copies a constant from the host, and for many boxes waits for each class.
         # Classes are moved apart, so that their boxes do not meet; there may be no box at all.
         boxes = boxes.float()
         span = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1

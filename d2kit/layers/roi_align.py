@@ -1,9 +1,10 @@
 """RoIAlign, fast on the CPU too."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torchvision
+import torchvision  # noqa: F401, its operators
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
@@ -48,12 +49,15 @@ def roi_align(
             f"got {tuple(input.shape)} and {tuple(rois.shape)}"
         )
     size = _pair(output_size)
-    if input.device.type == "cpu" and not is_symbolic():
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    by_taps = input.device.type == "cpu" or (deterministic and input.requires_grad)
+    if by_taps and not is_symbolic():
         return roi_align_cpu(input, rois, size, spatial_scale, sampling_ratio, aligned)
     exact = input if input.dtype == torch.float64 else input.float()
-    pooled = torchvision.ops.roi_align(
-        exact, rois.to(exact.dtype), size, spatial_scale, sampling_ratio, aligned
-    )
+    # The operator itself: torchvision's function would take a version that is compiled at run time
+    # where algorithms must be deterministic, and forward this one is.
+    operator: Any = torch.ops.torchvision.roi_align
+    pooled = operator(exact, rois.to(exact.dtype), spatial_scale, *size, sampling_ratio, aligned)
     return pooled.to(input.dtype)
 
 

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from d2kit.utils.devices import exact_dtype
+
 __all__ = ["matched_iou_rotated", "overlapping_pairs", "pairwise_iou_rotated"]
 
 _PAIRS_AT_ONCE = 1 << 16  # about 100 MB of temporaries in float64
@@ -58,7 +60,7 @@ def overlapping_pairs(boxes: Tensor, groups: Tensor, iou_threshold: float) -> Te
 
 def _bounds(boxes: Tensor) -> Tensor:
     """Return axis-aligned bounding boxes, (R, 4) XYXY, a little too large."""
-    exact = boxes.double()
+    exact = boxes.to(exact_dtype(boxes.device))
     angle = exact[:, 4] * (math.pi / 180.0)
     cos, sin = angle.cos().abs(), angle.sin().abs()
     width, height = exact[:, 2].abs(), exact[:, 3].abs()
@@ -93,7 +95,8 @@ def matched_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes1: (R, 5) as of `pairwise_iou_rotated`.
         boxes2: (R, 5), likewise.
     """
-    a, b = boxes1.double(), boxes2.double()
+    dtype = exact_dtype(boxes1.device)
+    a, b = boxes1.to(dtype), boxes2.to(dtype)
     area_a, area_b = a[:, 2] * a[:, 3], b[:, 2] * b[:, 3]
     tolerance = _TOUCH * (a[:, 2] + a[:, 3] + b[:, 2] + b[:, 3])[:, None, None]
     a_in_b, b_in_a = _corners(a, frame=b), _corners(b, frame=a)

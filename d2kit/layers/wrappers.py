@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2kit.layers.batch_norm import FrozenBatchNorm2d
+from d2kit.utils.devices import upload
 
 __all__ = [
     "BatchNorm2d",
@@ -68,7 +69,7 @@ def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
 
 def move_device_like(src: Tensor, dst: Tensor) -> Tensor:
     """Return `src` on the device of `dst`."""
-    return src.to(dst.device)
+    return upload(src, dst.device)
 
 
 class _NewEmptyTensorOp(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch import Tensor
 from d2kit.layers import batched_nms, batched_nms_rotated
 from d2kit.modeling.matcher import Matcher
 from d2kit.structures import Boxes, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
+from d2kit.utils.devices import upload
 from d2kit.utils.tracing import is_symbolic
 
 
@@ -57,8 +58,8 @@ def clip_to_images(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Ten
             inside.append(of_image.tensor)
         return torch.stack(inside)
     if boxes.shape[-1] == 4:
-        limits = boxes.new_tensor([(w, h, w, h) for h, w in image_sizes]).unsqueeze(1)
-        return torch.minimum(boxes.clamp(min=0), limits)
+        limits = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=boxes.dtype)
+        return torch.minimum(boxes.clamp(min=0), upload(limits, boxes.device).unsqueeze(1))
     clipped = []
     for rows, size in zip(boxes, image_sizes, strict=True):
         wrapped = RotatedBoxes(rows)
@@ -71,6 +72,11 @@ def split_like(rows: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Split `rows` (R, ...) of all images into those of each, as many as its part (R_i, ...)."""
     # `len` would make the numbers of one image constants of a trace
     return (rows,) if len(parts) == 1 else rows.split([part.shape[0] for part in parts])
+
+
+def true_rows(mask: Tensor, count: int) -> Tensor:
+    """Return where a mask (R,) is true, ascending, given how often that is; without a wait."""
+    return mask.argsort(descending=True, stable=True)[:count]
 
 
 def sides_of(boxes: Tensor) -> Tensor:
@@ -135,6 +141,33 @@ def rows_or_zeros(values: Tensor, index: Tensor) -> Tensor:
     if len(values) == 0:
         return values.new_zeros((len(index), *values.shape[1:]))
     return values[index]
+
+
+def check_classes(gt_classes: Tensor, num_classes: int, where: str = "") -> None:
+    """Make sure that ground truths have classes of the model.
+
+    On CUDA the device itself looks, and stops the program at its next wait; on other devices
+    nothing is checked. So check before the upload.
+
+    Args:
+        gt_classes: (G,) integers.
+        num_classes: K.
+        where: which image it is, for the message.
+
+    Raises:
+        ValueError: if a class is not in [0, K).
+    """
+    if gt_classes.is_cuda:
+        known = ((gt_classes >= 0) & (gt_classes < num_classes)).all()
+        torch._assert_async(known, f"a ground-truth class is not in 0..{num_classes - 1}")
+    if len(gt_classes) == 0 or gt_classes.device.type != "cpu":
+        return
+    low, high = torch.stack(torch.aminmax(gt_classes)).tolist()
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"{f'{where}: ' if where else ''}ground-truth classes must be in 0..{num_classes - 1} "
+            f"(NUM_CLASSES {num_classes} of the model's heads), got {low}..{high}"
+        )
 
 
 def matched_classes(gt_classes: Tensor, index: Tensor, label: Tensor, background: int) -> Tensor:

@@ -117,7 +117,9 @@ def subsample_labels(
     order_pos, is_pos, order_neg, is_neg = _draw(
         labels, num_samples, positive_fraction, bg_label, generator
     )
-    return order_pos[is_pos], order_neg[is_neg]
+    # the drawn ones come first in both orders, so that one wait for two numbers is enough
+    positives, negatives = torch.stack([is_pos.sum(), is_neg.sum()]).tolist()
+    return order_pos[:positives], order_neg[:negatives]
 
 
 def subsample_masks(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from d2kit.utils.devices import exact_dtype, upload
 from d2kit.utils.tracing import is_symbolic
 
 __all__ = [
@@ -71,7 +72,7 @@ class BoxMode(IntEnum):
                 f"supported: {', '.join(f'{a.name} to {b.name}' for a, b in _CONVERSIONS)}"
             )
         # lists hold Python floats: float64 keeps them to the last digit
-        result = _CONVERSIONS[key](values.double() if single else values)
+        result = _CONVERSIONS[key](values.to(exact_dtype(values.device)) if single else values)
         if isinstance(box, list | tuple):
             return type(box)(result.tolist())
         return result if isinstance(box, Tensor) else result.numpy()
@@ -86,13 +87,13 @@ def _xywh_to_xyxy(box: Tensor) -> Tensor:
 
 
 def _xywh_to_xywha(box: Tensor) -> Tensor:
-    exact = box.double()
+    exact = box.to(exact_dtype(box.device))
     centre, size = exact[..., :2] + exact[..., 2:] / 2, exact[..., 2:]
     return torch.cat([centre, size, torch.zeros_like(size[..., :1])], dim=-1).to(box.dtype)
 
 
 def _xywha_to_xyxy(box: Tensor) -> Tensor:
-    exact = box.double()
+    exact = box.to(exact_dtype(box.device))
     angle = exact[..., 4:] * (math.pi / 180.0)
     cos, sin = angle.cos().abs(), angle.sin().abs()
     width, height = exact[..., 2:3], exact[..., 3:4]
@@ -141,7 +142,9 @@ class Boxes:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the boxes on `device`."""
-        return type(self)(self.tensor.to(device=device, non_blocking=non_blocking))
+        if not non_blocking:
+            return type(self)(upload(self.tensor, torch.device(device)))
+        return type(self)(self.tensor.to(device=device, non_blocking=True))
 
     def area(self) -> Tensor:
         """Return the areas in square pixels, (R,) float32."""

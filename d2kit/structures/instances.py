@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from d2kit.utils.devices import upload
 from d2kit.utils.errors import AssertedValueError
 from d2kit.utils.registry import nearest_names
 from d2kit.utils.tracing import is_symbolic
@@ -97,7 +98,11 @@ class Instances:
     def to(self, *args: Any, **kwargs: Any) -> "Instances":
         """Return a new object with `to(*args, **kwargs)` applied to every field that has it."""
         moved = Instances(self._image_size)
+        only_device = len(args) == 1 and not kwargs and isinstance(args[0], torch.device)
         for name, value in self._fields.items():
+            if only_device and isinstance(value, torch.Tensor):
+                moved._fields[name] = upload(value, args[0])
+                continue
             moved._fields[name] = value.to(*args, **kwargs) if hasattr(value, "to") else value
         return moved
 
@@ -109,6 +114,10 @@ class Instances:
                     f"Instances: index {item} is out of range for {len(self)} instances"
                 )
             item = slice(item % len(self), item % len(self) + 1)
+        if _waits_as_index(item):
+            if len(item) != len(self):
+                raise IndexError(f"Instances: mask of length {len(item)} for {len(self)} instances")
+            item = item.nonzero().squeeze(1)
         chosen = Instances(self._image_size)
         for name, value in self._fields.items():
             chosen._fields[name] = _select(value, item)
@@ -164,6 +173,12 @@ class Instances:
         )
 
     __repr__ = __str__
+
+
+def _waits_as_index(item: Any) -> bool:
+    """Tell whether an index is a mask on a device: each field would wait for its number of rows."""
+    mask = isinstance(item, torch.Tensor) and item.dtype == torch.bool and item.dim() == 1
+    return mask and item.device.type != "cpu" and not is_symbolic()
 
 
 def _select(value: Any, item: Any) -> Any:

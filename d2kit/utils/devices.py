@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_cores", "choose_device", "computes_bfloat16"]
+__all__ = [
+    "available_cores",
+    "choose_device",
+    "computes_bfloat16",
+    "exact_dtype",
+    "upload",
+    "use_device",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +82,41 @@ def computes_bfloat16(device: torch.device) -> bool:
         return False  # x86: the questions above are all there are
     arm = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(arm()) if arm is not None else False
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest floating type of a device: float64, but float32 on MPS, which has no other.
+
+    Args:
+        device: where the numbers are.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def use_device(device: torch.device) -> None:
+    """Make the CUDA device of a process's model its current one.
+
+    What names no device (events, memory figures, generated kernels) then means the model's, also
+    where that is ``cuda:1``. Other devices have no such state.
+
+    Args:
+        device: of the model; ``cuda`` without a number leaves the current one.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; to CUDA by pinned memory, so that the host does not wait.
+
+    Args:
+        tensor: on any device.
+        device: where it is wanted.
+    """
+    plain = tensor.device.type == "cpu" and not tensor.requires_grad
+    if device.type == "cuda" and plain and tensor.numel():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def available_cores() -> int:

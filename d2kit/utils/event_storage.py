@@ -24,6 +24,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2kit.utils.auxiliary import auxiliary
+from d2kit.utils.devices import exact_dtype
 from d2kit.utils.errors import NoStorageError
 from d2kit.utils.file_io import PathManager, atomic_write
 from d2kit.utils.text import one_line
@@ -132,8 +133,9 @@ class EventStorage:
             if isinstance(value, Tensor):
                 by_device[value.device].append(index)
         numbers: dict[int, float] = {}
-        for indices in by_device.values():
-            stacked = torch.stack([torch.as_tensor(self._pending[i][1]).double() for i in indices])
+        for device, indices in by_device.items():
+            dtype = exact_dtype(device)
+            stacked = torch.stack([torch.as_tensor(self._pending[i][1]).to(dtype) for i in indices])
             numbers.update(zip(indices, stacked.tolist(), strict=True))
         for index, (name, value, iteration) in enumerate(self._pending):
             number = numbers[index] if index in numbers else float(value)
@@ -552,6 +554,6 @@ class CommonMetricPrinter(EventWriter):
                 parts.append(f"last_{name}: {storage.history(name).latest():.4f}")
         if "lr" in storage.histories():
             parts.append(f"lr: {storage.history('lr').latest():.5g}")
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             parts.append(f"max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M")
         self.logger.info("  ".join(parts))

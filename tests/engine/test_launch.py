@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from d2kit.engine import launch
-from d2kit.engine.launch import Place, _find_free_port, find_place, first_host
+from d2kit.engine.launch import (
+    Place,
+    _choose_gpu,
+    _find_free_port,
+    _hidden_gpus,
+    find_place,
+    first_host,
+)
 from tests.support import distributed
 from tests.support import tiny_run as tiny
 
@@ -159,3 +166,35 @@ def test_node_list_is_found_under_each_of_its_names(name):
     assert find_place({**env, name: "a[3-4]"}).address == "a3"
     with pytest.raises(ValueError, match="lacks SLURM_JOB_NODELIST"):
         find_place(env)
+
+
+@pytest.mark.parametrize(
+    ("source", "gpus", "message"),
+    [
+        ("torchrun", 1, "2 processes, 1 CUDA devices"),  # NCCL's own words: duplicate GPU detected
+        ("SLURM", 1, None),  # each task may see only its own
+        ("torchrun", 2, None),
+        ("SLURM", 2, None),
+    ],
+)
+def test_more_processes_than_gpus_are_refused_before_nccl(monkeypatch, source, gpus, message):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    place = Place(1, 2, 1, 2, "", 0, source)
+    if message is None:
+        _choose_gpu(place, gpus)
+        assert chosen == [gpus - 1]
+    else:
+        with pytest.raises(ValueError, match=message):
+            _choose_gpu(place, gpus)
+
+
+def test_processes_on_the_cpu_see_no_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with _hidden_gpus():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with _hidden_gpus():
+        pass
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ

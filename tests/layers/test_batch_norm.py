@@ -8,6 +8,7 @@ from d2kit.layers import (
     FrozenBatchNorm2d,
     LayerNorm,
     NaiveSyncBatchNorm,
+    SyncBatchNorm,
     get_norm,
 )
 
@@ -73,7 +74,7 @@ def test_conversion_of_a_model_and_back():
         ("naiveSyncBN", NaiveSyncBatchNorm),
         ("naiveSyncBN_N", NaiveSyncBatchNorm),
         ("LN", LayerNorm),
-        ("SyncBN", nn.SyncBatchNorm if torch.cuda.is_available() else NaiveSyncBatchNorm),
+        ("SyncBN", SyncBatchNorm),
         (nn.InstanceNorm2d, nn.InstanceNorm2d),
     ],
 )

@@ -6,7 +6,13 @@ import os
 import pytest
 import torch
 
-from d2kit.utils.devices import available_cores, choose_device, computes_bfloat16
+from d2kit.utils.devices import (
+    available_cores,
+    choose_device,
+    computes_bfloat16,
+    exact_dtype,
+    use_device,
+)
 
 
 @pytest.mark.parametrize("name", ["cpu", "CPU", "", "cpu:0", torch.device("cpu")])
@@ -51,3 +57,16 @@ def test_the_processor_is_asked(avx512, amx, capability, native, monkeypatch):
 
 def test_cores_are_those_this_process_may_use():
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def test_mps_has_no_float64():
+    assert exact_dtype(torch.device("mps")) is torch.float32
+    assert exact_dtype(torch.device("cpu")) is torch.float64
+
+
+def test_the_current_cuda_device_is_that_of_the_model(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        use_device(torch.device(name))
+    assert chosen == [torch.device("cuda:1")]

@@ -49,6 +49,8 @@ class DeepLabV3PlusHead(nn.Module):
     Source: Chen et al., Encoder-Decoder with Atrous Separable Convolution (2018), section 3.1.
     """
 
+    not_deterministic_on_cuda = "cross_entropy of maps (nll_loss2d)"
+
     @configurable
     def __init__(
         self,

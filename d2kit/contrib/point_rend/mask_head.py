@@ -71,6 +71,8 @@ class SamplingMaskHead(nn.Module):
         coarse_side: samples per side that the head for whole regions gets.
     """
 
+    not_deterministic_on_cuda = "grid_sample (backward)"
+
     def __init__(
         self,
         coarse_in_features: Sequence[str],

@@ -109,7 +109,7 @@ class TorchMemoryStats(HookBase):
         """Log, if it is time."""
         done = self.trainer.iter + 1
         due = done % self._period == 0 or done == self.trainer.max_iter
-        if not torch.cuda.is_available() or not due or self._runs >= self._max_runs:
+        if not torch.cuda.is_initialized() or not due or self._runs >= self._max_runs:
             return
         mebi = 1024.0**2
         logger.info(

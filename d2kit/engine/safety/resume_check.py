@@ -26,6 +26,7 @@ HARMLESS = (
         "SOLVER.AMP.ENABLED",  # the machine decides, as it does the device
         "CUDNN_BENCHMARK",
         "DETERMINISTIC",
+        "DETERMINISTIC_STRICT",
         "INPUT.MIN_SIZE_TEST",
     ),
     *("INPUT.MAX_SIZE_TEST", "SOLVER.EARLY_STOPPING", "GLOBAL.HACK", "PREFLIGHT.", "WRITERS."),

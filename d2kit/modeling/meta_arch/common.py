@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from d2kit.layers import move_device_like
 from d2kit.layers.fuse import fold_batch_norm
-from d2kit.modeling.boxes import outlines_of
+from d2kit.modeling.boxes import check_classes, outlines_of
 from d2kit.modeling.metrics import put_image
 from d2kit.modeling.postprocessing import detector_postprocess
 from d2kit.modeling.sampling import per_image_seeds
 from d2kit.structures import Boxes, ImageList, Instances
+from d2kit.utils.devices import upload
 
 _SHOWN_BOXES = 20
 
@@ -88,15 +89,21 @@ class ImageNormalizer(nn.Module):
     def ground_truth(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
         """Return each image's `instances`, on the model's device.
 
+        Classes are checked before the upload: on a device a class that does not exist would train
+        silently as background, and a look at it would make the host wait.
+
         Raises:
-            ValueError: if one is missing.
+            ValueError: if one is missing, or has a class that the model does not have.
         """
+        num_classes = getattr(getattr(self, "roi_heads", self), "num_classes", None)
         for i, item in enumerate(batched_inputs):
             if "instances" not in item:
                 raise ValueError(
                     f"training needs 'instances' in every input; input {i} of the batch "
                     f"({item.get('file_name', 'no file name')}) has {sorted(item)}"
                 )
+            if num_classes is not None and item["instances"].has("gt_classes"):
+                check_classes(item["instances"].gt_classes, num_classes, f"input {i} of the batch")
         return [item["instances"].to(self.device) for item in batched_inputs]
 
 
@@ -163,7 +170,7 @@ def semantic_targets(
                 f"batch ({name}) has {sorted(item)}: the dataset needs sem_seg_file_name"
             )
         label = item["sem_seg"]
-        if num_classes is not None and label.device.type == "cpu":  # elsewhere it would sync
+        if num_classes is not None and label.device.type == "cpu":  # elsewhere the loss stops
             wrong = label[((label < 0) | (label >= num_classes)) & (label != ignore)]
             if len(wrong):
                 raise ValueError(
@@ -171,7 +178,7 @@ def semantic_targets(
                     f"0 to {num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}) or "
                     f"{ignore} (IGNORE_VALUE)"
                 )
-        labels.append(label.to(device))
+        labels.append(upload(label, device))
     return ImageList.from_tensors(
         labels,
         backbone.size_divisibility,

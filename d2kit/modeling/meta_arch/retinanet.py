@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
-from d2kit.layers import CycleBatchNormList, NaiveSyncBatchNorm, ShapeSpec, get_norm
+from d2kit.layers import CycleBatchNormList, ShapeSpec, SyncBatchNorm, get_norm
 from d2kit.layers.weight_init import normal_fill
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.backbone import build_backbone
@@ -142,9 +141,7 @@ def _norm_per_level(
     """Return what makes the norm of one layer: batch norms have statistics for each level."""
     batch_norms: dict[str, Any] = {
         "BN": nn.BatchNorm2d,
-        "SyncBN": nn.SyncBatchNorm
-        if torch.cuda.is_available()
-        else partial(NaiveSyncBatchNorm, stats_mode="N"),
+        "SyncBN": SyncBatchNorm,
     }
     if isinstance(norm, str) and norm in batch_norms:
         return lambda c: CycleBatchNormList(levels, batch_norms[norm], num_features=c)

@@ -129,6 +129,8 @@ class SemSegFPNHead(nn.Module):
     Source: Kirillov et al. (2019), figure 3.
     """
 
+    not_deterministic_on_cuda = "cross_entropy of maps (nll_loss2d)"
+
     @configurable
     def __init__(
         self,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from d2kit.modeling.boxes import boxes_of, clip_to_images, sides_of, suppress_by_group
+from d2kit.modeling.boxes import boxes_of, clip_to_images, sides_of, suppress_by_group, true_rows
 from d2kit.structures import Boxes, Instances
-from d2kit.utils.tracing import smallest
+from d2kit.utils.tracing import is_symbolic, smallest
 
 __all__ = [
     "add_ground_truth_to_proposals",
@@ -104,18 +104,51 @@ def suppress_and_trim(
     """
     boxes, scores = boxes.float(), scores.float()
     finite = torch.isfinite(boxes).all(dim=-1) & torch.isfinite(scores)
-    if training and not bool(finite.all()):
+    clipped = clip_to_images(boxes, image_sizes)
+    usable = finite & (sides_of(clipped) > min_box_size).all(dim=-1)
+    if is_symbolic():
+        return _survivors(
+            clipped,
+            scores,
+            levels,
+            [usable[i].nonzero().squeeze(1) for i in range(len(image_sizes))],
+            image_sizes,
+            (nms_thresh, post_nms_topk),
+        )
+    # one wait for the numbers of all images and for the check
+    *counts, wrong = torch.cat([usable.sum(dim=1), (~finite).sum().reshape(1)]).tolist()
+    if training and wrong:
         what = "box regression" if bool(torch.isfinite(scores).all()) else "objectness"
         raise FloatingPointError(
-            f"the RPN's {what} output is NaN or infinite in {int((~finite).sum())} of "
+            f"the RPN's {what} output is NaN or infinite in {wrong} of "
             f"{finite.numel()} proposals: training has diverged; lower SOLVER.BASE_LR, lengthen "
             "SOLVER.WARMUP_ITERS or enable SOLVER.CLIP_GRADIENTS"
         )
-    boxes = clip_to_images(boxes, image_sizes)
-    usable = finite & (sides_of(boxes) > min_box_size).all(dim=-1)
+    chosen = [true_rows(rows, count) for rows, count in zip(usable, counts, strict=True)]
+    return _survivors(clipped, scores, levels, chosen, image_sizes, (nms_thresh, post_nms_topk))
+
+
+def _survivors(
+    boxes: Tensor,
+    scores: Tensor,
+    levels: Tensor,
+    rows: Sequence[Tensor],
+    image_sizes: Sequence[tuple[int, int]],
+    limits: tuple[float, int],
+) -> list[Instances]:
+    """Suppress overlaps among the chosen boxes of each image, level by level, and keep the best.
+
+    Args:
+        boxes: see `suppress_and_trim`, as the others.
+        scores: (N, P).
+        levels: (P,).
+        rows: per image, the columns to look at.
+        image_sizes: (height, width).
+        limits: IoU, and boxes kept per image.
+    """
+    nms_thresh, post_nms_topk = limits
     results = []
-    for i, image_size in enumerate(image_sizes):
-        chosen = usable[i].nonzero().squeeze(1)
+    for i, (chosen, image_size) in enumerate(zip(rows, image_sizes, strict=True)):
         image_boxes, image_scores = boxes[i, chosen], scores[i, chosen]
         keep = suppress_by_group(image_boxes, image_scores, levels[chosen], nms_thresh)
         keep = keep[:post_nms_topk]

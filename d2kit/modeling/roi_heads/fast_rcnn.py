@@ -51,7 +51,7 @@ def region_count(of_regions: Tensor, weights: Tensor | None = None) -> Tensor:
     """
     if weights is not None:
         return comm.mean_over_ranks(weights[of_regions].sum()).clamp(min=1e-6)
-    count = torch.tensor(float(len(of_regions)), device=of_regions.device)
+    count = torch.full((), float(len(of_regions)), device=of_regions.device)
     return comm.mean_over_ranks(count).clamp(min=1)
 
 

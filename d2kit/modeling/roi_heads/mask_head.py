@@ -17,6 +17,7 @@ from d2kit.modeling.boxes import split_like
 from d2kit.modeling.metrics import picture_due, put_image, put_scalars
 from d2kit.modeling.roi_heads.box_head import add_convs, in_turn, own_class
 from d2kit.modeling.roi_heads.fast_rcnn import region_count
+from d2kit.modeling.roi_heads.selection import SampledPolygonMasks, crop_sampled_polygons
 from d2kit.modeling.shapes import region_shape
 from d2kit.structures import Instances
 from d2kit.utils.registry import Registry
@@ -83,6 +84,9 @@ def mask_rcnn_loss(
 @torch.no_grad()
 def _mask_targets(instances: list[Instances], like: Tensor) -> Tensor:
     """Return the ground truth in each region's grid, (R, M, M) bool where `like` (..., M) is."""
+    masks, boxes = [x.gt_masks for x in instances], [x.proposal_boxes.tensor for x in instances]
+    if all(type(of_image) is SampledPolygonMasks for of_image in masks):
+        return crop_sampled_polygons(masks, boxes, like.shape[-1]).to(like.device)
     crops = [
         x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, like.shape[-1]).to(like.device)
         for x in instances

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.modeling.boxes import match_boxes, matched_classes
+from d2kit.modeling.boxes import check_classes, match_boxes, matched_classes
 from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.metrics import put_scalars
 from d2kit.modeling.poolers import ROIPooler
@@ -31,7 +31,6 @@ from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.modeling.roi_heads.mask_head import build_mask_head
 from d2kit.modeling.roi_heads.selection import (
     attach_targets,
-    check_classes,
     check_targets,
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
@@ -152,8 +151,9 @@ class ROIHeads(nn.Module):
 
     def _classes_of(self, matched: Tensor, label: Tensor, gt_classes: Tensor) -> Tensor:
         """Return the class of each proposal (R,): K for background, -1 for ignored."""
-        classes = check_classes(gt_classes, self.num_classes)
-        return matched_classes(classes, matched, label, self.num_classes)
+        if gt_classes.device.type == "cpu":  # models check before the upload: `ground_truth`
+            check_classes(gt_classes, self.num_classes)
+        return matched_classes(gt_classes, matched, label, self.num_classes)
 
     def _sample_proposals(
         self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from d2kit.layers import roi_align
+from d2kit.modeling.boxes import true_rows
 from d2kit.modeling.metrics import put_scalars
-from d2kit.structures import BitMasks, Instances
+from d2kit.structures import BitMasks, Instances, PolygonMasks
+from d2kit.utils.devices import upload
 
 
 class SampledBitMasks(BitMasks):
@@ -61,6 +65,69 @@ class SampledBitMasks(BitMasks):
         return roi_align(self.source[:, None].float(), rois, mask_size, 1.0, 0, True)[:, 0] >= 0.5
 
 
+class SampledPolygonMasks(PolygonMasks):
+    """Polygons of R regions that share those of G instances; looked up when they are needed.
+
+    The polygons are on the CPU, the choice on a device: each look-up makes the host wait.
+
+    Args:
+        source: of G instances.
+        index: (R,) int64, the instance of each region.
+    """
+
+    def __init__(self, source: PolygonMasks, index: Tensor) -> None:
+        self.source = source
+        self.index = index
+
+    @property
+    def polygons(self) -> list[list[np.ndarray]]:  # type: ignore[override]
+        """Per region a list of polygons."""
+        return [self.source.polygons[i] for i in self.index.tolist()]
+
+    def __getitem__(self, item: Any) -> PolygonMasks:
+        """Select masks by an integer (gives one), a slice, a bool mask or indices."""
+        if isinstance(item, int):
+            return SampledPolygonMasks(self.source, self.index[item].reshape(1))
+        return SampledPolygonMasks(self.source, self.index[item])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """See `PolygonMasks.crop_and_resize`; the same result."""
+        return crop_sampled_polygons([self], [boxes], mask_size)
+
+
+def crop_sampled_polygons(
+    masks: Sequence[SampledPolygonMasks], boxes: Sequence[Tensor], mask_size: int
+) -> Tensor:
+    """Rasterise the regions of all images: one copy to the host and one back.
+
+    Args:
+        masks: per image R_i regions.
+        boxes: per image (R_i, 4) XYXY, absolute pixels.
+        mask_size: M cells per side.
+
+    Returns:
+        (R, M, M) bool on the device of the boxes.
+
+    Raises:
+        ValueError: if there are not as many boxes as regions.
+    """
+    for of_image, corners in zip(masks, boxes, strict=True):
+        if len(of_image) != len(corners):
+            raise ValueError(f"PolygonMasks: expected {len(of_image)} boxes, got {len(corners)}")
+    corners = torch.cat([one.detach().float() for one in boxes])
+    index = torch.cat([one.index for one in masks])
+    table = torch.cat([index[:, None].to(corners), corners], dim=1).cpu()
+    polygons: list[list[np.ndarray]] = []
+    rows = iter(table[:, 0].long().tolist())
+    for of_image in masks:
+        polygons += [of_image.source.polygons[next(rows)] for _ in range(len(of_image))]
+    chosen = PolygonMasks._of(polygons)
+    return upload(chosen.crop_and_resize(table[:, 1:], mask_size), corners.device)
+
+
 def select_foreground_proposals(
     proposals: list[Instances], bg_label: int
 ) -> tuple[list[Instances], list[Tensor]]:
@@ -74,7 +141,13 @@ def select_foreground_proposals(
         Per image: its foreground proposals, and which these are, bool (R,).
     """
     masks = [(p.gt_classes != -1) & (p.gt_classes != bg_label) for p in proposals]
-    return [p[mask.nonzero().squeeze(1)] for p, mask in zip(proposals, masks, strict=True)], masks
+    if not masks:
+        return [], masks
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()  # one wait for all images
+    chosen = [
+        p[true_rows(mask, count)] for p, mask, count in zip(proposals, masks, counts, strict=True)
+    ]
+    return chosen, masks
 
 
 def select_proposals_with_visible_keypoints(proposals: list[Instances]) -> list[Instances]:
@@ -128,6 +201,8 @@ def attach_targets(proposals: Instances, targets: Instances, matched: Tensor) ->
             continue
         if type(value) is BitMasks:
             proposals.set(name, SampledBitMasks(value.tensor, matched))
+        elif type(value) is PolygonMasks:
+            proposals.set(name, SampledPolygonMasks(value, matched))
         else:
             proposals.set(name, value[matched])
 
@@ -148,22 +223,3 @@ def check_targets(targets: list[Instances] | None, where: str) -> list[Instances
                 f"it has {sorted(target.get_fields())}. What maps the dataset must set them."
             )
     return targets
-
-
-def check_classes(gt_classes: Tensor, num_classes: int) -> Tensor:
-    """Return `gt_classes` where a wrong one cannot pass silently.
-
-    Only tensors on the CPU are checked: on a device it would make the host wait, and an index out
-    of range stops the kernel there anyway.
-
-    Raises:
-        ValueError: if a class is not in [0, num_classes).
-    """
-    if gt_classes.device.type == "cpu" and len(gt_classes) > 0:
-        low, high = torch.aminmax(gt_classes)
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"ground-truth classes must be in 0..{num_classes - 1} "
-                f"(MODEL.ROI_HEADS.NUM_CLASSES {num_classes}), got {int(low)}..{int(high)}"
-            )
-    return gt_classes

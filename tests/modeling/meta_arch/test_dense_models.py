@@ -205,3 +205,13 @@ def test_missing_ground_truth_is_named(name):
 
 def test_registered():
     assert set(OPTIONS) <= set(dict(META_ARCH_REGISTRY))
+
+
+@pytest.mark.parametrize("name", ["RetinaNet", "FCOS", "PanopticFPN"])
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_a_class_that_the_model_has_not_is_refused(name, wrong):
+    model = tiny_dense_model(name)
+    batch = [labelled_input(1), labelled_input(2)]
+    batch[1]["instances"].gt_classes[1] = wrong
+    with pytest.raises(ValueError, match=r"input 1 of the batch: ground-truth classes must be in"):
+        model(batch)
