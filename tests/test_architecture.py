@@ -22,7 +22,7 @@ RANKS = {
     **dict.fromkeys(("data", "modeling", "solver", "checkpoint", "tracking"), 4),
     "visualization": 4,
     **dict.fromkeys(("evaluation", "model_zoo", "contrib", "curate", "export"), 5),
-    "predict": 6,
+    **dict.fromkeys(("predict", "projects"), 6),
     "engine": 7,
     "video": 8,
     "cli": 9,
@@ -31,7 +31,7 @@ RANKS = {
 }
 DOORS = {
     *("d2kit.utils.visualizer", "d2kit.utils.video_visualizer", "d2kit.utils.analysis"),
-    "d2kit.modeling.test_time_augmentation",
+    *("d2kit.modeling.test_time_augmentation", "d2kit.projects", "d2kit.engine.inference"),
     "d2kit.utils.testing",
 }
 """They exist because user code imports them there: they only re-export, nobody inside uses them."""

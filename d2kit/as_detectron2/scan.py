@@ -386,7 +386,8 @@ def _wrongly_caught(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tu
 
 def _raised_by(called: Any) -> list[type[BaseException]]:
     """Return the exceptions that a function, or the constructor of a class, raises itself."""
-    function = inspect.unwrap(called.__init__ if isinstance(called, type) else called)
+    start = vars(called).get("__init__", called) if isinstance(called, type) else called
+    function: Any = inspect.unwrap(start)
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):

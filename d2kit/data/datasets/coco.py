@@ -343,7 +343,7 @@ def load_coco_json(
 
 def _leave_out_polygons(data: dict[str, Any], shown: str) -> None:
     """Take polygons without three points out of annotations, and annotations with no other."""
-    annotations = data.get("annotations")
+    annotations: Any = data.get("annotations")
     kept, polygons = [], 0
     for annotation in annotations if isinstance(annotations, list) else []:
         parts = annotation.get("segmentation") if isinstance(annotation, dict) else None

@@ -128,7 +128,7 @@ class _Watchdog:
         # one, and that one's last sign came up to two pauses after the step began.
         if took <= self._seconds + 3 * self._pause or _is_debugged():
             return ""
-        names = getattr(getattr(step[2], "samples", None), "names_in_work", list)()
+        names: list[str] = getattr(getattr(step[2], "samples", None), "names_in_work", list)()
         loading = f", its loader at work on {'; '.join(names[:5])}" if names else ""
         who = f"rank {self._rank} (this one)" if self._store is not None else "this process"
         return f"{who} has been in iteration {step[0]} without an end{loading}"
