@@ -21,7 +21,7 @@ docs: $(VENV)/.installed-docs
 
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lite]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

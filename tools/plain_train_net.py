@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import project
 from d2kit.checkpoint import DetectionCheckpointer, PeriodicCheckpointer

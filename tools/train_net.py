@@ -1,108 +1,24 @@
 #!/usr/bin/env python3
-"""Train or evaluate a model from a YAML config.
-
-One process:      train_net.py --config-file configs/X.yaml [KEY VALUE ...]
-Several GPUs:     train_net.py --num-gpus 8 --config-file ...
-CPU processes:    train_net.py --num-processes 2 --config-file ... MODEL.DEVICE cpu
-torchrun:         torchrun --nproc-per-node 8 tools/train_net.py --config-file ...
-Go on / evaluate: --resume / --eval-only [MODEL.WEIGHTS file]
-Look first:       --dry-run checks everything, prints what would be trained, and stops
-"""
-
-from __future__ import annotations
+"""Train or evaluate a model from a YAML config: `d2kit train`, with the datasets of ``project``."""
 
 import argparse
-from collections import OrderedDict
+import sys
+from pathlib import Path
+from typing import Any
 
-import project
-from d2kit.checkpoint import DetectionCheckpointer
-from d2kit.config import CfgNode, get_cfg
-from d2kit.engine import (
-    DefaultTrainer,
-    HookBase,
-    check_evaluated_weights,
-    default_argument_parser,
-    default_setup,
-    launch,
-    user_errors,
-)
-from d2kit.engine.hooks import EvalHook
-from d2kit.engine.hooks.report import ReportHook
-from d2kit.evaluation import verify_results
-from d2kit.utils import comm
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from d2kit.cli import train_net as verb
+from d2kit.cli.train_net import Trainer, argument_parser, run, setup
+from project import register_all
+
+__all__ = ["Trainer", "argument_parser", "main", "setup"]
 
 
-class Trainer(DefaultTrainer):
-    """At the end evaluates once more, with test-time augmentation, if TEST.AUG.ENABLED."""
-
-    def build_hooks(self) -> list[HookBase | None]:
-        """Add the hook for it behind the one that evaluates."""
-        found = super().build_hooks()
-        if self.cfg.TEST.AUG.ENABLED:
-            place = next(i for i, hook in enumerate(found) if isinstance(hook, EvalHook))
-            found.insert(place + 1, EvalHook(0, self._evaluate_with_tta))
-        if self.cfg.TEST.REPORT and comm.is_main_process():
-            found.append(ReportHook(self.cfg.OUTPUT_DIR))  # behind the writer of metrics.json
-        return found
-
-    def _evaluate_with_tta(self) -> dict:
-        with self.evaluated_weights():
-            results = self.test_with_TTA(self.cfg, self.model)
-        self._last_eval_results.update(results)
-        return results
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Return the frozen config of `args`, with logging and seeds set up."""
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
-    default_setup(cfg, args)
-    return cfg
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """Return the parser of training scripts, with ``--dry-run``."""
-    parser = default_argument_parser(epilog=__doc__)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check and print what would be trained, then stop"
-    )
-    return parser
-
-
-def main(args: argparse.Namespace) -> OrderedDict:
-    """Train or evaluate, and return the metrics of the test sets."""
-    with user_errors():
-        project.register_all()
-        cfg = setup(args)
-        if not args.eval_only:
-            trainer = Trainer(cfg)
-            trainer.resume_or_load(resume=args.resume)
-            if getattr(args, "dry_run", False):
-                trainer.preflight()
-                return OrderedDict()
-            return trainer.train()
-        model = Trainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        check_evaluated_weights(checkpointer, args.allow_untrained)
-        results = Trainer.test(cfg, model)
-        if cfg.TEST.AUG.ENABLED:
-            results.update(Trainer.test_with_TTA(cfg, model))
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Train or evaluate in one process, as Detectron2's script of this name has it."""
+    return run(args, register_all)
 
 
 if __name__ == "__main__":
-    arguments = argument_parser().parse_args()
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        num_processes=arguments.num_processes,
-        args=(arguments,),
-    )
+    verb.main(register=register_all)

@@ -1,7 +1,12 @@
 #!/usr/bin/env python3
-"""Evaluate published models: the script of `d2kit verify-zoo`; see `verify_zoo.py --help`."""
+"""Evaluate published models: `d2kit verify-zoo`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2kit.cli.verify_zoo import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,1 +1,86 @@
-"""The verbs of the command line `d2kit`, one module each."""
+"""The command line ``d2kit VERB ...``: a table of verbs, one module each."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+__all__ = ["VERBS", "main"]
+
+GROUPS = {
+    "Train": {
+        "train": ("train", "from a folder of pictures (--data) or a config (--config-file)"),
+        "recipe": ("recipe", "print the config that --data would use, with its reasons"),
+        "train-lazy": ("lazyconfig_train_net", "train from a lazy config, a Python or YAML file"),
+        "submit": ("submit", "send a training to a SLURM cluster"),
+        "replay": ("replay", "do a step again whose loss was not finite"),
+    },
+    "Use a model": {
+        "predict": ("predict", "pictures or folders in; overlays and COCO JSON out"),
+        "track": ("track_video", "follow objects through hours of video"),
+        "export": ("export", "TorchScript, ONNX, torch.export or OpenVINO, checked"),
+    },
+    "Judge a model": {
+        "report": ("report", "the results page of a run, or two runs compared"),
+        "evaluate-groups": ("evaluate_groups", "AP per video, with confidence intervals"),
+        "evaluate-tracks": ("evaluate_tracks", "HOTA, IDF1, MOTA, identity switches"),
+        "visualize-results": ("visualize_json_results", "draw COCO results beside the truth"),
+        "verify-zoo": ("verify_zoo", "AP of published models beside the published AP"),
+    },
+    "Data": {
+        "check": ("check_data", "every defect of a dataset as a line; --fix repairs a copy"),
+        "convert": ("convert_data", "between COCO JSON, VOC, YOLO, labelme, CVAT, mask PNGs"),
+        "split": ("split_data", "into parts that keep videos whole; finds leaks"),
+        "visualize": ("visualize_data", "draw what the model is fed, or a page of thumbnails"),
+    },
+    "Configs and weights": {
+        "config": ("config", "explain keys, compare and print configs"),
+        "convert-weights": ("convert_weights", "Detectron2, torchvision, MMDetection, safetensors"),
+        "analyze": ("analyze_model", "multiply-adds, activations, parameters, structure"),
+        "benchmark": ("benchmark", "speed and memory beside torchvision"),
+    },
+}
+"""Title -> verb -> (module of this package with ``main(argv)``, one line of help)."""
+
+VERBS = {verb: module for group in GROUPS.values() for verb, (module, _) in group.items()}
+"""Verb -> module of this package."""
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """Run a verb; only its own module is imported.
+
+    Args:
+        argv: verb and its options; None: the command line of the process.
+
+    Returns:
+        Exit code: that of the verb; 2 if there is no such verb.
+    """
+    verb, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if verb in ("-V", "--version"):
+        from d2kit import __version__
+
+        print(f"d2kit {__version__}")
+        return 0
+    if verb not in VERBS:
+        import difflib  # not `nearest_names`, whose module takes a second to import
+
+        near = difflib.get_close_matches(verb.replace("_", "-"), VERBS, n=3, cutoff=0.5)
+        named = f"nearest: {', '.join(near)}" if near else "`d2kit --help` lists them"
+        print(f"error: d2kit has no verb '{verb}' ({named})", file=sys.stderr)
+        return 2
+    code: int | None = importlib.import_module(f"d2kit.cli.{VERBS[verb]}").main(rest)
+    return code
+
+
+def help_text() -> str:
+    """Return the table of verbs."""
+    width = max(map(len, VERBS)) + 2
+    lines = ["usage: d2kit VERB [options]", "", "`d2kit VERB --help` tells the options of a verb."]
+    for title, group in GROUPS.items():
+        lines += ["", title]
+        lines += [f"  {verb:{width}}{text}" for verb, (_, text) in group.items()]
+    lines += ["", "First steps: d2kit train --data FOLDER; then d2kit predict, d2kit report."]
+    return "\n".join(lines)

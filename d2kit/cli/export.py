@@ -151,7 +151,3 @@ def _drawn() -> np.ndarray:
         x, y, w, h = (random.random(4) * (560, 400, 160, 140)).astype(int)
         image[y : y + h + 10, x : x + w + 10] = random.integers(0, 255, 3, dtype=np.uint8)
     return image
-
-
-if __name__ == "__main__":
-    main()

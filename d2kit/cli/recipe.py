@@ -30,7 +30,3 @@ def main(argv: list[str] | None = None) -> None:
         for line in made.data.report:
             print(line)
         print(tabulate(made.choices, ["key", "value", "reason"], maxcolwidths=[None, 28, 60]))
-
-
-if __name__ == "__main__":
-    main()

@@ -37,7 +37,3 @@ def main(argv: list[str] | None = None) -> None:
         if args.output:
             write_page(args.output, found.page())
             print(args.output)
-
-
-if __name__ == "__main__":
-    main()

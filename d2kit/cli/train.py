@@ -11,11 +11,7 @@ split, fits a recipe to the data, writes it as OUTPUT/train.yaml (edit it and ru
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import logging
 import os
-import runpy
 import sys
 import time
 import zlib
@@ -28,10 +24,11 @@ import torch
 
 from d2kit import model_zoo
 from d2kit.checkpoint.catalog import find_weights
+from d2kit.cli import train_net
 from d2kit.config import CfgNode, get_cfg
 from d2kit.curate.conversion import READERS
 from d2kit.curate.prepare import SPLIT_METHODS, Prepared, prepare
-from d2kit.engine import DefaultTrainer, default_argument_parser, default_setup, user_errors
+from d2kit.engine import user_errors
 from d2kit.engine.recipe import Budget, Choice, data_facts, make_recipe
 from d2kit.modeling import build_model
 from d2kit.structures import BitMasks, Boxes, Instances
@@ -45,8 +42,6 @@ CONFIG = "train.yaml"
 PROBE = (240, 320)
 """Height and width of the images that the speed is measured with."""
 PROBE_STEPS = 3
-
-logger = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
@@ -69,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         prog="d2kit train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="`d2kit train --config-file FILE --help` tells the options of the second form.",
     )
     add_data_arguments(found)
     found.add_argument("--dry-run", action="store_true", help="check everything, then stop")
@@ -92,25 +88,16 @@ def add_data_arguments(found: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the verb."""
     given = sys.argv[1:] if argv is None else argv
-    if not any(a == "--data" or a.startswith("--data=") for a in given) and any(
-        a.startswith("--config-file") for a in given
-    ):
-        _from_config_file(given)
+    options = {word.partition("=")[0] for word in given}
+    if "--config-file" in options and "--data" not in options:
+        train_net.main(given)
         return
-    args = vars(parser().parse_args(given))
+    verb = parser()
+    if not options & {"--data", "-h", "--help"}:
+        verb.error("give --data FOLDER (pictures and their labels), or --config-file FILE")
+    args = vars(verb.parse_args(given))
     with user_errors():
         train(**{k: v for k, v in args.items() if v is not None})
-
-
-def _from_config_file(argv: Sequence[str]) -> None:
-    """Hand over to the script that trains from a config."""
-    name = "d2kit.cli.train_net"
-    if importlib.util.find_spec(name) is not None:
-        importlib.import_module(name).main(list(argv))
-        return
-    script = Path(__file__).parents[2] / "tools" / "train_net.py"
-    sys.argv = [str(script), *argv]
-    runpy.run_path(str(script), run_name="__main__")
 
 
 def train(
@@ -164,30 +151,14 @@ def train(
     for line in made.data.report:
         print(line)
     print(f"recipe: {written} (its reasons are in it; run it again by --config-file)")
-    cfg = get_cfg()
-    cfg.merge_from_file(str(written))
-    cfg.freeze()
-    args = default_argument_parser().parse_args(["--config-file", str(written)])
-    default_setup(cfg, args)
-    trainer = DefaultTrainer(cfg)
+    arguments = ["--config-file", str(written)]
+    cfg = train_net.setup(train_net.argument_parser().parse_args(arguments))
+    trainer = train_net.Trainer(cfg)
     trainer.resume_or_load(resume=False)
     if dry_run:
         trainer.preflight()
         return {}
-    results = dict(trainer.train() or {})
-    _report(folder)
-    return results
-
-
-def _report(folder: Path) -> None:
-    """Write the page of results; one that fails does not lose the training."""
-    if importlib.util.find_spec("d2kit.evaluation.report") is None:
-        return
-    try:
-        page = importlib.import_module("d2kit.evaluation.report").write_report(folder)
-        print(f"results: {page}")
-    except Exception:
-        logger.exception("The page of results could not be written; `d2kit report %s`", folder)
+    return dict(trainer.train() or {})
 
 
 def plan(
@@ -279,7 +250,3 @@ def write_config(made: Plan, output: Path) -> Path:
     with atomic_write(path, "w") as file:
         file.write("\n".join(lines) + "\n" + made.cfg.dump())
     return path
-
-
-if __name__ == "__main__":
-    main()

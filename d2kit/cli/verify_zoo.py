@@ -236,7 +236,3 @@ def _table(results: dict[str, dict[str, Any]]) -> str:
             rows.append([name, task, *ap, result["verdict"]])
     header = ["model", "task", "published AP", "AP here", "difference", "verdict"]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
-
-
-if __name__ == "__main__":
-    main()

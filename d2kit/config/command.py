@@ -1,11 +1,11 @@
-"""``tools/config.py`` and ``python -m d2kit.config``: explain, diff and print. Nothing is executed.
+"""``d2kit config`` and ``python -m d2kit.config``: explain, diff and print; executes nothing.
 
 explain KEY ...        meaning, unit, default, type and origin of keys, sections and patterns
   --config-file F      also the value there, and the file and line that set it
 diff A B               the keys that differ; exit code 0: none, 1: some, 2: an error
 print CONFIG           the whole config as YAML; --changed: what differs from the defaults; --json
 
-A config is a YAML file, the folder of a run, a name of the model zoo, or (tools/config.py) a
+A config is a YAML file, the folder of a run, a name of the model zoo, or (`d2kit config`) a
 checkpoint. Without arguments: the text of docs/config.md.
 """
 
@@ -128,7 +128,7 @@ def read_source(
     if path.suffix in WEIGHTS:
         if recorded is None:
             raise ValueError(
-                f"'{path}' is a checkpoint, which tools/config.py reads; here, give the folder of "
+                f"'{path}' is a checkpoint, which `d2kit config` reads; here, give the folder of "
                 "its run"
             )
         values, origins = parse_yaml(recorded(path), path)
@@ -281,7 +281,9 @@ def _run_print(args: argparse.Namespace, read: Callable[..., Source]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="d2kit config",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command")
     one = commands.add_parser("explain", help="what keys mean, and who set them")

@@ -28,6 +28,8 @@ OWN_KEYS = frozenset(
         "DATALOADER.MAX_SKIPPED_IMAGES",
         "DETERMINISTIC",
         "INPUT.RESIZE",
+        "DATASETS.KEYPOINT_FLIP_MAP",
+        "DATASETS.KEYPOINT_NAMES",
         "MODEL.CLASS_NAMES",
         "MODEL.FPN.P6_FROM",
         "MODEL.FREEZE",
@@ -69,7 +71,7 @@ OWN_KEYS = frozenset(
 _HEAD = """# Config keys
 
 Made from `d2kit/config/keys*.py` by `python -m d2kit.config > docs/config.md`; do not edit.
-`python -m d2kit.config explain KEY` (or `tools/config.py explain KEY`) explains keys, sections
+`d2kit config explain KEY` (or `python -m d2kit.config explain KEY`) explains keys, sections
 (`SOLVER`) and patterns (`"*NUM_CLASSES"`), and with `--config-file` tells the value there and the
 file and line that set it; `diff A B` compares two configs, `print CONFIG --changed` shows what
 differs from the defaults. They read YAML files, folders of runs and names of the model zoo, and

@@ -98,12 +98,12 @@ def _annotation_problems(
     a: Mapping[str, Any], image: Mapping[str, Any], has_masks: bool
 ) -> Iterator[tuple[str, str]]:
     width, height = a["bbox"][2:4]
-    if len(a["bbox"]) == 4 and a.get("segmentation") and not a.get("iscrowd"):
+    if min(width, height) == 0:
+        yield "bbox", f"of size zero: {a['bbox']}; nothing can be learned from it"
+    elif len(a["bbox"]) == 4 and a.get("segmentation") and not a.get("iscrowd"):
         apart = mask_disagrees(a, image)
         if apart:
             yield "bbox", apart
-    if min(width, height) == 0:
-        yield "bbox", f"of size zero: {a['bbox']}; nothing can be learned from it"
     if "iscrowd" not in a:
         yield "iscrowd", "missing; expected 0 or 1"
     if has_masks and not a.get("segmentation"):

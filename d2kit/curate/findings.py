@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from d2kit.data.datasets.validate import Problems, path_problem
-from d2kit.data.image_io import _open_image, _read_bytes, read_image
+from d2kit.data.datasets.validate import Problems, all_numbers, path_problem
+from d2kit.data.image_io import open_image, read_image, read_image_bytes
 
 
 class Finding(NamedTuple):
@@ -117,7 +117,7 @@ def bounds_of_polygons(masks: Any) -> list[float] | None:
     """Return the box [x, y, width, height] around polygons; None for other masks."""
     if not isinstance(masks, list):
         return None
-    points = [p for p in masks if isinstance(p, list) and len(p) >= 6]
+    points = [p for p in masks if all_numbers(p) and len(p) >= 6]
     xs, ys = [x for p in points for x in p[::2]], [y for p in points for y in p[1::2]]
     if not xs or not ys:
         return None
@@ -199,7 +199,7 @@ def _look(path: str) -> ImageFile:
     if not os.path.isfile(path):
         return ImageFile(path, problem=f"{path}: image file does not exist")
     try:
-        header = _open_image(_read_bytes(path), path)
+        header = open_image(read_image_bytes(path), path)
         height, width = read_image(path, "RGB").shape[:2]
     except (ValueError, OSError) as error:  # both name the path
         text = str(error)

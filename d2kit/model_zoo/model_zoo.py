@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torchvision.models import detection, list_models
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode, LazyConfig, get_cfg, instantiate
@@ -145,6 +146,9 @@ def get_checkpoint_url(config_path: str) -> str:
     """
     name = PurePosixPath(config_path)
     key = str(name.with_suffix("")) if name.suffix in SUFFIXES else config_path
+    folder, _, model = key.partition("/")
+    if folder == "torchvision" and model in list_models(detection):
+        return f"torchvision://{model}"
     if key not in CHECKPOINTS:
         near = nearest_zoo_names(key, sorted(CHECKPOINTS))
         raise NoWeightsError(

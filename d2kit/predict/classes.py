@@ -33,7 +33,8 @@ def build_class_names(cfg: CfgNode) -> list[str]:
     """Return the names of a model's classes in the order of their ids.
 
     They come from MODEL.CLASS_NAMES, the metadata of the first test (or training) set, or its
-    annotations, if they are there; else they are numbers, "0", "1", ...
+    annotations, if they are there, or torchvision's list where the weights are torchvision's; else
+    they are numbers, "0", "1", ...
     """
     from d2kit.data import DatasetCatalog
     from d2kit.modeling.facts import build_facts
@@ -48,4 +49,13 @@ def build_class_names(cfg: CfgNode) -> list[str]:
         DatasetCatalog.get(dataset)  # a dataset of one's own tells its classes when it is read
         names = metadata.get("thing_classes")
     count = build_facts(cfg).num_classes or cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if names is None and cfg.MODEL.WEIGHTS.startswith("torchvision://"):
+        from torchvision.models import detection, get_model_weights, list_models
+
+        model = cfg.MODEL.WEIGHTS.removeprefix("torchvision://")
+        if model in list_models(detection):
+            [weights, *_] = get_model_weights(model)
+            listed = weights.meta["categories"]
+            # the first is the background, which only RetinaNet has as a class
+            names = listed[-count:] if len(listed) - count in (0, 1) else None
     return list(names or map(str, range(count)))

@@ -1,6 +1,6 @@
 """Counts of operations, activations and parameters of models that take `list[dict]` inputs.
 
-A door for users: nothing in d2kit imports this module, because fvcore.nn is slow to import.
+Only `d2kit analyze` imports this module, because fvcore.nn is slow to import.
 """
 
 from collections import defaultdict

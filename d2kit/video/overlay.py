@@ -116,7 +116,7 @@ class PictureFolder:
             )
             raise ValueError(
                 f"--input {path}: the pictures differ in size, a video has one ({listed}); put "
-                "each size into a folder of its own, or use tools/predict.py"
+                "each size into a folder of its own, or use d2kit predict"
             )
         return next(iter(sizes))
 

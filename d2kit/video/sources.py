@@ -35,7 +35,7 @@ def open_source(name: str, selection: Selection, fps: float = 25.0) -> FrameSour
         raise FileNotFoundError(f"--input {name}: no such file or folder")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(
-            f"--input {name}: a still picture; tools/predict.py takes pictures, this takes a "
+            f"--input {name}: a still picture; d2kit predict takes pictures, this takes a "
             "video, a folder whose pictures are its frames, or a camera"
         )
     if os.path.getsize(path) == 0:

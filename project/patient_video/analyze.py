@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from d2kit.engine import user_errors
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tracks", type=Path, required=True, help="output of tools/track_video.py")
+    parser.add_argument("--tracks", type=Path, required=True, help="output of d2kit track")
     parser.add_argument(
         "--output", type=Path, help="folder for the report; default: that of --tracks"
     )

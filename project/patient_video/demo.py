@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from d2kit.cli.train_net import Trainer
 from d2kit.config import CfgNode, get_cfg
-from d2kit.engine import DefaultPredictor, DefaultTrainer, default_setup, user_errors
+from d2kit.engine import DefaultPredictor, default_setup, user_errors
 from d2kit.utils.file_io import atomic_write
 from project import patient_video, register_all
 from project.datasets_root import datasets_root
@@ -29,7 +30,7 @@ def train(opts: list[str]) -> tuple[CfgNode, OrderedDict]:
     cfg.freeze()
     args = argparse.Namespace(config_file=str(CONFIG), opts=opts, eval_only=False, resume=False)
     default_setup(cfg, args)
-    trainer = DefaultTrainer(cfg)
+    trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     return cfg, trainer.train()
 
@@ -147,6 +148,8 @@ def main() -> None:
         print(f"\n{report(cfg, results, seconds)}\n{followed}\n")
     print(f"The video, followed: {out / 'tracked' / 'annotated.mp4'}, motion.png, report.json")
     print(f"Pictures (left: truth, right: prediction): {sheet}\nLosses and AP: {losses}")
+    if (out / "report.html").is_file():
+        print(f"Results page: {out / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Tracks:
 
 
 def read_tracks(folder: str | os.PathLike) -> Tracks:
-    """Read what ``tools/track_video.py`` wrote.
+    """Read what ``d2kit track`` wrote.
 
     Args:
         folder: output folder with ``tracks.json``.
@@ -78,9 +78,7 @@ def read_tracks(folder: str | os.PathLike) -> Tracks:
     """
     path = Path(folder) / "tracks.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: not there; expected the output folder of tools/track_video.py"
-        )
+        raise FileNotFoundError(f"{path}: not there; expected the output folder of d2kit track")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         annotations = sorted(content["annotations"], key=lambda a: (a["frame"], a["track_id"]))

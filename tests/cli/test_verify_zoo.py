@@ -14,6 +14,7 @@ import torch
 from d2kit import model_zoo
 from d2kit.checkpoint.catalog import ZOO_URL
 from d2kit.cli.verify_zoo import PUBLISHED, main
+from d2kit.data import MetadataCatalog
 from d2kit.modeling import build_model
 
 NAME = "COCO-Detection/faster_rcnn_R_50_FPN_1x"
@@ -35,6 +36,7 @@ def coco(tmp_path):
     folder = tmp_path / "coco"
     (folder / "annotations").mkdir(parents=True)
     (folder / "val2017").mkdir()
+    names = MetadataCatalog.get("coco_2017_val").thing_classes
     images, annotations = [], []
     for i in range(1, 4):
         picture = np.full((64, 80, 3), 30 * i, np.uint8)
@@ -43,7 +45,7 @@ def coco(tmp_path):
         images.append({"id": i, "file_name": f"{i}.jpg", "height": 64, "width": 80})
         box = {"bbox": [10, 10, 40, 30], "area": 1200, "iscrowd": 0}
         annotations.append({"id": i, "image_id": i, "category_id": 1, **box})
-    categories = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
+    categories = [{"id": i, "name": n} for i, n in enumerate(names, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations/instances_val2017.json").write_text(json.dumps(content))
     return folder

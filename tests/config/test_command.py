@@ -1,4 +1,4 @@
-"""explain, diff and print of ``python -m d2kit.config`` and ``tools/config.py``."""
+"""explain, diff and print of ``d2kit config`` and ``python -m d2kit.config``."""
 
 import json
 import subprocess
@@ -77,7 +77,7 @@ def test_what_a_name_means(name, expected):
         (["print", ZOO.replace("rcnn", "rcn")], f"nearest: {ZOO}"),
         (["print", "folder"], "config.yaml"),
         (["print", "program.py"], "is not executed here"),
-        (["diff", "mine.yaml", "weights.pth"], "tools/config.py"),
+        (["diff", "mine.yaml", "weights.pth"], "`d2kit config`"),
         (["diff", "mine.yaml", "lazy.yaml"], "lazy"),
         (["print", "broken.yaml"], "broken.yaml:1"),
     ],

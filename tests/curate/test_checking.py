@@ -113,7 +113,7 @@ MUTATIONS = {
     "box as text": (changed("bbox", ["30", "20", "24", "20.0"]), "annotation 12", "bbox", 5),
     "box missing": (removed("bbox"), "annotation 12", "bbox", 5),
     "box past the edge": (changed("bbox", [30, 20, 90, 20]), "annotation 12", "bbox", 5),
-    "box outside": (changed("bbox", [300, 20, 24, 20]), "annotation 12", "bbox", 4),
+    "box outside": (changed("bbox", [300, 20, 24, 20]), "annotation 12", "bbox", 5),
     "empty box": (changed("bbox", [30, 20, 0, 20]), "annotation 12", "bbox", 5),
     "NaN area": (changed("area", NAN), "annotation 12", "area", 5),
     "wrong area": (changed("area", 7.0), "annotation 12", "area", 5),

@@ -1,4 +1,4 @@
-"""A wheel carries the configs, and the zoo finds them there."""
+"""A wheel holds d2kit alone, with configs and data inside, and the command d2kit."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import d2kit
 from tests.support.code import ROOT
 from tests.support.reference_files import reference_path
 
@@ -35,11 +36,16 @@ def run(*command, **kwargs) -> str:
     return done.stdout
 
 
+def dist_info(target) -> str:
+    (folder,) = target.glob("d2kit-*.dist-info")
+    return folder.name
+
+
 def test_configs_are_found_in_an_installed_wheel(tmp_path):
     pytest.importorskip("setuptools")
     source, target = tmp_path / "source", tmp_path / "target"
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for folder in ("d2kit", "project", "configs"):
+    for folder in ("d2kit", "project", "tools", "configs"):
         shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
     for file in ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in"):
         shutil.copy(ROOT / file, source)
@@ -52,6 +58,11 @@ def test_configs_are_found_in_an_installed_wheel(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(target)}
     out = run(sys.executable, "-c", FIND, str(target), names, cwd=tmp_path, env=environment)
     assert out.strip() == "found"
+
+    assert {path.name for path in target.iterdir()} == {"d2kit", "bin", dist_info(target)}
+    assert (target / "d2kit/data/datasets/lvis_categories.json.gz").is_file()
+    version = run(str(target / "bin/d2kit"), "--version", cwd=tmp_path, env=environment)
+    assert version == f"d2kit {d2kit.__version__}\n"
 
     archive = next(tmp_path.glob("d2kit-*.tar.gz"))
     unpacked = tmp_path / "unpacked"

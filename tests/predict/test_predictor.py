@@ -10,7 +10,10 @@ import torch
 import d2kit
 from d2kit.engine import DefaultPredictor
 from d2kit.modeling import build_model
+from d2kit.modeling.facts import build_facts
 from d2kit.predict import Predictor, find_images
+from d2kit.predict.classes import build_class_names
+from d2kit.predict.predictor import build_inference_cfg
 from d2kit.predict.tiles import merge_tiles, tile_boxes
 from d2kit.structures import Boxes, Instances, ROIMasks
 from tests.support.tiny_model import tiny_config
@@ -215,3 +218,27 @@ def test_shortcuts_are_lazy_and_listed():
     assert {"Predictor", "init_detector", "inference_detector", "show_result"} <= set(dir(d2kit))
     with pytest.raises(AttributeError, match="no attribute 'inti_detector'"):
         d2kit.inti_detector  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("maskrcnn_resnet50_fpn", {0: "person", 16: "cat", 89: "toothbrush"}),
+        ("retinanet_resnet50_fpn", {1: "person", 17: "cat", 90: "toothbrush"}),
+        ("keypointrcnn_resnet50_fpn", {0: "person"}),
+    ],
+)
+def test_configs_of_torchvision_name_their_weights_and_classes(model, names):
+    """What the first page of README counts on; nothing is downloaded."""
+    cfg = build_inference_cfg(f"torchvision/{model}.yaml", None, "cpu", 0.5)
+    assert f"torchvision://{model}" == cfg.MODEL.WEIGHTS
+    found = build_class_names(cfg)
+    assert {i: found[i] for i in names} == names
+    assert len(found) == build_facts(cfg).num_classes
+    cfg.MODEL.WEIGHTS = "some.pth"
+    assert build_class_names(cfg)[0] == "0"
+
+
+def test_a_base_config_of_torchvision_has_no_weights():
+    with pytest.raises(ValueError, match="no published weights"):
+        build_inference_cfg("torchvision/Base-RCNN.yaml", None, "cpu", None)

@@ -209,6 +209,7 @@ def test_patients(tmp_path):
     assert "patient followed with one identity" in printed
     assert (tmp_path / "run/tracked/annotated.mp4").is_file()
     assert (tmp_path / "run/contact_sheet.jpg").is_file()
+    assert f"Results page: {tmp_path / 'run/report.html'}" in printed
 
 
 @pytest.fixture(scope="module")

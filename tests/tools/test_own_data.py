@@ -93,8 +93,7 @@ def test_from_a_json_file_to_an_ap_and_to_another_machine(place, monkeypatch, ca
     arguments = ["--config-file", "run/config.yaml", "--input", "photos", "--output", "found"]
     arguments += ["--confidence-threshold", "0", "MODEL.WEIGHTS", weights]
     monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
-    predict = _script("predict")
-    predict.main(predict.parse())
+    _script("predict").main()
     found = json.loads((place / "found/predictions.json").read_text())
     assert [c["name"] for c in found["categories"]] == ["jar", "mug"]
     assert len(found["images"]) == 4

@@ -147,8 +147,7 @@ def test_predict_and_visualize(workplace, monkeypatch, capsys):
     arguments = ["--config-file", workplace / "tiny.yaml", "--output", out]
     arguments += ["--confidence-threshold", "0.0", "--input", frames, "MODEL.WEIGHTS", weights]
     monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-    predict = _script("predict")
-    predict.main(predict.parse())
+    _script("predict").main()
     result = json.loads((out / "predictions.json").read_text())
     assert len(result["images"]) == 3
     assert [c["name"] for c in result["categories"]] == ["patient", "staff"]
@@ -214,6 +213,20 @@ def test_bad_datasets(workplace, capsys, name, change, words):
     message = capsys.readouterr()
     for word in words:
         assert word in message.err + message.out + str(stop.value.code)
+
+
+@pytest.mark.slow
+def test_each_process_knows_the_datasets_of_the_checkout(workplace, tmp_path):
+    """From another folder; the processes that the script starts register them anew."""
+    command = [sys.executable, str(REPO / "tools/train_net.py"), "--num-processes", "2"]
+    command += ["--dry-run", "--config-file", str(workplace / "tiny.yaml")]
+    command += ["OUTPUT_DIR", str(tmp_path / "two")]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Preflight" in (tmp_path / "two/log.txt").read_text()
 
 
 def test_missing_config_in_a_real_process():

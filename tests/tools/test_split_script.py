@@ -46,7 +46,7 @@ def frames(tmp_path_factory):
 
 def call(script, monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["split_data.py", *map(str, words)])
-    return script.main(script.parse())
+    return script.main()
 
 
 def test_fair_split_of_wards_passes(script, frames, tmp_path, monkeypatch, capsys):

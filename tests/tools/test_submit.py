@@ -100,7 +100,7 @@ def test_the_printed_script_is_the_one_that_is_sent(script, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--gpus", "1"], "give the arguments of tools/train_net.py after --"),
+        (["--gpus", "1"], "give the arguments of `d2kit train` after --"),
         (["--nodes", "0", "--", "x"], "must be at least 1"),
         (["--local", "--nodes", "2", "--", "x"], "--local is one node"),
         (["--time", "soon", "--", "x"], "expected MINUTES"),

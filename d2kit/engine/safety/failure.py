@@ -94,7 +94,7 @@ class StatisticsKeeper:
 def write_dump(
     folder: Path, error: NonFiniteLossError, checkpoint: Mapping[str, Any], config: str
 ) -> Path:
-    """Write what `tools/replay.py` needs: ``failure.json``, ``state.pth`` and ``config.yaml``.
+    """Write what `d2kit replay` needs: ``failure.json``, ``state.pth`` and ``config.yaml``.
 
     Args:
         folder: the output folder.
@@ -128,7 +128,7 @@ def write_dump(
         file.write(config)
     with atomic_write(dump / "failure.json", "w") as file:
         json.dump(facts, file, indent=1, default=str)
-    logger.error("The step is kept in %s; replay it with: python tools/replay.py %s", dump, dump)
+    logger.error("The step is kept in %s; to replay it: d2kit replay %s", dump, dump)
     return dump
 
 

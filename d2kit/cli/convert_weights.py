@@ -1,7 +1,16 @@
-"""Other people's checkpoints as a folder that holds all that is needed to serve them."""
+r"""Convert weights between Detectron2, torchvision, MMDetection and d2kit.
+
+d2kit convert-weights model_final.pkl mask_rcnn.pth --to torchvision
+d2kit convert-weights mmdet.pth mask_rcnn.safetensors    # d2kit's names, which are Detectron2's
+d2kit convert-weights run/model_final.pth served --to d2kit-folder --config-file run/config.yaml
+
+The source is a file, a URL, or a name such as torchvision://maskrcnn_resnet50_fpn; whose names it
+has is recognised. The suffix of the target decides its format: .pth, .safetensors or .pkl.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,12 +18,40 @@ import torch
 
 from d2kit import __version__
 from d2kit.checkpoint import DetectionCheckpointer
+from d2kit.checkpoint.catalog import find_weights
+from d2kit.checkpoint.conversion import LIBRARIES, convert_file
 from d2kit.cli.export import build_metadata_of
 from d2kit.config import CfgNode, get_cfg
+from d2kit.engine import user_errors
 from d2kit.export.backends import FILES, METADATA, sha256
+from d2kit.modeling import build_model
 from d2kit.utils.file_io import atomic_write
 
-__all__ = ["write_folder"]
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        prog="d2kit convert-weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source")
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--to", choices=(*LIBRARIES, "d2kit-folder"), default="d2kit")
+    parser.add_argument("--config-file", help="of d2kit-folder: the config of the training")
+    return parser.parse_args(argv)
+
+
+@user_errors()
+def main(argv: list[str] | None = None) -> None:
+    """Convert one file."""
+    args = parse(argv)
+    if args.to == "d2kit-folder":
+        if args.config_file is None:
+            raise ValueError("--to d2kit-folder needs --config-file, the config of the training")
+        print(write_folder(Path(args.config_file), args.source, args.target))
+        return
+    print(convert_file(find_weights(args.source), args.target, args.to))
 
 
 def write_folder(config: Path, weights: str, target: Path) -> str:
@@ -33,8 +70,6 @@ def write_folder(config: Path, weights: str, target: Path) -> str:
         ValueError: if weights are missing or of another shape than the config's model, or pixel
             statistics and channels do not fit each other.
     """
-    from d2kit.modeling import build_model
-
     if not config.is_file():
         raise FileNotFoundError(f"{config}: no such config")
     cfg = get_cfg()
