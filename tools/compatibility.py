@@ -20,6 +20,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def picture_with_objects(cfg: Any) -> dict[str, Any]:
     boxes = torch.tensor([[10.0, 10, 90, 90], [60, 40, 180, 120]])
     objects = Instances((128, 192), gt_boxes=Boxes(boxes))
     objects.gt_classes = torch.tensor([0, 0])
-    corners = [[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()]
+    corners: list[Any] = [[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()]
     if cfg.MODEL.MASK_ON:
         polygons = PolygonMasks(corners)
         by_pixel = cfg.INPUT.MASK_FORMAT == "bitmask"
@@ -232,7 +233,7 @@ def examine(repo: Path, limit: int, most_configs: int) -> Result:
     sources = []
     for path, text in files_of(repo, ".py"):
         if "detectron2" in text:
-            tried("imports", path, lambda path=path: import_file(path))
+            tried("imports", path, partial(import_file, path))
             if re.search(r"def add_\w*config|_REGISTRY\.register|@configurable", text):
                 sources.append(path)
     for path, text in files_of(repo, ".yaml", ".yml"):
