@@ -386,15 +386,10 @@ def _wrongly_caught(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tu
 
 def _raised_by(called: Any) -> list[type[BaseException]]:
     """Return the exceptions that a function, or the constructor of a class, raises itself."""
-<<<<<<< HEAD
-    start = vars(called).get("__init__", called) if isinstance(called, type) else called
-    function: Any = inspect.unwrap(start)
-=======
     made_by = vars(called).get("__init__") if inspect.isclass(called) else called
     if made_by is None:
         return []  # the constructor of a class above
     function = inspect.unwrap(made_by)
->>>>>>> w_p3
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):

@@ -343,12 +343,8 @@ def load_coco_json(
 
 def _leave_out_polygons(data: dict[str, Any], shown: str) -> None:
     """Take polygons without three points out of annotations, and annotations with no other."""
-<<<<<<< HEAD
-    annotations: Any = data.get("annotations")
-=======
     given = data.get("annotations")
     annotations: list[Any] = given if isinstance(given, list) else []
->>>>>>> w_p3
     kept, polygons = [], 0
     for annotation in annotations:
         parts = annotation.get("segmentation") if isinstance(annotation, dict) else None
