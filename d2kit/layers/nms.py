@@ -36,7 +36,10 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         # CUDA it copies a constant from the host, and for many boxes waits for each class.
         # Classes are moved apart, so that their boxes do not meet; there may be no box at all.
         boxes = boxes.float()
-        span = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
+        flat = boxes.flatten()
+        if is_symbolic() or not len(flat):
+            flat = torch.cat([flat, flat.new_zeros(1)])
+        span = flat.max() + 1
         return nms(boxes + (idxs.to(boxes.dtype) * span)[:, None], scores, iou_threshold)
     return torchvision.ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
 
