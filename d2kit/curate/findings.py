@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from d2kit.data.datasets.validate import Problems, all_numbers, path_problem
-from d2kit.data.image_io import _open_image, _read_bytes, read_image
+from d2kit.data.image_io import open_image, read_image, read_image_bytes
 
 
 class Finding(NamedTuple):
@@ -209,7 +209,7 @@ def _look(path: str) -> ImageFile:
     if not os.path.isfile(path):
         return ImageFile(path, problem=f"{path}: image file does not exist")
     try:
-        header = _open_image(_read_bytes(path), path)
+        header = open_image(read_image_bytes(path), path)
         height, width = read_image(path, "RGB").shape[:2]
     except (ValueError, OSError) as error:  # both name the path
         text = str(error)

@@ -23,9 +23,9 @@ from d2kit.curate.findings import (
 )
 from d2kit.data.datasets.rle import rle_problem
 from d2kit.data.datasets.validate import (
-    _image_problems,
     all_numbers,
     check_coco,
+    image_problems,
     is_number,
     path_problem,
 )
@@ -354,7 +354,7 @@ def _images(
             for key, size in (("width", file.width), ("height", file.height)):
                 if image.get(key) != size:
                     _set(image, key, size, where, done)
-        wrong = [*_image_problems(image)]
+        wrong = [*image_problems(image)]
         outside = None if wrong else path_problem(name, ".")
         if to_integer(image.get("id")) is None or image["id"] in table:
             done.add(where, "id", "left out: used twice, or no integer")

@@ -57,13 +57,13 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
             unknown format.
         OSError: for an image that is truncated or damaged.
     """
-    data = _read_bytes(file_name)
-    header = _open_image(data, file_name)
+    data = read_image_bytes(file_name)
+    header = open_image(data, file_name)
     if format in ("BGR", "RGB") and _is_plain_jpeg(header, data):
         pixels = _decode_by_opencv(data, header.size, format)
         if pixels is not None:
             return pixels
-    return convert_PIL_to_numpy(_load_upright(header, file_name), format)
+    return convert_PIL_to_numpy(load_upright(header, file_name), format)
 
 
 def read_label_map(file_name: str | os.PathLike) -> np.ndarray:
@@ -78,7 +78,7 @@ def read_label_map(file_name: str | os.PathLike) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError, OSError: as `read_image`; also ValueError for colour images.
     """
-    image = _load_upright(_open_image(_read_bytes(file_name), file_name), file_name)
+    image = load_upright(open_image(read_image_bytes(file_name), file_name), file_name)
     if image.mode == "1":
         image = image.convert("L")
     labels = np.array(image)
@@ -171,7 +171,8 @@ def _exif_orientation(image: Any) -> int:
         return 1
 
 
-def _read_bytes(file_name: str | os.PathLike) -> bytes:
+def read_image_bytes(file_name: str | os.PathLike) -> bytes:
+    """Return what an image file holds; refuse an empty one and one over `MAX_FILE_BYTES`."""
     with PathManager.open(os.fspath(file_name), "rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) == 0:
@@ -181,7 +182,7 @@ def _read_bytes(file_name: str | os.PathLike) -> bytes:
     return data
 
 
-def _open_image(data: bytes, file_name: str | os.PathLike) -> Any:
+def open_image(data: bytes, file_name: str | os.PathLike) -> Any:
     """Parse the header and check the size; no pixel is decoded."""
     from PIL import Image
 
@@ -213,7 +214,7 @@ def _open_image(data: bytes, file_name: str | os.PathLike) -> Any:
     return image
 
 
-def _load_upright(image: Any, file_name: str | os.PathLike) -> Any:
+def load_upright(image: Any, file_name: str | os.PathLike) -> Any:
     """Decode the pixels, then orient (Pillow itself orients TIFF while decoding)."""
     try:
         image.load()

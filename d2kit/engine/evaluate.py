@@ -12,7 +12,7 @@ from torch import nn
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode
-from d2kit.engine.preflight.records import check_same_classes
+from d2kit.engine.preflight.records import check_same_classes, evaluator_kind
 from d2kit.engine.resolve import build_trained_classes, default_check_datasets
 from d2kit.utils import comm
 from d2kit.utils.logger import setup_logger
@@ -40,11 +40,7 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | N
 
     folder = _build_folder(cfg, dataset_name) if output_dir is None else output_dir
     metadata = MetadataCatalog.get(dataset_name)
-    kind = metadata.get("evaluator_type")
-    if kind is None and metadata.get("dirname") and metadata.get("year"):
-        kind = "pascal_voc"
-    if kind is None and metadata.get("thing_classes") is not None:
-        kind = "coco"
+    kind = evaluator_kind(metadata)
     if kind == "coco" and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN":
         kind = "rotated_coco"
 

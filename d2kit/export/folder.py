@@ -79,10 +79,8 @@ def export_model(
         raise
     if report["problems"]:
         _remove(written)
-        raise ValueError(
-            f"the {kind} export gives other results than the model, so it was deleted: "
-            + "; ".join(report["problems"][:5])
-        )
+        found = "; ".join(report["problems"][:5])
+        raise ValueError(f"the {kind} export differs from the model and was deleted: {found}")
     for name, value in ((METADATA, content), (REPORT, report)):
         with atomic_write(output / name, "w") as stream:
             json.dump(value, stream, indent=1)

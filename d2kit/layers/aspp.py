@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2kit.layers._weight_init import xavier_fill
 from d2kit.layers.batch_norm import get_norm
 from d2kit.layers.blocks import DepthwiseSeparableConv2d
+from d2kit.layers.weight_init import xavier_fill
 from d2kit.layers.wrappers import Conv2d
 
 __all__ = ["ASPP"]

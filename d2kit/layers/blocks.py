@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from d2kit.layers._weight_init import msra_fill
 from d2kit.layers.batch_norm import FrozenBatchNorm2d, get_norm
+from d2kit.layers.weight_init import msra_fill
 from d2kit.layers.wrappers import Conv2d
 
 __all__ = ["CNNBlockBase", "DepthwiseSeparableConv2d"]

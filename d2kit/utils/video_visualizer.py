@@ -7,8 +7,10 @@ from d2kit.visualization.visualizer import (
     ColorMode,
     GenericMask,
     Visualizer,
-    _create_text_labels,
     _PanopticPrediction,
+)
+from d2kit.visualization.visualizer import (
+    create_text_labels as _create_text_labels,
 )
 
 __all__ = [

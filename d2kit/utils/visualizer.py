@@ -8,8 +8,10 @@ from d2kit.visualization.visualizer import (
     GenericMask,
     VisImage,
     Visualizer,
-    _create_text_labels,
     _PanopticPrediction,
+)
+from d2kit.visualization.visualizer import (
+    create_text_labels as _create_text_labels,
 )
 
 __all__ = [

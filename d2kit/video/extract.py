@@ -45,14 +45,7 @@ def extract_frames(
         ValueError: if two videos have the same name, a number is out of range, or none of them can
             be read.
     """
-    names = [video.stem for video in videos]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"two videos are named '{twice[0]}': their frames need different folders")
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"--fps must be a number above 0, got {fps}")
-    if not 1 <= quality <= 100:
-        raise ValueError(f"--quality must lie in 1..100, got {quality}")
+    _check(videos, fps, quality)
     coco: dict[str, Any] = {"videos": [], "images": [], "annotations": [], "categories": []}
     Selection(stride=every)  # refuses what is out of range
     for number, video in enumerate(videos, start=1):
@@ -80,6 +73,17 @@ def extract_frames(
     with atomic_write(output / "frames.json", "w") as f:
         json.dump(coco, f)
     return coco
+
+
+def _check(videos: Sequence[Path], fps: float | None, quality: int) -> None:
+    names = [video.stem for video in videos]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two videos are named '{twice[0]}': their frames need different folders")
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"--fps must be a number above 0, got {fps}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"--quality must lie in 1..100, got {quality}")
 
 
 def _timed(frames: Iterable[Frame], fps: float) -> Iterator[Frame]:

@@ -13,7 +13,7 @@ import torch
 from d2kit.structures import BitMasks, Boxes, Keypoints, RotatedBoxes, polygons_to_bitmask
 from d2kit.visualization import labels as _colors
 from d2kit.visualization.drawing import DrawingBase, VisImage
-from d2kit.visualization.labels import _create_text_labels
+from d2kit.visualization.labels import create_text_labels
 
 
 class GenericMask:
@@ -422,7 +422,7 @@ class InstanceDrawing(DrawingBase):
         """Return classes, labels and masks of predictions; None for what they do not have."""
         classes = fields["pred_classes"].tolist() if "pred_classes" in fields else None
         names = self.metadata.get("thing_classes", None)
-        labels = _create_text_labels(classes, fields.get("scores"), names)
+        labels = create_text_labels(classes, fields.get("scores"), names)
         masks = None
         if "pred_masks" in fields:
             masks = self._convert_masks(fields["pred_masks"], fields.get("pred_boxes"))

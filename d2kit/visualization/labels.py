@@ -114,7 +114,7 @@ def _mix(color: Color, white: float) -> Color:
     return (mixed[0], mixed[1], mixed[2])
 
 
-def _create_text_labels(
+def create_text_labels(
     classes: Sequence[int] | None,
     scores: Any,
     class_names: Sequence[str] | None,

@@ -13,7 +13,7 @@ from d2kit.structures import Instances
 from d2kit.visualization import labels as _colors
 from d2kit.visualization.drawing import VisImage
 from d2kit.visualization.instances import GenericMask
-from d2kit.visualization.labels import _create_text_labels, _PanopticPrediction
+from d2kit.visualization.labels import _PanopticPrediction, create_text_labels
 from d2kit.visualization.visualizer import ColorMode, Visualizer
 
 _MASK_IOU, _BOX_IOU = 0.5, 0.6  # two detections that overlap more are one object
@@ -119,7 +119,7 @@ class VideoVisualizer:
             for k, r in zip(classes, _to_rle(masks), strict=True)
         ]
         colors = self._assign_colors(detected)
-        labels = _create_text_labels(classes, None, self.metadata.get("thing_classes", None))
+        labels = create_text_labels(classes, None, self.metadata.get("thing_classes", None))
         visualizer.overlay_instances(
             masks=masks, labels=labels, assigned_colors=colors, alpha=alpha
         )

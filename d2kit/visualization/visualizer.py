@@ -12,7 +12,7 @@ from d2kit.structures import BoxMode, Instances
 from d2kit.utils.file_io import PathManager
 from d2kit.visualization.drawing import VisImage
 from d2kit.visualization.instances import ColorMode, GenericMask, InstanceDrawing
-from d2kit.visualization.labels import _OFF_WHITE, _create_text_labels, _PanopticPrediction
+from d2kit.visualization.labels import _OFF_WHITE, _PanopticPrediction, create_text_labels
 
 __all__ = [
     "_OFF_WHITE",
@@ -21,7 +21,7 @@ __all__ = [
     "VisImage",
     "Visualizer",
     "_PanopticPrediction",
-    "_create_text_labels",
+    "create_text_labels",
 ]
 
 
@@ -132,7 +132,7 @@ class Visualizer(InstanceDrawing):
             names = self.metadata.get("thing_classes", None)
             self.overlay_instances(
                 masks=[mask for mask, _ in things],
-                labels=_create_text_labels(classes, scores, names, crowd),
+                labels=create_text_labels(classes, scores, names, crowd),
                 assigned_colors=self._class_colors(classes, True, always=True),
                 alpha=alpha,
             )
@@ -184,7 +184,7 @@ class Visualizer(InstanceDrawing):
             if "bbox" in a
         ]
         classes = [int(a["category_id"]) for a in annotations]
-        labels = _create_text_labels(
+        labels = create_text_labels(
             classes,
             None,
             self.metadata.get("thing_classes", None),

@@ -31,6 +31,8 @@ def hook(event, args):
     bad = event.startswith(FORBIDDEN) and event not in HARMLESS
     if event in {"compile", "open", "exec", "import"}:
         bad = "PWNED" in repr(args) or "antigravity" in repr(args)
+        # ast.parse names no file; what it makes is a tree, which nothing runs
+        bad = bad and not (event == "compile" and args[1] == "<unknown>")
     if event == "pickle.find_class" or bad:
         events.append(f"{event} {args!r}"[:200])
 

@@ -217,6 +217,7 @@ def test_from_config_with_keypoints_and_proposals():
     MetadataCatalog.get("_mapper_a").set(keypoint_names=("l", "r"), keypoint_flip_map=(("l", "r"),))
     cfg = get_cfg()
     cfg.merge_from_list(["MODEL.KEYPOINT_ON", True, "MODEL.LOAD_PROPOSALS", True])
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 2
     cfg.DATASETS.TRAIN = ("_mapper_a",)
     arguments = DatasetMapper.from_config(cfg, True)
     assert list(arguments["keypoint_hflip_indices"]) == [1, 0]

@@ -31,7 +31,7 @@ def test_register(tmp_path):
     register_pascal_voc("zz_voc", str(tmp_path), "test", 2007, CLASSES)
     try:
         assert len(DatasetCatalog.get("zz_voc")) == 8
-        assert MetadataCatalog.get("zz_voc").evaluator_type == "pascal_voc"
+        assert MetadataCatalog.get("zz_voc").get("evaluator_type") is None  # users set their own
         assert MetadataCatalog.get("zz_voc").thing_classes == list(CLASSES)
     finally:
         DatasetCatalog.remove("zz_voc")

@@ -75,7 +75,8 @@ def test_setup_draws_a_seed_and_takes_it_from_the_checkpoint(tmp_path):
     default_setup(cfg, arguments())
     assert cfg.SEED >= 0
     assert cfg.is_frozen()
-    torch.save({"model": {}, "iteration": 3, "trainer": {"seed": 77}}, tmp_path / "model_3.pth")
+    saved = {"model": {"w": torch.ones(1)}, "iteration": 3, "trainer": {"seed": 77}}
+    torch.save(saved, tmp_path / "model_3.pth")
     cfg = tiny.tiny_cfg(tmp_path, "SEED", -1)
     default_setup(cfg, arguments("--resume"))
     assert cfg.SEED == 77

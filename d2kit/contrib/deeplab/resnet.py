@@ -9,12 +9,12 @@ from d2kit.config import CfgNode
 from d2kit.layers import CNNBlockBase, ShapeSpec
 from d2kit.modeling.backbone import BACKBONE_REGISTRY, ResNet
 from d2kit.modeling.backbone.resnet import (
-    _FIRST_BOTTLENECK_DEPTH,
+    FIRST_BOTTLENECK_DEPTH,
     BasicStem,
-    _check_out_features,
-    _conv_norm,
-    _set_norm_eps,
-    _stage_arguments,
+    check_out_features,
+    conv_norm,
+    set_norm_eps,
+    stage_arguments,
 )
 
 __all__ = ["DeepLabStem", "build_resnet_deeplab_backbone"]
@@ -34,9 +34,9 @@ class DeepLabStem(CNNBlockBase):
     def __init__(self, in_channels: int = 3, out_channels: int = 128, norm: str = "BN") -> None:
         super().__init__(in_channels, out_channels, 4)
         half = out_channels // 2
-        self.conv1 = _conv_norm(in_channels, half, 3, norm, stride=2)
-        self.conv2 = _conv_norm(half, half, 3, norm)
-        self.conv3 = _conv_norm(half, out_channels, 3, norm)
+        self.conv1 = conv_norm(in_channels, half, 3, norm, stride=2)
+        self.conv2 = conv_norm(half, half, 3, norm)
+        self.conv3 = conv_norm(half, out_channels, 3, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of an image batch.
@@ -61,7 +61,7 @@ _DILATIONS = ((1, 1), (1, 2), (2, 4))  # of res4 and res5: strides 32, 16, 8
 
 def _check(node: CfgNode) -> None:
     """Raise where `node`, MODEL.RESNETS, asks for what this network cannot be."""
-    if node.DEPTH < _FIRST_BOTTLENECK_DEPTH:
+    if node.DEPTH < FIRST_BOTTLENECK_DEPTH:
         raise ValueError(
             "build_resnet_deeplab_backbone needs MODEL.RESNETS.DEPTH 50, 101 or 152 (blocks with a "
             f"bottleneck), got {node.DEPTH}"
@@ -81,12 +81,12 @@ def _check(node: CfgNode) -> None:
             "MODEL.RESNETS.RES5_MULTI_GRID must have one factor for each of res5's 3 blocks, got "
             f"{list(node.RES5_MULTI_GRID)}"
         )
-    _check_out_features(node.OUT_FEATURES, ["stem", "res2", "res3", "res4", "res5"])
+    check_out_features(node.OUT_FEATURES, ["stem", "res2", "res3", "res4", "res5"])
 
 
 def _dilated(node: CfgNode, index: int) -> dict[str, Any]:
     """Return the arguments of stage `res{index + 2}`: where it is dilated, it has no stride."""
-    arguments = _stage_arguments(node, index)
+    arguments = stage_arguments(node, index)
     dilation = {2: node.RES4_DILATION, 3: node.RES5_DILATION}.get(index, 1)
     count = arguments["num_blocks"]
     del arguments["dilation"]
@@ -130,5 +130,5 @@ def build_resnet_deeplab_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
     network = ResNet(
         stem, stages, out_features=node.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
     )
-    _set_norm_eps(network, node.NORM_EPS)
+    set_norm_eps(network, node.NORM_EPS)
     return network

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec
-from d2kit.layers._weight_init import msra_fill, normal_fill
+from d2kit.layers.weight_init import msra_fill, normal_fill
 from d2kit.modeling.metrics import put_scalars
 from d2kit.modeling.roi_heads.box_head import add_fcs, own_class
 from d2kit.modeling.roi_heads.fast_rcnn import region_count

@@ -77,7 +77,8 @@ class CocoBuilder:
         width, height = check_size(width, height, f"{self.source}: image '{name:.200}'")
         if self.finder is not None and self.finder.names:
             found = self.finder.find(file_name, near)
-            self.lost["images whose file was not found (kept)"] += found is None
+            if found is None:
+                self.lost["images whose file was not found (kept)"] += 1
             name = found or name
         number = len(self.images) + 1
         what = path_problem(name, ".")
@@ -352,7 +353,8 @@ def _find_files(
     problems = Problems(str(file))
     for image in entries:
         found = finder.find(image["file_name"], file.parent) if finder else None
-        lost["images whose file was not found (kept)"] += found is None and finder is not None
+        if found is None and finder is not None:
+            lost["images whose file was not found (kept)"] += 1
         image["file_name"] = found or image["file_name"]
         what = path_problem(image["file_name"], ".")
         if what:

@@ -21,7 +21,7 @@ from d2kit.curate.conversion.common import (
     turned_ellipse,
 )
 from d2kit.curate.conversion.foreign import ImageFinder, check_numbers, check_reach, check_size
-from d2kit.data.datasets.pascal_voc import _parse
+from d2kit.data.datasets.pascal_voc import parse_voc_xml
 from d2kit.data.datasets.validate import DatasetError, Problems
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.text import from_one_line, xml_chars
@@ -43,7 +43,7 @@ def read_cvat(
     if not file.is_file():
         raise FileNotFoundError(f"'{file}' does not exist; expected an export of CVAT")
     problems = Problems(str(file))
-    root = _parse(str(file), problems)
+    root = parse_voc_xml(str(file), problems)
     problems.raise_if_any()
     elements = root.findall("image")
     if root.find("track") is not None or not elements:

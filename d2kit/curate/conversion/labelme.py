@@ -90,10 +90,10 @@ def read_labelme(
 
 def _embedded_size(text: str) -> Any:
     """Return the (width, height) of an embedded picture; labelme 3 wrote no sizes."""
-    from d2kit.data.image_io import _open_image
+    from d2kit.data.image_io import open_image
 
     try:
-        return _open_image(base64.b64decode(text, validate=True), "imageData").size
+        return open_image(base64.b64decode(text, validate=True), "imageData").size
     except (ValueError, OSError, binascii.Error):
         return None, None
 
@@ -136,11 +136,11 @@ def _shape(shape: Any, width: int, height: int) -> tuple[Any, str]:
 
 def _mask(text: Any, x: int, y: int, width: int, height: int) -> tuple[Any, str]:
     """Return the mask that a labelme file holds as a PNG of the object's box."""
-    from d2kit.data.image_io import _load_upright, _open_image
+    from d2kit.data.image_io import load_upright, open_image
 
     try:
         raw = base64.b64decode(text, validate=True)
-        part = np.asarray(_load_upright(_open_image(raw, "mask"), "mask")) != 0
+        part = np.asarray(load_upright(open_image(raw, "mask"), "mask")) != 0
     except (TypeError, ValueError, OSError, binascii.Error) as error:
         return None, f"mask: expected a PNG in base64 ({error})"
     h, w = part.shape[:2]

@@ -16,7 +16,7 @@ from d2kit.curate.conversion.common import (
     side_files,
 )
 from d2kit.curate.conversion.foreign import ImageFinder, image_root, read_text
-from d2kit.data.datasets.pascal_voc import _parse, read_voc_annotation
+from d2kit.data.datasets.pascal_voc import parse_voc_xml, read_voc_annotation
 from d2kit.data.datasets.validate import Problems
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.text import from_one_line, one_line, xml_chars
@@ -48,7 +48,7 @@ def read_voc(
 
 def _read_file(builder: CocoBuilder, file: Path, folder: Path) -> None:
     height, width, objects = read_voc_annotation(str(file))
-    given = _parse(str(file), Problems(str(file))).findtext("filename") or f"{file.stem}.jpg"
+    given = parse_voc_xml(str(file), Problems(str(file))).findtext("filename") or f"{file.stem}.jpg"
     name = given.strip().replace("\\", "/")
     if "/" not in name:  # most tools write the last part only
         name = (file.relative_to(folder).parent / name).as_posix()

@@ -102,7 +102,7 @@ def read_voc_annotation(path: str) -> tuple[int, int, list[VocObject]]:
         DatasetError: no XML, or one line for each wrong field.
     """
     problems = Problems(path)
-    root = _parse(path, problems)
+    root = parse_voc_xml(path, problems)
     problems.raise_if_any()
     height, width = (
         _number(root, f"size/{side}", "size", problems) for side in ("height", "width")
@@ -117,7 +117,7 @@ def read_voc_annotation(path: str) -> tuple[int, int, list[VocObject]]:
     return int(height), int(width), objects
 
 
-def _parse(path: str, problems: Problems) -> Any:
+def parse_voc_xml(path: str, problems: Problems) -> Any:
     from xml.etree.ElementTree import ParseError
 
     from defusedxml import DefusedXmlException

@@ -177,7 +177,7 @@ def check_coco(
         if not isinstance(data.get(key, None if needed else []), list):
             problems.add("top level", key, f"expected a list, got {short(data.get(key))}")
             data = {**data, key: []}
-    images = _by_id(data["images"], "image", _image_problems, problems)
+    images = _by_id(data["images"], "image", image_problems, problems)
     categories = _by_id(data.get("categories", []), "category", _category_problems, problems)
     annotations = data.get("annotations", [])
     check = _AnnotationCheck(images, categories, defects, unusual, annotations)
@@ -215,7 +215,7 @@ def _id_problem(entry: dict[str, Any], seen: Any) -> str | None:
     return "used twice" if entry["id"] in seen else None
 
 
-def _image_problems(image: dict[str, Any]) -> Any:
+def image_problems(image: dict[str, Any]) -> Any:
     """Yield (field, what) of an entry of "images"; whole sizes become integers."""
     if not isinstance(image.get("file_name"), str) or not image["file_name"]:
         yield "file_name", _expected("a name", image, "file_name")

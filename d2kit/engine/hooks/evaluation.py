@@ -322,7 +322,7 @@ def side_by_side(
 
 def _draw_output(pane: Any, output: Mapping[str, Any]) -> str:
     """Draw what a model found; say how much that is."""
-    from d2kit.visualization.labels import _create_text_labels
+    from d2kit.visualization.labels import create_text_labels
 
     if "panoptic_seg" in output:
         segments, infos = output["panoptic_seg"]
@@ -341,7 +341,7 @@ def _draw_output(pane: Any, output: Mapping[str, Any]) -> str:
         boxes=fields.get("pred_boxes"),
         masks=fields.get("pred_masks"),
         keypoints=fields.get("pred_keypoints"),
-        labels=_create_text_labels(classes, chosen.scores, pane.metadata["thing_classes"]),
+        labels=create_text_labels(classes, chosen.scores, pane.metadata["thing_classes"]),
         assigned_colors=pane._class_colors(classes, True),
     )
     return f"{len(chosen)} detections with a score of {SCORE:.0%} or more"

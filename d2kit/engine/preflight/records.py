@@ -12,14 +12,25 @@ from numbers import Integral
 from typing import Any
 
 from d2kit.config import CfgNode
-from d2kit.modeling.facts import build_facts
 
-__all__ = ["DefaultRecordCheck", "build_learned_parts", "check_same_classes"]
+__all__ = ["DefaultRecordCheck", "build_learned_parts", "check_same_classes", "evaluator_kind"]
 
 Record = Mapping[str, Any]
 
 SHOWN = 5
 """Images that a line names."""
+
+
+def evaluator_kind(metadata: Mapping[str, Any] | Any) -> str | None:
+    """Return what evaluates a dataset: `evaluator_type`, else by what the metadata hold.
+
+    Returns:
+        "pascal_voc" for the folders of Pascal VOC, "coco" where there are class names, else None.
+    """
+    kind = metadata.get("evaluator_type")
+    if kind is None and metadata.get("dirname") and metadata.get("year"):
+        return "pascal_voc"
+    return "coco" if kind is None and metadata.get("thing_classes") is not None else kind
 
 
 def build_learned_parts(cfg: CfgNode) -> frozenset[str]:
@@ -28,6 +39,8 @@ def build_learned_parts(cfg: CfgNode) -> frozenset[str]:
     Returns:
         Of "boxes", "rotated boxes", "masks" and "keypoints"; none for a model that we do not know.
     """
+    from d2kit.modeling.facts import build_facts
+
     facts = build_facts(cfg)
     parts = set(facts.learns_from) - {"segmentation"}
     if facts.rotated and "boxes" in parts:
@@ -128,13 +141,13 @@ class DefaultRecordCheck:
         from d2kit.data import MetadataCatalog
 
         metadata = MetadataCatalog.get(name)
-        kind = metadata.get("evaluator_type")
-        if kind is None and metadata.get("thing_classes") is None:
+        kind = evaluator_kind(metadata)
+        if kind is None:
             self.errors.append(
                 f"dataset {name} (DATASETS.TEST) has no class names, so that no evaluator can be "
                 f"chosen: MetadataCatalog.get('{name}').set(thing_classes=[...])"
             )
-        if kind not in (None, "coco"):
+        if kind != "coco":
             return
         if "annotations" not in records[0] and not metadata.get("json_file"):
             return

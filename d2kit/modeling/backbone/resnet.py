@@ -24,7 +24,7 @@ from d2kit.layers import (
     ShapeSpec,
     get_norm,
 )
-from d2kit.layers._weight_init import msra_fill
+from d2kit.layers.weight_init import msra_fill
 from d2kit.modeling.backbone.backbone import Backbone
 from d2kit.modeling.backbone.build import BACKBONE_REGISTRY
 from d2kit.utils.registry import nearest_names
@@ -41,9 +41,7 @@ __all__ = [
 ]
 
 
-def _conv_norm(
-    in_channels: int, out_channels: int, kernel: int, norm: str, **kwargs: Any
-) -> Conv2d:
+def conv_norm(in_channels: int, out_channels: int, kernel: int, norm: str, **kwargs: Any) -> Conv2d:
     """A convolution without bias that keeps the size (at stride 1), and its normalisation."""
     conv = Conv2d(
         in_channels,
@@ -62,7 +60,7 @@ def _projection(in_channels: int, out_channels: int, stride: int, norm: str) -> 
     """The 1x1 convolution of the shortcut, where the channels change."""
     if in_channels == out_channels:
         return None
-    return _conv_norm(in_channels, out_channels, 1, norm, stride=stride)
+    return conv_norm(in_channels, out_channels, 1, norm, stride=stride)
 
 
 class _ResidualBlock(CNNBlockBase):
@@ -109,8 +107,8 @@ class BasicBlock(_ResidualBlock):
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
         self.shortcut = _projection(in_channels, out_channels, stride, norm)
-        self.conv1 = _conv_norm(in_channels, out_channels, 3, norm, stride=stride)
-        self.conv2 = _conv_norm(out_channels, out_channels, 3, norm)
+        self.conv1 = conv_norm(in_channels, out_channels, 3, norm, stride=stride)
+        self.conv2 = conv_norm(out_channels, out_channels, 3, norm)
 
     def branch(self, x: Tensor) -> Tensor:
         """The two convolutions."""
@@ -149,8 +147,8 @@ class BottleneckBlock(_ResidualBlock):
         super().__init__(in_channels, out_channels, stride)
         self.shortcut = _projection(in_channels, out_channels, stride, norm)
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = _conv_norm(in_channels, bottleneck_channels, 1, norm, stride=stride_1x1)
-        self.conv2 = _conv_norm(
+        self.conv1 = conv_norm(in_channels, bottleneck_channels, 1, norm, stride=stride_1x1)
+        self.conv2 = conv_norm(
             bottleneck_channels,
             bottleneck_channels,
             3,
@@ -159,7 +157,7 @@ class BottleneckBlock(_ResidualBlock):
             groups=num_groups,
             dilation=dilation,
         )
-        self.conv3 = _conv_norm(bottleneck_channels, out_channels, 1, norm)
+        self.conv3 = conv_norm(bottleneck_channels, out_channels, 1, norm)
 
     def branch(self, x: Tensor) -> Tensor:
         """The three convolutions."""
@@ -203,7 +201,7 @@ class DeformBottleneckBlock(_ResidualBlock):
         self.deform_modulated = deform_modulated
         self.shortcut = _projection(in_channels, out_channels, stride, norm)
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = _conv_norm(in_channels, bottleneck_channels, 1, norm, stride=stride_1x1)
+        self.conv1 = conv_norm(in_channels, bottleneck_channels, 1, norm, stride=stride_1x1)
         self._offset_channels = 2 * 9 * deform_num_groups  # y and x of each of the 3x3 taps
         mask_channels = 9 * deform_num_groups if deform_modulated else 0
         self.conv2_offset = Conv2d(
@@ -230,7 +228,7 @@ class DeformBottleneckBlock(_ResidualBlock):
             norm=get_norm(norm, bottleneck_channels),
         )
         msra_fill(self.conv2)
-        self.conv3 = _conv_norm(bottleneck_channels, out_channels, 1, norm)
+        self.conv3 = conv_norm(bottleneck_channels, out_channels, 1, norm)
 
     def branch(self, x: Tensor) -> Tensor:
         """The three convolutions, the second one deformable."""
@@ -257,7 +255,7 @@ class BasicStem(CNNBlockBase):
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: str = "BN") -> None:
         super().__init__(in_channels, out_channels, 4)
-        self.conv1 = _conv_norm(in_channels, out_channels, 7, norm, stride=2)
+        self.conv1 = conv_norm(in_channels, out_channels, 7, norm, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of an image batch.
@@ -280,7 +278,7 @@ _BLOCKS_PER_STAGE = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-_FIRST_BOTTLENECK_DEPTH = 50  # shallower networks are made of BasicBlock
+FIRST_BOTTLENECK_DEPTH = 50  # shallower networks are made of BasicBlock
 
 
 def _blocks_per_stage(depth: int) -> tuple[int, ...]:
@@ -317,7 +315,7 @@ class ResNet(Backbone):
         known = ["stem", *names, *(["linear"] if num_classes is not None else [])]
         if out_features is None:
             out_features = known[-1:]
-        _check_out_features(out_features, known)
+        check_out_features(out_features, known)
         kept = len(stages)
         if "linear" not in out_features:
             kept = max(known.index(name) for name in out_features)
@@ -459,7 +457,7 @@ class ResNet(Backbone):
             ValueError: `depth` is none of the five.
         """
         counts = _blocks_per_stage(depth)
-        basic = depth < _FIRST_BOTTLENECK_DEPTH
+        basic = depth < FIRST_BOTTLENECK_DEPTH
         if block_class is None:
             block_class = BasicBlock if basic else BottleneckBlock
         in_channels, out_channels = 64, 64 if basic else 256
@@ -480,7 +478,7 @@ class ResNet(Backbone):
         return stages
 
 
-def _check_out_features(out_features: Sequence[str], known: list[str]) -> None:
+def check_out_features(out_features: Sequence[str], known: list[str]) -> None:
     for name in out_features:
         if name not in known:
             raise ValueError(
@@ -512,7 +510,7 @@ def _check_basic_block_config(node: CfgNode) -> None:
             )
 
 
-def _stage_arguments(node: CfgNode, index: int) -> dict[str, Any]:
+def stage_arguments(node: CfgNode, index: int) -> dict[str, Any]:
     """Arguments of `make_stage` for `res{index + 2}` from MODEL.RESNETS, channels excepted."""
     dilation = node.RES5_DILATION if index == 3 else 1
     count = _blocks_per_stage(node.DEPTH)[index]
@@ -522,7 +520,7 @@ def _stage_arguments(node: CfgNode, index: int) -> dict[str, Any]:
         "stride_per_block": [first_stride] + [1] * (count - 1),
         "norm": node.NORM,
     }
-    if node.DEPTH < _FIRST_BOTTLENECK_DEPTH:
+    if node.DEPTH < FIRST_BOTTLENECK_DEPTH:
         return {**arguments, "block_class": BasicBlock}
     arguments.update(
         block_class=BottleneckBlock,
@@ -540,7 +538,7 @@ def _stage_arguments(node: CfgNode, index: int) -> dict[str, Any]:
     return arguments
 
 
-def _set_norm_eps(network: nn.Module, eps: float) -> None:
+def set_norm_eps(network: nn.Module, eps: float) -> None:
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
             module.eps = eps
@@ -562,12 +560,12 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """
     node = cfg.MODEL.RESNETS
     _blocks_per_stage(node.DEPTH)
-    if node.DEPTH < _FIRST_BOTTLENECK_DEPTH:
+    if node.DEPTH < FIRST_BOTTLENECK_DEPTH:
         _check_basic_block_config(node)
     if node.RES5_DILATION not in {1, 2}:
         raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2, got {node.RES5_DILATION}.")
     known = ["stem", "res2", "res3", "res4", "res5"]
-    _check_out_features(node.OUT_FEATURES, known)
+    check_out_features(node.OUT_FEATURES, known)
     stem = BasicStem(
         in_channels=input_shape.channels or 3,
         out_channels=node.STEM_OUT_CHANNELS,
@@ -580,12 +578,12 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
             ResNet.make_stage(
                 in_channels=in_channels,
                 out_channels=out_channels,
-                **_stage_arguments(node, index),
+                **stage_arguments(node, index),
             )
         )
         in_channels, out_channels = out_channels, 2 * out_channels
     network = ResNet(
         stem, stages, out_features=node.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
     )
-    _set_norm_eps(network, node.NORM_EPS)
+    set_norm_eps(network, node.NORM_EPS)
     return network

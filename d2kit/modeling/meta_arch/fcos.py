@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec, cat
-from d2kit.layers._weight_init import normal_fill
+from d2kit.layers.weight_init import normal_fill
 from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
 from d2kit.modeling.backbone import Backbone, build_backbone
 from d2kit.modeling.box_regression import Box2BoxTransformLinear

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, get_norm
-from d2kit.layers._weight_init import msra_fill
+from d2kit.layers.weight_init import msra_fill
 from d2kit.modeling.backbone import Backbone, build_backbone
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.common import ImageNormalizer, semantic_targets

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat
-from d2kit.layers._weight_init import normal_fill
+from d2kit.layers.weight_init import normal_fill
 from d2kit.modeling._overrides import overrides
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, get_norm
-from d2kit.layers._weight_init import msra_fill, xavier_fill
+from d2kit.layers.weight_init import msra_fill, xavier_fill
 from d2kit.modeling.shapes import region_shape
 from d2kit.utils.registry import Registry
 

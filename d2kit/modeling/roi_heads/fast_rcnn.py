@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.layers._weight_init import normal_fill
+from d2kit.layers.weight_init import normal_fill
 from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from d2kit.modeling.boxes import split_like
 from d2kit.modeling.metrics import put_scalars, weighted, weights_per_loss

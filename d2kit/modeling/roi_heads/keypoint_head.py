@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.layers._weight_init import msra_fill
+from d2kit.layers.weight_init import msra_fill
 from d2kit.modeling.boxes import split_like
 from d2kit.modeling.roi_heads.box_head import add_convs, in_turn
 from d2kit.modeling.shapes import region_shape

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from d2kit.layers import CycleBatchNormList, ShapeSpec, sigmoid_focal_loss
+from d2kit.layers.losses import focal_loss_of_labels
 from d2kit.modeling.meta_arch.dense_detector import (
     DenseDetector,
     RunningCount,
-    focal_loss_of_labels,
     permute_to_N_HWA_K,
 )
 from d2kit.modeling.meta_arch.retinanet import RetinaNetHead
