@@ -52,7 +52,10 @@ READERS_OF_CFG = {
         "_what",
         "_model_of",
         "schedule",
+        "_datasets",
+        "start_score",
     ),  # the page tells the config
+    "start_score",
 }
 """What else may read a config, beside builders and what has Detectron2's names."""
 

@@ -282,11 +282,10 @@ def launch(
         return
     on_cpu = bool(num_processes)
     local_size = int(num_processes or max(num_gpus_per_machine, 1))
-    if not on_cpu and local_size > 1 and local_size > torch.cuda.device_count():
+    if not on_cpu and local_size > max(torch.cuda.device_count(), 1):
         raise ValueError(
-            f"--num-gpus {local_size} asked for, but this machine has "
-            f"{torch.cuda.device_count()} CUDA devices; several processes on the CPU are started "
-            f"by --num-processes {local_size}"
+            f"--num-gpus {local_size} asked for, but this machine has {torch.cuda.device_count()} "
+            f"CUDA devices; --num-processes {local_size} starts processes on the CPU"
         )
     if not 0 <= machine_rank < num_machines:
         raise ValueError(f"machine_rank must be in [0, {num_machines}), got {machine_rank}")
@@ -298,11 +297,8 @@ def launch(
         if num_machines > 1:
             raise ValueError("several machines need --dist-url tcp://<machine 0>:<port>")
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
-    _spawn(
-        (local_size, num_machines, machine_rank, dist_url, main_func, args, timeout, on_cpu),
-        local_size,
-        on_cpu=on_cpu,
-    )
+    given = (local_size, num_machines, machine_rank, dist_url, main_func, args, timeout, on_cpu)
+    _spawn(given, local_size, on_cpu=on_cpu)
 
 
 @contextmanager

@@ -289,9 +289,8 @@ def default_setup(cfg: Any, args: Any) -> None:
         default_log(cfg, args, logger, output)
         logger.info("%d processes; seed %d", comm.get_world_size(), seed)
     if not eval_only:
-        torch.backends.cudnn.benchmark = _try_get_key(
-            cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False
-        )
+        fastest = _try_get_key(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False)
+        torch.backends.cudnn.benchmark = fastest
     if _try_get_key(cfg, "DETERMINISTIC", "train.deterministic", default=False):
         strict = _try_get_key(cfg, "DETERMINISTIC_STRICT", "train.deterministic_strict")
         use_deterministic_algorithms(strict=bool(strict))

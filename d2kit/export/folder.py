@@ -39,7 +39,7 @@ def export_model(
         model: with its weights; not changed.
         kind: "torchscript", "onnx", "torch_export" or "openvino".
         output: folder to write; other files in it stay.
-        image: (H, W, 3) uint8, as `to_input` takes it; it should show objects.
+        image: (H, W, 3) uint8 that shows objects, as `to_input` takes it.
         to_input: image -> float32 (C, H', W'), as the model wants it.
         metadata: what else ``metadata.json`` shall hold: classes, sizes, thresholds.
         half: store weights in 16 bits (onnx, openvino).
@@ -60,15 +60,13 @@ def export_model(
     files = [file, file.with_suffix(".bin")] if kind == "openvino" else [file]
     written = [*files, output / METADATA, output / REPORT]
     _remove(written)
-    original = DetectorGraph(model.eval())
-    graph = detector_graph(model)
+    original, graph = DetectorGraph(model.eval()), detector_graph(model)
     example = to_input(image)
     try:
         WRITERS[kind](graph, example, file, half)
         graph(example)
         content = {
-            **(metadata or {}),
-            **_facts(model, kind, half),
+            **{**(metadata or {}), **_facts(model, kind, half)},
             "outputs": list(graph.output_names),
             "sha256": {part.name: sha256(part) for part in files},
         }

@@ -172,7 +172,9 @@ def yolo(tmp_path):
         text = "10 0.5 0.5 0.25 0.5\r\n0 0.25 0.25 0.5 0.25 0.5 0.5\r\n"
         (tmp_path / part / "labels/a.txt").write_text(text, encoding="utf-8-sig")
     names = "".join(f"  {i}: c{i}\n" for i in range(11))
-    (tmp_path / "data.yaml").write_text(f"train: ../train/images\nnc: 11\nnames:\n{names}")
+    (tmp_path / "data.yaml").write_text(
+        f"train: ../train/images\nval: ../valid/images\nnc: 11\nnames:\n{names}"
+    )
     (tmp_path / "README.roboflow.txt").write_text("hello")
     return tmp_path
 

@@ -249,7 +249,7 @@ def test_tracks_are_read_as_they_were_written(ward, tmp_path):
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        (None, FileNotFoundError, "track_video"),
+        (None, FileNotFoundError, "d2kit track"),
         ("{", ValueError, "not complete JSON"),
         ('{"annotations": []}', ValueError, "no field 'categories'"),
         ('{"annotations": [{"frame": 1}], "categories": []}', ValueError, "no field 'track_id'"),

@@ -7,8 +7,8 @@ from d2kit.utils.visualizer import (
     ColorMode,
     GenericMask,
     Visualizer,
+    _create_text_labels,
     _PanopticPrediction,
-    create_text_labels,
 )
 from tests.support.drawn import GREY, META, changed, detections, disc, image
 
@@ -25,7 +25,7 @@ from tests.support.drawn import GREY, META, changed, detections, disc, image
     ],
 )
 def test_text_labels(arguments, expected):
-    assert create_text_labels(*arguments) == expected
+    assert _create_text_labels(*arguments) == expected
 
 
 # ---------------------------------------------------------------- instances

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
+from d2kit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from d2kit.data.datasets.validate import (
     CocoTables,
     Problems,
@@ -391,7 +391,8 @@ def image_paths(tables: CocoTables, root: str, problems: Problems) -> dict[int, 
     return paths
 
 
-_CLASS_ORDERS: dict[str, list[str]] = {}
+_CLASS_ORDERS: dict[str, tuple[Metadata, list[str]]] = {}
+# with the metadata they were given for: a dataset registered anew under a name has others
 
 
 def prefer_class_order(dataset_name: str, names: Sequence[str]) -> None:
@@ -403,7 +404,8 @@ def prefer_class_order(dataset_name: str, names: Sequence[str]) -> None:
         dataset_name: a registered dataset.
         names: of the model's classes, in its order.
     """
-    _CLASS_ORDERS[dataset_name] = [str(name) for name in names]
+    order = [str(name) for name in names]
+    _CLASS_ORDERS[dataset_name] = (MetadataCatalog.get(dataset_name), order)
 
 
 def _name_classes(tables: CocoTables, dataset_name: str) -> dict[int, int]:
@@ -411,7 +413,8 @@ def _name_classes(tables: CocoTables, dataset_name: str) -> dict[int, int]:
     ids = sorted(tables.categories)
     metadata = MetadataCatalog.get(dataset_name)
     # once named, a dataset keeps its order: records may be in use
-    wanted = metadata.get("thing_classes") or _CLASS_ORDERS.get(dataset_name, [])
+    known, order = _CLASS_ORDERS.get(dataset_name, (None, []))
+    wanted = metadata.get("thing_classes") or (order if known is metadata else [])
     names = [tables.categories[i]["name"] for i in ids]
     same = sorted(names) == sorted(map(str, wanted)) and len(set(names)) == len(names)
     if same and names != list(wanted):

@@ -28,7 +28,8 @@ def evaluator_kind(metadata: Mapping[str, Any] | Any) -> str | None:
         "pascal_voc" for the folders of Pascal VOC, "coco" where there are class names, else None.
     """
     kind = metadata.get("evaluator_type")
-    if kind is None and metadata.get("dirname") and metadata.get("year"):
+    voc = metadata.get("dirname") and metadata.get("year") and not metadata.get("json_file")
+    if kind is None and voc:
         return "pascal_voc"
     return "coco" if kind is None and metadata.get("thing_classes") is not None else kind
 
