@@ -99,9 +99,11 @@ class PictureFolder:
         for file in self._files:
             try:
                 with Image.open(file) as picture:
-                    size = picture.size
-                    if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):
-                        size = size[::-1]
+                    turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                    if turned and picture.format == "TIFF":
+                        picture.load()  # which Pillow itself turns
+                        turned = False
+                    size = picture.size[::-1] if turned else picture.size
             except Exception:  # Pillow raises many types; reading it will say which
                 continue
             sizes.setdefault(size, []).append(file)
