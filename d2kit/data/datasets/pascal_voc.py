@@ -127,7 +127,7 @@ def parse_voc_xml(path: str, problems: Problems) -> Any:
         return fromstring(_read(path), forbid_dtd=True)
     except DefusedXmlException as error:
         problems.add("XML", "document type", f"refused: {type(error).__name__}; remove it")
-    except (ParseError, ValueError, RecursionError) as error:
+    except (ParseError, ValueError, LookupError, RecursionError) as error:
         problems.add("XML", "syntax", f"not valid ({error}); is the file complete?")
     return None
 
