@@ -118,6 +118,7 @@ def read_voc_annotation(path: str) -> tuple[int, int, list[VocObject]]:
 
 
 def parse_voc_xml(path: str, problems: Problems) -> Any:
+    """Return the root of an XML file; None, with a line in `problems`, where it is none."""
     from xml.etree.ElementTree import ParseError
 
     from defusedxml import DefusedXmlException
