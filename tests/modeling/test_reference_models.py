@@ -109,7 +109,8 @@ def check_detections(results, expected):
             areas = out.pred_masks.flatten(1).sum(1).numpy()
             for row, reference_row in pairs:
                 area = expected[f"out{i}.mask_areas"][reference_row]
-                assert abs(int(areas[row]) - int(area)) <= 0.005 * area
+                # one pixel at the threshold is the processor's (19 pixels on AVX2: also before)
+                assert abs(int(areas[row]) - int(area)) <= max(1, 0.005 * area)
         if f"out{i}.keypoints" in expected:
             rows, reference_rows = map(list, zip(*pairs, strict=True))
             reference = torch.as_tensor(expected[f"out{i}.keypoints"])[reference_rows]

@@ -11,6 +11,7 @@ import torch
 from d2kit.config import LazyConfig
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.data.datasets import register_coco_instances
+from d2kit.engine import hooks
 from tests.support.code import ROOT
 
 pytest.importorskip("omegaconf")
@@ -117,7 +118,7 @@ def test_a_run_that_was_cut_ends_with_the_same_weights(script, config, tmp_path,
 
     run(script, config, tmp_path / "whole", "train.seed=3")
     with monkeypatch.context() as patch:
-        patch.setattr(script.hooks.PeriodicWriter, "after_step", stop)
+        patch.setattr(hooks.PeriodicWriter, "after_step", stop)
         with pytest.raises(Cut):
             run(script, config, tmp_path / "cut", "train.seed=3")
     run(script, config, tmp_path / "cut", "--resume")
