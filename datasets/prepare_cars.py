@@ -11,7 +11,10 @@ Splits: train, val (or valid, validation), test; classes: suv, sedan, minivan, c
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tabulate import tabulate
 from tqdm import tqdm

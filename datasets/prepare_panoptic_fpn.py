@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2kit.data.datasets import dataset_root
 from d2kit.data.datasets.builtin_meta import _get_builtin_metadata

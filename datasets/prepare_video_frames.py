@@ -16,6 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from tabulate import tabulate
 from tqdm import tqdm
 

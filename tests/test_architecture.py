@@ -4,8 +4,10 @@ import ast
 import csv
 import importlib
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,8 @@ from d2kit.as_detectron2.redirect import real_name
 from tests.support.code import cycle, functions, imports, sources
 from tests.support.reference_files import reference_path
 from tests.support.scope import out_of_scope
+
+ROOT = Path(__file__).resolve().parents[1]
 
 RANKS = {
     "utils": 0,
@@ -304,3 +308,19 @@ def test_scope_has_no_stale_entry(path):
     """What is there by now must be taken off the list, so that it is tested from then on."""
     with pytest.raises((AttributeError, ImportError)):
         resolve(path)
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted(
+        p.relative_to(ROOT).as_posix()
+        for f in ("tools", "datasets")
+        for p in (ROOT / f).glob("*.py")
+    ),
+)
+def test_a_script_finds_its_checkout_without_an_installation(script):
+    """Python puts a script's own folder on the path, and the wheel holds no `project`."""
+    lines = (ROOT / script).read_text().splitlines()
+    ours = next(i for i, line in enumerate(lines) if re.match(r"from (d2kit|project)\b", line))
+    insert = "sys.path.insert(0, str(Path(__file__).resolve().parents[1]))"
+    assert insert in lines[:ours]
