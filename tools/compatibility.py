@@ -26,6 +26,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 STAGES = ("imports", "configs", "builds", "forward", "training step")
 LEFT_OUT = {".git", "tests", "test", "docs", "build", "setup.py", "conftest.py"}
 SIGNS_OF_A_CONFIG = re.compile(r"^(MODEL|SOLVER|DATASETS|_BASE_):", re.MULTILINE)
