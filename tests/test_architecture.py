@@ -321,6 +321,8 @@ def test_scope_has_no_stale_entry(path):
 def test_a_script_finds_its_checkout_without_an_installation(script):
     """Python puts a script's own folder on the path, and the wheel holds no `project`."""
     lines = (ROOT / script).read_text().splitlines()
-    ours = next(i for i, line in enumerate(lines) if re.match(r" *(from|import) (d2kit|project)\b", line))
+    ours = next(
+        i for i, line in enumerate(lines) if re.match(r" *(from|import) (d2kit|project)\b", line)
+    )
     insert = "sys.path.insert(0, str(Path(__file__).resolve().parents[1]))"
     assert insert in lines[:ours]
