@@ -180,7 +180,7 @@ def _masks(path: Path) -> tuple[Path, str] | None:
     if (path / "instances.json").is_file():
         return path, "mask PNGs, instances.json"
     for folder in sorted(p for p in path.rglob("*") if p.is_dir()):
-        if "mask" in folder.name.lower() and any(folder.glob("*.png")):
+        if "mask" in folder.name.lower() and any(folder.rglob("*.png")):
             return path, f"mask PNGs, {folder.name}/"
     return None
 

@@ -88,6 +88,21 @@ def test_splits(names, expected, tmp_path):
         assert not videos[0] & videos[1]
 
 
+@pytest.mark.parametrize(("bare", "masks"), [(1, 19), (2, 0), (20, 0)])
+def test_objects_without_a_mask(bare, masks, tmp_path):
+    """One of many is left out; more of them, and all objects are learned as boxes."""
+    coco = drawn(tmp_path / "set", 20)
+    for a in coco["annotations"][:bare]:
+        a["segmentation"] = []
+    (tmp_path / "set/labels.json").write_text(json.dumps(coco))
+    made = prepare(tmp_path / "set", tmp_path / "out")
+    objects = [a for part in made.data.values() for a in part["annotations"]]
+    assert sum(bool(a["segmentation"]) for a in objects) == masks
+    assert len(objects) == (masks or 20)
+    told = " ".join(made.report)
+    assert ("2 of 20 objects have none" in told) == (bare == 2)
+
+
 def test_recipe_is_printed(tmp_path, capsys):
     coco = drawn(tmp_path / "set", 6)
     write("voc", coco, tmp_path / "set")
