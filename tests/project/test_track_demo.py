@@ -26,6 +26,7 @@ def ward(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "expected"), [(0.0, SHORTER), (1e9, CONFIG)])
 def test_the_demo_takes_the_recipe_that_the_machine_has_time_for(limit, expected, capsys):
     small = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "96"]
