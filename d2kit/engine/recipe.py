@@ -294,7 +294,7 @@ def _length(facts: DataFacts, budget: Budget, short: int) -> tuple[int, list[Cho
             if fits < iterations:
                 why = f"{budget.minutes:g} minutes at {each:.2f} s an iteration (wanted: {why})"
             iterations = min(iterations, fits)
-    period = max(1, iterations // EVALUATIONS)
+    period = math.ceil(iterations / EVALUATIONS)  # the last one is that of the end
     return iterations, [
         Choice("SOLVER.MAX_ITER", iterations, why),
         Choice("SOLVER.CHECKPOINT_PERIOD", period, "at each evaluation"),

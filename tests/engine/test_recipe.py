@@ -103,6 +103,9 @@ def test_time_sets_the_length_and_then_the_size():
     spent = short["SOLVER.MAX_ITER"] * (0.4 + 0.6 * 192 * 256 / (240 * 320))
     assert 0.8 * 600 < spent <= 0.85 * 600
     assert keys(coco, epochs=3)["SOLVER.MAX_ITER"] == 180
+    odd = keys(coco, epochs=16.67)
+    assert odd["SOLVER.MAX_ITER"] == 1001
+    assert 3 * odd["TEST.EVAL_PERIOD"] < 1001 <= 4 * odd["TEST.EVAL_PERIOD"]
 
 
 def test_objects_without_a_mask_make_a_box_model():
