@@ -42,10 +42,10 @@ def save(bgr: np.ndarray, path: Path) -> None:
     raise ValueError(f"{path}: not below {MOST} bytes at any quality")
 
 
-def photograph(page: Path, path: Path) -> None:
-    """Save what a browser window of the strip's shape shows of a page."""
+def photograph(page: Path, path: Path, width: int = 1000) -> None:
+    """Save what a browser window of the strip's shape, `width` pixels wide, shows of a page."""
     with tempfile.TemporaryDirectory() as profile, browser(profile) as chromium:
-        chromium.open(page.resolve().as_uri(), 1000, 750)
+        chromium.open(page.resolve().as_uri(), width, width * SIZE[1] // SIZE[0])
         shot = path.with_suffix(".png")
         chromium.screenshot(shot, whole=False)
     save(cv2.imread(str(shot)), path)
@@ -59,13 +59,15 @@ def test_set(cfg: CfgNode) -> tuple[Path, Path]:
 
 
 def overlay(run: Path, path: Path) -> None:
-    """Draw what the model finds on the test picture that has the most objects."""
+    """Draw what the model finds on the test picture with most objects that is hardly cut."""
     cfg = get_cfg()
     cfg.merge_from_file(str(run / "config.yaml"))
     file, images = test_set(cfg)
     coco = read_json(str(file), str(file))
-    fullest = Counter(a["image_id"] for a in coco["annotations"]).most_common(1)[0][0]
-    name = next(i["file_name"] for i in coco["images"] if i["id"] == fullest)
+    counts = Counter(a["image_id"] for a in coco["annotations"])
+    shape = SIZE[0] / SIZE[1]
+    whole = [i for i in coco["images"] if 0.9 < i["width"] / i["height"] / shape < 1.1]
+    name = max(whole or coco["images"], key=lambda i: counts[i["id"]])["file_name"]
     model = d2kit.init_detector(
         str(run / "config.yaml"), str(run / "model_final.pth"), device="cpu", confidence=0.6
     )
@@ -101,7 +103,7 @@ def main() -> None:
         page = Path(folder) / "data.html"
         given = ["--json", str(file), "--images", str(images), "--html", str(page), "--count", "12"]
         visualize_data.main(given)
-        photograph(page, args.output / "data_page.jpg")
+        photograph(page, args.output / "data_page.jpg", 800)
     overlay(args.photos, args.output / "overlay.jpg")
     tracked(args.ward, args.output / "tracked.jpg")
     photograph(args.photos / "report.html", args.output / "results_page.jpg")
