@@ -10,7 +10,7 @@ import torch
 from fvcore.transforms.transform import PadTransform
 
 from d2kit.data.datasets.rle import decode_counts
-from d2kit.data.image_io import MAX_IMAGE_PIXELS
+from d2kit.utils.image_files import MAX_IMAGE_PIXELS
 from d2kit.data.transforms import HFlipTransform, Transform, TransformList
 from d2kit.structures import (
     BitMasks,

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 
 from d2kit.utils.file_io import PathManager
+from d2kit.utils.image_files import MAX_IMAGE_PIXELS
 
 # ITU-R BT.601, analogue form: Y in 0..1, U in +-0.436, V in +-0.615
 _M_RGB2YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]
 _M_YUV2RGB = [[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.03211, 0.0]]
 
-# Refused before anything is allocated. 178,956,970 pixels (512 MiB of RGB) is where Pillow refuses.
-MAX_IMAGE_PIXELS = 178_956_970
 MAX_FILE_BYTES = 2**29
 
 # Other formats are not even tried: Pillow would start Ghostscript for EPS.

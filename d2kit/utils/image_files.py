@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFiles", "find_image_files"]
+__all__ = ["MAX_IMAGE_PIXELS", "IMAGE_SUFFIXES", "ImageFiles", "find_image_files"]
+
+# Refused before anything is allocated. 178,956,970 pixels (512 MiB of RGB) is where Pillow refuses.
+MAX_IMAGE_PIXELS = 178_956_970
 
 IMAGE_SUFFIXES = frozenset(
     (

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from d2kit.data.datasets.validate import DatasetError, short
-from d2kit.data.image_io import MAX_IMAGE_PIXELS
+from d2kit.utils.image_files import MAX_IMAGE_PIXELS
 from d2kit.utils.image_files import IMAGE_SUFFIXES
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val"}
