@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from d2kit.data.dataset_mapper import image_to_tensor
+from d2kit.structures.image_list import image_to_tensor
 from d2kit.data.detection_utils import convert_PIL_to_numpy, read_image
 
 __all__ = ["ColorOrder", "Image", "check_color", "model_input", "to_array"]

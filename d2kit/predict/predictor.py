@@ -26,7 +26,7 @@ from d2kit.predict.inputs import ColorOrder, Image, check_color, model_input, to
 from d2kit.predict.tiles import merge_tiles, tile_boxes
 from d2kit.structures import Instances
 from d2kit.utils.devices import choose_device
-from d2kit.utils.image_files import IMAGE_SUFFIXES, find_image_files
+from d2kit.utils.file_io import IMAGE_SUFFIXES, find_image_files
 
 __all__ = ["DefaultPredictor", "Predictor", "find_images", "inference_detector", "init_detector"]
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.modeling.boxes import check_classes, match_boxes, matched_classes
+from d2kit.modeling.box_regression import check_classes, match_boxes, matched_classes
 from d2kit.modeling.matcher import Matcher
-from d2kit.modeling.metrics import put_scalars
+from d2kit.utils.event_storage import put_scalars
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from d2kit.modeling.roi_heads.build import (
