@@ -195,7 +195,6 @@ def _in_sight(instances: Instances) -> torch.Tensor:
     return boxes.nonempty(threshold=1e-5) & seen.nonempty(threshold=1e-5)
 
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -1,6 +1,7 @@
 """Losses between boxes and on scores, by their names in detection papers."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch

@@ -17,7 +17,6 @@ from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.box_regression import check_classes, match_boxes, matched_classes
 from d2kit.modeling.matcher import Matcher
-from d2kit.utils.event_storage import put_scalars
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from d2kit.modeling.roi_heads.build import (
@@ -37,6 +36,7 @@ from d2kit.modeling.roi_heads.selection import (
 )
 from d2kit.modeling.sampling import for_image, generator_of_image, subsample_labels
 from d2kit.structures import Boxes, ImageList, Instances
+from d2kit.utils.event_storage import put_scalars
 from d2kit.utils.registry import Registry
 
 __all__ = [

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from d2kit.layers import roi_align
 from d2kit.modeling.box_regression import true_rows
-from d2kit.utils.event_storage import put_scalars
 from d2kit.structures import BitMasks, Instances, PolygonMasks
 from d2kit.utils.devices import upload
+from d2kit.utils.event_storage import put_scalars
 
 
 class SampledBitMasks(BitMasks):
