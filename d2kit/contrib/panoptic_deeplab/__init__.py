@@ -9,10 +9,7 @@ on a dataset with panoptic labels whose classes of things and stuff share one nu
 """
 
 from d2kit.contrib.panoptic_deeplab.config import add_panoptic_deeplab_config
-from d2kit.contrib.panoptic_deeplab.dataset_mapper import (
-    PanopticDeeplabDatasetMapper,
-    PanopticDeepLabTargetGenerator,
-)
+from d2kit.contrib.panoptic_deeplab.dataset_mapper import PanopticDeeplabDatasetMapper
 from d2kit.contrib.panoptic_deeplab.panoptic_seg import (
     INS_EMBED_BRANCHES_REGISTRY,
     PanopticDeepLab,
@@ -20,6 +17,7 @@ from d2kit.contrib.panoptic_deeplab.panoptic_seg import (
     PanopticDeepLabSemSegHead,
     build_ins_embed_branch,
 )
+from d2kit.contrib.panoptic_deeplab.target_generator import PanopticDeepLabTargetGenerator
 
 __all__ = [
     "INS_EMBED_BRANCHES_REGISTRY",

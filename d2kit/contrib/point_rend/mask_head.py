@@ -19,17 +19,19 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.contrib.point_rend.point_features import (
-    POINT_HEAD_REGISTRY,
-    ConvFCHead,
-    build_point_head,
     generate_regular_grid_point_coords,
     get_uncertain_point_coords_on_grid,
     get_uncertain_point_coords_with_randomness,
     point_sample,
     point_sample_fine_grained_features,
-    roi_mask_point_loss,
     sample_bitmaps,
     uniform_points,
+)
+from d2kit.contrib.point_rend.point_head import (
+    POINT_HEAD_REGISTRY,
+    ConvFCHead,
+    build_point_head,
+    roi_mask_point_loss,
 )
 from d2kit.layers import ShapeSpec
 from d2kit.layers.shape_spec import region_shape, shapes_of

@@ -13,9 +13,9 @@ from d2kit.contrib.point_rend.point_features import (
     get_uncertain_point_coords_with_randomness,
     point_sample,
     point_sample_fine_grained_features,
-    roi_mask_point_loss,
     sample_bitmaps,
 )
+from d2kit.contrib.point_rend.point_head import roi_mask_point_loss
 from d2kit.modeling import build_model
 from d2kit.modeling.roi_heads.selection import SampledBitMasks
 from d2kit.modeling.sampling import per_image_seeds
