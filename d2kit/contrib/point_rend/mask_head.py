@@ -42,7 +42,7 @@ from d2kit.modeling.roi_heads.mask_head import (
     mask_rcnn_inference,
     mask_rcnn_loss,
 )
-from d2kit.modeling.roi_heads.selection import SampledBitMasks
+from d2kit.modeling.sampling import SampledBitMasks
 from d2kit.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 

@@ -18,7 +18,7 @@ from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.roi_heads.build import build_cascade_branch
 from d2kit.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from d2kit.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
-from d2kit.modeling.roi_heads.selection import check_targets
+from d2kit.modeling.sampling import check_targets
 from d2kit.structures import Boxes, Instances
 from d2kit.utils.event_storage import put_scalars
 from d2kit.utils.events import get_event_storage, has_event_storage

@@ -17,7 +17,7 @@ from d2kit.layers.weight_init import msra_fill, normal_fill
 from d2kit.modeling.box_regression import split_like
 from d2kit.modeling.roi_heads.box_head import add_convs, in_turn, own_class
 from d2kit.modeling.roi_heads.fast_rcnn import region_count
-from d2kit.modeling.roi_heads.selection import SampledPolygonMasks, crop_sampled_polygons
+from d2kit.modeling.sampling import SampledPolygonMasks, crop_sampled_polygons
 from d2kit.structures import Instances
 from d2kit.utils.devices import is_symbolic
 from d2kit.utils.event_storage import picture_due, put_image, put_scalars

@@ -28,13 +28,15 @@ from d2kit.modeling.roi_heads.build import (
 )
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.modeling.roi_heads.mask_head import build_mask_head
-from d2kit.modeling.roi_heads.selection import (
+from d2kit.modeling.sampling import (
     attach_targets,
     check_targets,
+    for_image,
+    generator_of_image,
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
+    subsample_labels,
 )
-from d2kit.modeling.sampling import for_image, generator_of_image, subsample_labels
 from d2kit.structures import Boxes, ImageList, Instances
 from d2kit.utils.event_storage import put_scalars
 from d2kit.utils.registry import Registry
