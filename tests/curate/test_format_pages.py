@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from d2kit.curate.conversion import READERS
-from d2kit.curate.detect import detect_format
-from d2kit.curate.prepare import prepare
+from d2kit.curate.prepare import detect_format, prepare
 
 PAGES = sorted((Path(__file__).parents[2] / "docs/formats").glob("*.md"))
 LAYOUTS = [
