@@ -35,7 +35,7 @@ from d2kit.modeling import build_model
 from d2kit.structures import BitMasks, Boxes, Instances
 from d2kit.utils.file_io import atomic_write
 
-__all__ = ["Plan", "main", "parser", "plan", "seconds_per_iteration", "train"]
+__all__ = ["LITE", "Plan", "best_base", "main", "parser", "plan", "seconds_per_iteration", "train"]
 
 LITE = "OwnData/mask_rcnn_lite0_FPN.yaml"
 SCRATCH = "OwnData/mask_rcnn_R_18_FPN_scratch.yaml"
@@ -181,7 +181,7 @@ def plan(
         )
     prepared = prepare(data, output / "data", format=format, test=test, split=split)
     cfg = get_cfg()
-    start, why = (base, "named by the user") if base else _base()
+    start, why = (base, "named by the user") if base else best_base()
     cfg.merge_from_file(start if Path(start).is_file() else model_zoo.get_config_file(start))
     facts = data_facts(prepared.data["train"])
     choices = [Choice("_BASE_", start, why)]
@@ -208,7 +208,7 @@ def plan(
     return Plan(cfg, prepared, choices)
 
 
-def _base() -> tuple[str, str]:
+def best_base() -> tuple[str, str]:
     """Return the config to start from, and why."""
     try:
         metadata.version("timm")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2kit.cli.train import seconds_per_iteration
+from d2kit.cli.train import LITE, best_base, seconds_per_iteration
 from d2kit.cli.train_net import Trainer
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import DefaultPredictor, default_setup, user_errors
@@ -62,8 +62,9 @@ def fitting_recipe(opts: list[str], limit: float = TRAINING_SECONDS) -> Path:
     seconds = seconds_per_iteration(cfg, size)
     needed = cfg.SOLVER.MAX_ITER * seconds
     told = f"Speed: {seconds:.2f} s an iteration, {cfg.SOLVER.MAX_ITER} take {needed / 60:.1f} min"
-    if needed <= limit:
-        print(f"{told}: {CONFIG.name}")
+    base, why = best_base()
+    if needed <= limit or base != LITE:
+        print(f"{told}: {CONFIG.name}{f' ({why})' if needed > limit else ''}", flush=True)
         return CONFIG
     print(f"{told}, the demo has {limit / 60:.0f}: the shorter recipe, {SHORTER.name}", flush=True)
     return SHORTER
