@@ -427,8 +427,12 @@ class ViT(Backbone):
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}
-        self.apply(init_transformer_weights)
+        self.apply(self._init_weights)
         self._freeze(freeze_at)
+
+    def _init_weights(self, m: nn.Module) -> None:
+        """Initialise one layer; user classes override it."""
+        init_transformer_weights(m)
 
     def _freeze(self, freeze_at: int) -> None:
         if freeze_at >= 1:
