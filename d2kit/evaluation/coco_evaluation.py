@@ -188,8 +188,8 @@ class COCOEvaluator(DatasetEvaluator):
             if not held:
                 continue
             held["image_id"] = image_id = plain_id(image["image_id"])
-            if detected := held.get("instances"):
-                held["instances"] = self._rows_of(detected, image_id)
+            if "instances" in held:
+                held["instances"] = self._rows_of(held["instances"], image_id)
             self._predictions.append(held)
 
     def _rows_of(self, detected: Instances, image_id: int | str) -> list[dict[str, Any]]:
