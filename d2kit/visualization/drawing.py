@@ -106,6 +106,11 @@ class VisImage:
         """Matplotlib axes in the coordinates of the input image, for drawings of one's own."""
         return self.fig.axes[0]
 
+    @property
+    def canvas(self) -> Any:
+        """The figure's canvas, for drawings of one's own."""
+        return self.fig.canvas
+
     def get_image(self) -> np.ndarray:
         """Return a copy of the picture: (scale * H, scale * W, 3) uint8 RGB."""
         picture = self.pixels.copy()

@@ -94,7 +94,8 @@ class TrainingSampler(_EpochSampler):
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
         super().__init__()
-        self._records = np.arange(_check_size(size, "TrainingSampler"))
+        self._size = _check_size(size, "TrainingSampler")
+        self._records = np.arange(self._size)
         self._shuffle = shuffle
         self._seed = _seed_or_shared(seed)
 

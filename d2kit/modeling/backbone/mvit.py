@@ -306,6 +306,7 @@ class MViT(Backbone):
     ) -> None:
         super().__init__()
         self._stage_ends = _check_stages(last_block_indexes, depth, out_features)
+        self._last_block_indexes = tuple(last_block_indexes)
         self.pretrain_use_cls_token = pretrain_use_cls_token
         self.use_act_checkpoint = use_act_checkpoint
         patch = (patch_kernel, patch_stride, patch_padding)
