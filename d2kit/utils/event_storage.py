@@ -107,10 +107,10 @@ class EventStorage:
             ValueError: if a tensor has not one element, or the hint is not that of earlier values.
         """
         name = self._current_prefix + name
-        if self._smoothing_hints.setdefault(name, smoothing_hint) != smoothing_hint:
+        if (former := self._smoothing_hints.setdefault(name, smoothing_hint)) != smoothing_hint:
             raise ValueError(
-                f"scalar '{name}' was put with smoothing_hint={self._smoothing_hints[name]} before, now "
-                f"with {smoothing_hint}; use one of them everywhere"
+                f"scalar '{name}' was put with smoothing_hint={former} before, now with "
+                f"{smoothing_hint}; use one of them everywhere"
             )
         if isinstance(value, Tensor):
             if value.numel() != 1:
