@@ -81,7 +81,7 @@ def config(**changes):
     tiny += ["MODEL.RETINANET.NUM_CLASSES", 2, "MODEL.RETINANET.IN_FEATURES", ["p4", "p5"]]
     tiny += ["MODEL.RETINANET.NUM_CONVS", 1, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]
     tiny += ["MODEL.FCOS.NUM_CLASSES", 2, "MODEL.FCOS.IN_FEATURES", ["p4", "p5"]]
-    tiny += ["MODEL.FCOS.NUM_CONVS", 1, "MODEL.FCOS.SCORE_THRESH_TEST", 0.0]
+    tiny += ["MODEL.FCOS.NORM", "", "MODEL.FCOS.NUM_CONVS", 1, "MODEL.FCOS.SCORE_THRESH_TEST", 0.0]
     cfg.merge_from_list(tiny)
     add_pointrend_config(cfg)
     cfg.merge_from_list([x for k, v in changes.items() for x in (k.replace("__", "."), v)])
@@ -122,7 +122,8 @@ def by_config(registry, key, masks=False, **more):
 def point_rend(**more):
     settings = {
         "MODEL__ROI_MASK_HEAD__POOLER_TYPE": "",
-        "MODEL__ROI_MASK_HEAD__IN_FEATURES": ["p2"],
+        "MODEL__ROI_MASK_HEAD__IN_FEATURES": ["p3"],
+        "MODEL__POINT_HEAD__IN_FEATURES": ["p3"],
         "MODEL__ROI_MASK_HEAD__FC_DIM": 8,
         "MODEL__ROI_MASK_HEAD__NUM_FC": 1,
         "MODEL__ROI_MASK_HEAD__OUTPUT_SIDE_RESOLUTION": 7,
@@ -335,7 +336,8 @@ TABLE = [
      "_get_augmented_boxes _merge_detections _rescale_detected_boxes _reduce_pred_masks"),
     ("utils.visualizer.Visualizer", drawn,
      "_jitter _create_grayscale_image _convert_boxes _convert_masks _convert_keypoints "
-     "overlay_instances draw_and_connect_keypoints draw_binary_mask draw_text draw_box"),
+     "overlay_instances draw_and_connect_keypoints draw_binary_mask draw_text draw_box "
+     "draw_polygon draw_circle"),
     ("utils.video_visualizer.VideoVisualizer", drawn_video, "_assign_colors _assign_colors_by_id"),
     ("tracking.BBoxIOUTracker", tracked,
      "_create_prediction_pairs _initialize_extra_fields _reset_fields _assign_new_id "
