@@ -355,9 +355,9 @@ class InstanceDrawing(DrawingBase):
         array = np.asarray(boxes, dtype=np.float64)
         return array if array.ndim == 2 else array.reshape(-1, 4)
 
-    def _convert_masks(self, masks: Any, boxes: Any = None) -> list[GenericMask]:
+    def _convert_masks(self, masks_or_polygons: Any, boxes: Any = None) -> list[GenericMask]:
         """Return masks of any form as `GenericMask`; `ROIMasks` are pasted into `boxes`."""
-        height, width = self.output.height, self.output.width
+        masks, height, width = masks_or_polygons, self.output.height, self.output.width
         if hasattr(masks, "to_bitmasks"):
             masks = masks.to_bitmasks(boxes, height, width, 0.5)
         if isinstance(masks, BitMasks):
