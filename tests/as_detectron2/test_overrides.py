@@ -366,12 +366,19 @@ TABLE = [
     ("modeling.backbone.MViT", mvit, "_init_weights"),
     ("modeling.backbone.SwinTransformer", swin, "_init_weights _freeze_stages"),
 ]  # fmt: skip
-CASES = [(path, run, name) for path, run, names in TABLE for name in names.split()]
+LIGHT = (anchored, vit, mvit, swin)
+"""The other classes of models are built, trained for a step and run: half a second each."""
 
 
-@pytest.mark.parametrize(
-    ("path", "run", "name"), CASES, ids=[f"{path.split('.')[-1]}.{name}" for path, _, name in CASES]
-)
+def cases():
+    for path, run, names in TABLE:
+        models = path.startswith(("modeling.", "projects.")) and run not in LIGHT
+        for name in names.split():
+            marks = [pytest.mark.slow] if models else []
+            yield pytest.param(path, run, name, marks=marks, id=f"{path.split('.')[-1]}.{name}")
+
+
+@pytest.mark.parametrize(("path", "run", "name"), cases())
 def test_an_override_is_called(path, run, name, tmp_path):
     module, _, cls = real_name(path).rpartition(".")
     calls: list[str] = []
