@@ -246,6 +246,9 @@ def _read_call(node: ast.Call, where: str, found: _Found) -> None:
         found.judged.append(Use(where, "probe", f"{name}('{ORIGINAL}')", False, fix))
 
 
+_SECTION = re.compile(r"(MODEL|SOLVER|DATASETS|DATALOADER|INPUT|TEST)\b")  # others have a cfg, too
+
+
 def _read_chains(places: _Places, tree: ast.Module, modules: dict[str, str], found: _Found) -> None:
     """Collect ``comm.get_rank`` and ``cfg.MODEL.DEVICE``, each whole chain once."""
     tree = _WithoutSubscripts().visit(tree)
@@ -261,7 +264,7 @@ def _read_chains(places: _Places, tree: ast.Module, modules: dict[str, str], fou
         keys = _config_key(chain)
         if keys and isinstance(node.ctx, ast.Store):
             found.own_keys.add(keys)
-        elif keys:
+        elif keys and (modules or _SECTION.match(keys)):
             found.keys.append((where, keys))
 
 
@@ -403,9 +406,6 @@ def _set_by(cls: type) -> frozenset[str]:
     except (OSError, TypeError, SyntaxError):
         return frozenset()
     return frozenset(_written(tree))
-
-
-# ---------------------------------------------------------------- exceptions
 
 
 def _wrongly_caught(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str, str]]:

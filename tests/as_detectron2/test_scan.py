@@ -239,6 +239,12 @@ def test_each_kind_is_told_with_its_line(tmp_path):
     assert "10 of " in report(missing).splitlines()[0]
 
 
+def test_a_config_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "other.py").write_text("def f(cfg):\n    return cfg.USE_OCR.X, cfg.LINES\n")
+    (tmp_path / "part.py").write_text("def f(cfg):\n    return cfg.MODEL.WRONG\n")
+    assert [use.name for use in scan([tmp_path])] == ["MODEL.WRONG"]
+
+
 def test_arithmetic_is_read_and_other_tags_are_told_with_their_line(tmp_path):
     tag = 'SOLVER:\n  STEPS: !!python/object/apply:eval ["{}"]\n'
     (tmp_path / "good.yaml").write_text(tag.format("[i for i in range(3)]"))
