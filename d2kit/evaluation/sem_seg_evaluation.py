@@ -302,6 +302,8 @@ class SemSegEvaluator(DatasetEvaluator):
         }
         for index, name in enumerate(self._class_names):
             figures[f"IoU-{name}"] = iou[index]
+            if not self._compute_boundary_iou:
+                continue
             figures[f"BoundaryIoU-{name}"] = boundary[index]
             figures[f"min(IoU, B-Iou)-{name}"] = np.minimum(iou[index], boundary[index])
         figures["mACC"] = mean_of_defined(accuracy)
