@@ -59,6 +59,72 @@ def build_point_shape(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeS
     return ShapeSpec(channels=sum(shape.channels or 0 for shape in shapes), height=1, width=1)
 
 
+def build_coarse_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """Build the head of `PointRendMaskHead` for whole regions."""
+    node = cfg.MODEL.ROI_MASK_HEAD
+    classes = 1 if node.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    return ConvFCHead(
+        build_region_shape(cfg, input_shape),
+        output_shape=(classes, node.OUTPUT_SIDE_RESOLUTION, node.OUTPUT_SIDE_RESOLUTION),
+        conv_dim=node.CONV_DIM,
+        fc_dims=[node.FC_DIM] * node.NUM_FC,
+    )
+
+
+def build_point_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """Return the point head of `PointRendMaskHead` and its numbers of points, if it is on.
+
+    Raises:
+        ValueError: if the numbers of classes of the two heads differ.
+    """
+    if not cfg.MODEL.ROI_MASK_HEAD.POINT_HEAD_ON:
+        return {}
+    point, classes = cfg.MODEL.POINT_HEAD, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if classes != point.NUM_CLASSES:
+        raise ValueError(
+            "MODEL.POINT_HEAD.NUM_CLASSES must be MODEL.ROI_HEADS.NUM_CLASSES, got "
+            f"{point.NUM_CLASSES} and {classes}"
+        )
+    return {
+        "point_head": build_point_head(cfg, build_point_shape(cfg, input_shape)),
+        "train_num_points": point.TRAIN_NUM_POINTS,
+        "oversample_ratio": point.OVERSAMPLE_RATIO,
+        "importance_sample_ratio": point.IMPORTANCE_SAMPLE_RATIO,
+        "subdivision_steps": point.SUBDIVISION_STEPS,
+        "subdivision_num_points": point.SUBDIVISION_NUM_POINTS,
+    }
+
+
+def build_implicit_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """Return both heads of `ImplicitPointRendMaskHead` and its numbers of points.
+
+    Raises:
+        ValueError: if the point head has weights of its own.
+    """
+    node, point = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
+    point_head: Any = build_point_head(cfg, build_point_shape(cfg, input_shape))
+    if not hasattr(point_head, "num_params"):
+        raise ValueError(
+            "ImplicitPointRendMaskHead predicts the weights of its point head: set "
+            f"MODEL.POINT_HEAD.NAME ImplicitPointHead, got {point.NAME}"
+        )
+    parameter_head = ConvFCHead(
+        build_region_shape(cfg, input_shape),
+        output_shape=(point_head.num_params,),
+        conv_dim=node.CONV_DIM,
+        fc_dims=[node.FC_DIM] * node.NUM_FC,
+    )
+    return {
+        "parameter_head": parameter_head,
+        "point_head": point_head,
+        "first_side": node.OUTPUT_SIDE_RESOLUTION,
+        "train_num_points": point.TRAIN_NUM_POINTS,
+        "subdivision_steps": point.SUBDIVISION_STEPS,
+        "subdivision_num_points": point.SUBDIVISION_NUM_POINTS,
+        "params_l2_regularizer": cfg.MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER,
+    }
+
+
 class SamplingMaskHead(nn.Module):
     """Base of mask heads that sample feature maps at points of the boxes by themselves.
 
@@ -263,35 +329,12 @@ class PointRendMaskHead(SamplingMaskHead):
     @classmethod
     def _init_roi_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Return the arguments of the head for whole regions; user classes override it."""
-        node = cfg.MODEL.ROI_MASK_HEAD
-        classes = 1 if node.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        coarse_head = ConvFCHead(
-            build_region_shape(cfg, input_shape),
-            output_shape=(classes, node.OUTPUT_SIDE_RESOLUTION, node.OUTPUT_SIDE_RESOLUTION),
-            conv_dim=node.CONV_DIM,
-            fc_dims=[node.FC_DIM] * node.NUM_FC,
-        )
-        return {"coarse_head": coarse_head}
+        return {"coarse_head": build_coarse_head(cfg, input_shape)}
 
     @classmethod
     def _init_point_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Return the arguments of the point head, if it is on; user classes override it."""
-        if not cfg.MODEL.ROI_MASK_HEAD.POINT_HEAD_ON:
-            return {}
-        point, classes = cfg.MODEL.POINT_HEAD, cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        if classes != point.NUM_CLASSES:
-            raise ValueError(
-                "MODEL.POINT_HEAD.NUM_CLASSES must be MODEL.ROI_HEADS.NUM_CLASSES, got "
-                f"{point.NUM_CLASSES} and {classes}"
-            )
-        return {
-            "point_head": build_point_head(cfg, build_point_shape(cfg, input_shape)),
-            "train_num_points": point.TRAIN_NUM_POINTS,
-            "oversample_ratio": point.OVERSAMPLE_RATIO,
-            "importance_sample_ratio": point.IMPORTANCE_SAMPLE_RATIO,
-            "subdivision_steps": point.SUBDIVISION_STEPS,
-            "subdivision_num_points": point.SUBDIVISION_NUM_POINTS,
-        }
+        return build_point_arguments(cfg, input_shape)
 
     def forward(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         """Compute the losses in training, or the masks.
@@ -490,28 +533,7 @@ class ImplicitPointRendMaskHead(SamplingMaskHead):
     @classmethod
     def _init_point_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Return the arguments of the point head and of its parameters; user classes override."""
-        node, point = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
-        point_head: Any = build_point_head(cfg, build_point_shape(cfg, input_shape))
-        if not hasattr(point_head, "num_params"):
-            raise ValueError(
-                "ImplicitPointRendMaskHead predicts the weights of its point head: set "
-                f"MODEL.POINT_HEAD.NAME ImplicitPointHead, got {point.NAME}"
-            )
-        parameter_head = ConvFCHead(
-            build_region_shape(cfg, input_shape),
-            output_shape=(point_head.num_params,),
-            conv_dim=node.CONV_DIM,
-            fc_dims=[node.FC_DIM] * node.NUM_FC,
-        )
-        return {
-            "parameter_head": parameter_head,
-            "point_head": point_head,
-            "first_side": node.OUTPUT_SIDE_RESOLUTION,
-            "train_num_points": point.TRAIN_NUM_POINTS,
-            "subdivision_steps": point.SUBDIVISION_STEPS,
-            "subdivision_num_points": point.SUBDIVISION_NUM_POINTS,
-            "params_l2_regularizer": cfg.MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER,
-        }
+        return build_implicit_arguments(cfg, input_shape)
 
     def forward(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         """Compute the losses in training, or the masks; see `PointRendMaskHead.forward`.
