@@ -306,7 +306,6 @@ class MViT(Backbone):
     ) -> None:
         super().__init__()
         self._stage_ends = _check_stages(last_block_indexes, depth, out_features)
-        self._last_block_indexes = tuple(last_block_indexes)
         self.pretrain_use_cls_token = pretrain_use_cls_token
         self.use_act_checkpoint = use_act_checkpoint
         patch = (patch_kernel, patch_stride, patch_padding)
@@ -364,6 +363,10 @@ class MViT(Backbone):
             last = list(self._stage_ends)[min(freeze_at - 2, len(self._stage_ends) - 1)]
             for block in self.blocks[: last + 1]:
                 freeze_module(block)
+
+    @property
+    def _last_block_indexes(self) -> tuple[int, ...]:
+        return tuple(self._stage_ends)
 
     @property
     def size_divisibility(self) -> int:

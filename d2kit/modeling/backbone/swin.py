@@ -324,9 +324,7 @@ class SwinTransformer(Backbone):
                 f"out_indices {list(out_indices)}."
             )
         self.use_checkpoint, self.out_indices = use_checkpoint, tuple(out_indices)
-        self.embed_dim, self.num_layers, self.frozen_stages = embed_dim, stages, frozen_stages
-        self.ape, self.patch_norm = ape, patch_norm
-        self.num_features = [embed_dim * 2**i for i in range(stages)]
+        self.ape, self.patch_norm, self.frozen_stages = ape, patch_norm, frozen_stages
         norm = norm_layer if patch_norm else None
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, norm)
         self.absolute_pos_embed: nn.Parameter | None = None
@@ -336,10 +334,9 @@ class SwinTransformer(Backbone):
         self.pos_drop = nn.Dropout(drop_rate)
         options = (mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        widths = [embed_dim * 2**i for i in range(stages)]
         self.layers = nn.ModuleList()
-        for i, (depth, heads, width) in enumerate(
-            zip(depths, num_heads, self.num_features, strict=True)
-        ):
+        for i, (depth, heads, width) in enumerate(zip(depths, num_heads, widths, strict=True)):
             blocks = [
                 SwinTransformerBlock(
                     width,
@@ -354,12 +351,13 @@ class SwinTransformer(Backbone):
             ]
             merging = PatchMerging(width, norm_layer) if i < stages - 1 else None
             self.layers.append(_Stage(blocks, merging))
-        self._add_outputs(self.num_features, patch_size, norm_layer)
+        self._add_outputs(widths, patch_size, norm_layer)
         self.apply(self._init_weights)
         self._freeze_stages()
 
     def _add_outputs(self, widths: Sequence[int], patch_size: int, norm_layer: Norm) -> None:
         """Add the norms of the returned maps and state their shapes."""
+        self.num_features, self.num_layers, self.embed_dim = list(widths), len(widths), widths[0]
         for i in self.out_indices:
             self.add_module(f"norm{i}", norm_layer(widths[i]))
         self._out_features = [f"p{i}" for i in self.out_indices]
