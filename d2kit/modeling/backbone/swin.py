@@ -325,8 +325,9 @@ class SwinTransformer(Backbone):
             )
         self.use_checkpoint, self.out_indices = use_checkpoint, tuple(out_indices)
         self.ape, self.patch_norm, self.frozen_stages = ape, patch_norm, frozen_stages
-        norm = norm_layer if patch_norm else None
-        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, norm)
+        self.patch_embed = PatchEmbed(
+            patch_size, in_chans, embed_dim, norm_layer if patch_norm else None
+        )
         self.absolute_pos_embed: nn.Parameter | None = None
         if ape:
             side = pretrain_img_size // patch_size
