@@ -328,10 +328,8 @@ class SwinTransformer(Backbone):
         self.patch_embed = PatchEmbed(
             patch_size, in_chans, embed_dim, norm_layer if patch_norm else None
         )
-        self.absolute_pos_embed: nn.Parameter | None = None
-        if ape:
-            side = pretrain_img_size // patch_size
-            self.absolute_pos_embed = learnt_positions(1, embed_dim, side, side)
+        side = pretrain_img_size // patch_size
+        self.absolute_pos_embed = learnt_positions(1, embed_dim, side, side) if ape else None
         self.pos_drop = nn.Dropout(drop_rate)
         options = (mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
