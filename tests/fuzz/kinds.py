@@ -46,7 +46,6 @@ from d2kit.video.sources import open_source
 from d2kit.visualization.plots import read_metrics
 from tests.support.cityscapes_synthetic import write as write_city
 
-
 COUNT = 3
 """Images of a set."""
 
@@ -57,9 +56,7 @@ def content() -> dict[str, Any]:
     ids = range(1, COUNT + 1)
     return {
         "images": [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in ids],
-        "annotations": [
-            {"id": i, "image_id": i, **entry, "segmentation": outline} for i in ids
-        ],
+        "annotations": [{"id": i, "image_id": i, **entry, "segmentation": outline} for i in ids],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
     }
 
@@ -179,7 +176,7 @@ FRAMES = [
     {"frame": i, "time": i / 25, "boxes": [[1, 2, 9, 9]], "scores": [0.5], "classes": [0]}
     for i in range(3)
 ]
-OWNER = {"pid": 2**22 + 5, "host": "elsewhere", "start": "12"}
+OWNER = {"pid": 2**22 + 5, "host": socket.gethostname(), "start": "12"}
 
 
 def lvis() -> dict[str, Any]:
@@ -298,6 +295,9 @@ def exported(folder: Path) -> None:
 def run_folder(folder: Path) -> None:
     cfg = get_cfg()
     cfg.OUTPUT_DIR = str(folder)
+    WRITERS["coco"](content(), folder / "whole.json")
+    cfg.DATASETS.REGISTER_COCO = (("fuzz_run", str(folder / "whole.json"), str(folder)),)
+    cfg.DATASETS.TEST = ("fuzz_run",)
     text("config.yaml", cfg.dump())(folder)
     text("metrics.json", LINES)(folder)
     data("inference/coco_instances_results.json", RESULTS)(folder)
@@ -310,7 +310,7 @@ def fix(folder: Path) -> None:
 
 
 def groups(folder: Path) -> None:
-    options = ["--results", str(folder / "results.json"), "--group", "folder", "--samples", "3"]
+    options = ["--results", str(folder / "results.json"), "--group", "id", "--samples", "3"]
     evaluate_groups.main(["--dataset", str(folder / "train.json"), *options])
 
 
@@ -333,7 +333,7 @@ def results_alone(folder: Path) -> None:
 
 
 def split(folder: Path) -> None:
-    options = ["--parts", "a=0.5", "b=0.5", "--group", "folder", "--output", str(folder / "out")]
+    options = ["--parts", "a=0.5", "b=0.5", "--group", "id", "--output", str(folder / "out")]
     split_data.main([str(folder / "train.json"), *options])
 
 
@@ -357,14 +357,18 @@ def panoptic_read(folder: Path) -> object:
     return load_coco_panoptic_json(str(folder / "p.json"), *sides, PANOPTIC_META)
 
 
-SUMMARY = {"files": {"tracks.csv": {"bytes": 1, "sha256": "0"}}, "frames": 3}
+SUMMARY = {
+    "frames_from_store": 0,
+    "files": {"tracks.csv": {"bytes": 1, "sha256": "0"}},
+    "frames": 3,
+}
 FORMATS = ("voc", "yolo", "labelme", "cvat", "coco")
 Kind = tuple[Callable[[Path], object], Callable[[Path], object], str]
 """What writes sound files, what reads the folder, and the pattern of the files to damage."""
 KINDS: dict[str, Kind] = {
     **{kind: (made_by(kind), converted(kind), "*") for kind in FORMATS},
     "masks": (made_by("masks"), converted("masks"), "*"),
-    "pictures of masks": (made_by("masks"), converted("masks"), "*mask*"),
+    "pictures of masks": (made_by("masks"), converted("masks"), "*.png"),
     "via": (data("via.json", VIA), converted("via"), "*"),
     "via csv": (text("via.csv", VIA_CSV), converted("via"), "*"),
     "csv": (text("a.csv", TABLE), converted("csv"), "*"),
@@ -463,7 +467,10 @@ KINDS: dict[str, Kind] = {
     },
     "exported model": (exported, load_exported, "*.json"),
 }
-SPARED = ("images/1.png", "1.png", "whole.json")
+SPARED = {
+    "whole.json",
+    *(f"{place}{i}.png" for place in ("", "images/") for i in range(1, COUNT + 1)),
+}
 """Files that are never damaged."""
 UNREADABLE = ("exported model",)
 """Kinds whose sound files end in an error too: what they name is no model."""
