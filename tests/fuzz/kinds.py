@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import socket
 import struct
 import zipfile
 from collections.abc import Callable
