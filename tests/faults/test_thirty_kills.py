@@ -211,7 +211,8 @@ def two(folder, output, place):
             hook = CallbackHook(before_step=lambda t: t.iter == 9 and die())
             build = QuietTrainer.build_hooks
             QuietTrainer.build_hooks = lambda self: [hook, *build(self)]
-    runs.train(folder, output, OPTIONS, kind=QuietTrainer, noise=False)
+    options = (*OPTIONS, "SOLVER.ACCUMULATE_STEPS", 1)  # one image a process
+    runs.train(folder, output, options, kind=QuietTrainer, noise=False)
 
 
 @pytest.mark.faults(19)
@@ -219,7 +220,7 @@ def two(folder, output, place):
 def test_a_kill_of_rank_1_changes_nothing(folder, place):
     launch(two, 0, args=(str(folder), "straight", ""), num_processes=2)
     start = time.monotonic()
-    with pytest.raises((torch.multiprocessing.ProcessExitedException, SystemExit, Exception)):
+    with pytest.raises((torch.multiprocessing.ProcessExitedException, SystemExit)):
         launch(two, 0, args=(str(folder), "run", place), num_processes=2)
     assert (folder / "killed").exists()
     assert time.monotonic() - start < runs.patience(60)
