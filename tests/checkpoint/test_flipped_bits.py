@@ -1,6 +1,6 @@
 """One flipped bit in a file that d2kit wrote, at each entrance: refused, or the same weights.
 
-``D2KIT_FLIPPED_BITS=300`` flips as many in each file (half an hour).
+``D2KIT_FLIPPED_BITS=300 pytest -m faults`` flips as many in each file (half an hour).
 """
 
 import os
@@ -99,7 +99,7 @@ def check(path: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -> None:
     assert refused
 
 
-@pytest.mark.slow
+@pytest.mark.faults(33)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("read", [detector, evaluated, converted, served])
 def test_no_entrance_takes_other_weights(
@@ -108,7 +108,7 @@ def test_no_entrance_takes_other_weights(
     check(folder / f"model{suffix}", lambda path: read(path, folder))
 
 
-@pytest.mark.slow
+@pytest.mark.faults(33)
 @pytest.mark.parametrize("name", ["model_final.pth", "model_final_ema.safetensors"])
 def test_weights_of_a_training_as_the_start_of_another(tmp_path: Path, name: str) -> None:
     """MODEL.WEIGHTS is what a training has written: its last step, its moving average."""

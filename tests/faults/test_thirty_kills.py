@@ -1,4 +1,4 @@
-"""FAULTS 1, 5, 31: kills at named places; what is left at the end is what an undisturbed run leaves.
+"""FAULTS 1, 5, 19: kills at named places, and what is left is what an undisturbed run leaves.
 
 Weights, state, averages, best checkpoint and ``metrics.json``, whose every value that is not
 measured is compared. Checkpoint, evaluation and line come at the same iteration. Seven places in
