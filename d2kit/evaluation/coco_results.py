@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2kit.data.datasets.rle import rle_problem
 from d2kit.structures import BitMasks, Boxes, Instances, ROIMasks
+from d2kit.structures.masks import rle_problem
 from d2kit.utils.file_io import load_json
 from d2kit.utils.logger import create_small_table
 from d2kit.utils.text import one_line

@@ -79,7 +79,7 @@ RESUME = (
     Protection(
         3,
         "a process takes its slice of the global batch",
-        "data.batches:GlobalBatches.__iter__",
+        "data.common:GlobalBatches.__iter__",
         "mine = slice(self.rank * share, (self.rank + 1) * share)",
         "mine = slice(0, share)",
         f"{KILLS}::test_two_processes_one_two",
@@ -261,7 +261,7 @@ PROCESSES = (
     Protection(
         22,
         "boxes are matched with anchors in parts",
-        "modeling.boxes:match_boxes",
+        "modeling.box_regression:match_boxes",
         "rows = max(1, max_pairs // max(1, len(boxes)))",
         "rows = len(gt_boxes)",
         "tests/faults/test_boxes.py",
@@ -272,7 +272,7 @@ DATA = (
     Protection(
         23,
         "what is missing of an image is not made up",
-        "data.image_io:load_upright",
+        "data.detection_utils:load_upright",
         "image.load()",
         '__import__("PIL.ImageFile").ImageFile.LOAD_TRUNCATED_IMAGES = True; image.load()',
         "tests/data/test_image_io.py::test_truncated_files_are_refused",
@@ -280,7 +280,7 @@ DATA = (
     Protection(
         23,
         "images are set upright",
-        "data.image_io:load_upright",
+        "data.detection_utils:load_upright",
         "return _apply_exif_orientation(image)",
         "return image",
         "tests/data/test_image_io.py::test_exif_orientation_is_always_upright",
@@ -304,7 +304,7 @@ DATA = (
     Protection(
         23,
         "skipped images are bounded",
-        "data.batches:SkippedRecords.add",
+        "data.common:SkippedRecords.add",
         "if number > self.limit:",
         "if False:",
         f"{PICTURES}::test_one_damaged_image_more_than_allowed",
@@ -395,7 +395,7 @@ FILES = (
     Protection(
         30,
         "large images are refused",
-        "data.image_io:open_image",
+        "data.detection_utils:open_image",
         "if width * height > MAX_IMAGE_PIXELS:",
         "if False:",
         f"{PICTURES}::test_a_bomb_is_refused_before_memory_is_taken",
@@ -470,7 +470,7 @@ ADDED = (
     Protection(
         34,
         "metrics.json does not end a training",
-        "utils.auxiliary:auxiliary",
+        "utils.logger:auxiliary",
         "except Exception as error:",
         "except ZeroDivisionError as error:",
         f"{WRITING}::test_metrics_on_a_full_disk_come_later",

@@ -34,9 +34,8 @@ from d2kit.data.detection_utils import read_image
 from d2kit.data.records import load_proposals_into_dataset
 from d2kit.engine.safety.run_lock import NAME as LOCK
 from d2kit.engine.safety.run_lock import RunLock
-from d2kit.evaluation.mot_rows import read_mot_text
 from d2kit.evaluation.report import write_report
-from d2kit.evaluation.track_evaluation import evaluate_tracks
+from d2kit.evaluation.track_evaluation import evaluate_tracks, read_mot_text
 from d2kit.export.backends import METADATA, load_exported, sha256
 from d2kit.utils.archives import extract_zip
 from d2kit.utils.event_storage import JSONWriter
