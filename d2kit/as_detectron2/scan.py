@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from d2kit.as_detectron2.redirect import ABSENT, ABSENT_NAMES, MOVED, ORIGINAL, real_name
+from d2kit.utils.file_io import load_json
 from d2kit.utils.registry import FIXED_NAMES, nearest_names
 
 REGISTRIES = {
@@ -147,7 +148,7 @@ _OF_PYTHON = r"\s*%%(time|timeit|capture|prun|writefile\s+\S+\.py)\b"  # what fo
 
 def _read_notebook(path: Path, found: _Found) -> None:
     """Read the code cells as one text, without the lines for IPython (``%magic``, ``!command``)."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = load_json(path)
     lines: list[str] = []
     places = _Places(path)
     for cell in content.get("cells", ()) if isinstance(content, dict) else ():

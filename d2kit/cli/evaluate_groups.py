@@ -13,6 +13,7 @@ from pathlib import Path
 
 from d2kit.data.records import read_coco
 from d2kit.engine import user_errors
+from d2kit.evaluation.coco_results import read_coco_results
 from d2kit.evaluation.groups import ap_by_group, table_of_groups
 from d2kit.utils.file_io import atomic_write
 
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         figures = ap_by_group(
             read_coco(args.dataset),
-            json.loads(args.results.read_text()),
+            read_coco_results(args.results),
             group=args.group,
             iou_type=args.iou_type,
             samples=args.samples,

@@ -19,7 +19,7 @@ from tabulate import tabulate
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.checkpoint.catalog import ZOO_URL
 from d2kit.engine import user_errors
-from d2kit.utils.file_io import atomic_write
+from d2kit.utils.file_io import atomic_write, load_json
 from d2kit.utils.registry import nearest_names
 
 __all__ = ["PUBLISHED", "main", "parser"]
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         names = [_known(name) for name in args.names] or list(PUBLISHED)
         args.output.mkdir(parents=True, exist_ok=True)
         file = args.output / RESULTS
-        done = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        done = load_json(file) if file.is_file() else {}
         settings = {
             "images": args.images,
             "data": str(args.data),
@@ -196,7 +196,7 @@ def _register(data: Path, kind: str, images: int | None, folder: Path) -> str:
         raise FileNotFoundError(f"{file} is missing: --data is the folder of COCO 2017")
     folder.mkdir(parents=True, exist_ok=True)
     if images is not None:
-        whole = json.loads(file.read_text(encoding="utf-8"))
+        whole = load_json(file)
         kept = sorted(whole["images"], key=lambda image: image["id"])[:images]
         ids = {image["id"] for image in kept}
         of_them = [a for a in whole["annotations"] if a["image_id"] in ids]

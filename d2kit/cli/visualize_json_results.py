@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,19 +23,14 @@ from d2kit.data import DatasetCatalog, MetadataCatalog, register_datasets
 from d2kit.data.detection_utils import read_image
 from d2kit.engine import user_errors
 from d2kit.evaluation.coco_evaluation import instances_from_coco_json
+from d2kit.evaluation.coco_results import read_coco_results
 from d2kit.visualization import Visualizer
 
 
 def read_results(path: Path, threshold: float) -> dict[Any, list[dict[str, Any]]]:
     """Return the results of each image whose score is at least `threshold`."""
-    try:
-        results = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); is the file complete?") from error
-    if not isinstance(results, list) or any("image_id" not in r for r in results):
-        raise ValueError(f"{path}: expected a list of results with 'image_id', in COCO's format")
     found: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for result in results:
+    for result in read_coco_results(path):
         if result.get("score", 1.0) >= threshold:
             found[result["image_id"]].append(result)
     return found
@@ -50,7 +44,9 @@ def pictures(
     metadata = MetadataCatalog.get(dataset)
     unknown = set(found) - {record["image_id"] for record in records}
     if unknown:
-        raise ValueError(f"image {min(unknown)!r} of the results is not in dataset '{dataset}'")
+        raise ValueError(
+            f"image {min(unknown, key=str)!r} of the results is not in dataset '{dataset}'"
+        )
     for record in records:
         image = read_image(record["file_name"], "RGB")
         results = found.get(record["image_id"], [])

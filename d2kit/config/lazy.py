@@ -485,9 +485,14 @@ class LazyConfig:
         require_omegaconf()
         file = Path(filename)
         if file.suffix in YAML:
+            from omegaconf.errors import OmegaConfBaseException
+
             loaded = load_yaml(file)
             refuse_resolvers(loaded.values, loaded.origins, filename)
-            return _select(loaded.values, keys, filename)
+            try:
+                return _select(loaded.values, keys, filename)
+            except OmegaConfBaseException as error:  # a reference that cannot be parsed
+                raise ValueError(f"{filename}: {str(error).partition(chr(10))[0]}") from error
         if file.suffix != ".py":
             raise ValueError(f"lazy config '{filename}': expected a .py or .yaml file")
         if not file.is_file():

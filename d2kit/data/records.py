@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 from collections import Counter, defaultdict
@@ -23,7 +22,7 @@ from d2kit.data.datasets.validate import MAX_LISTED, DatasetError, read_json
 from d2kit.data.detection_utils import check_metadata_consistency
 from d2kit.data.samplers import RepeatFactorTrainingSampler
 from d2kit.structures import BoxMode
-from d2kit.utils.file_io import PathManager
+from d2kit.utils.file_io import PathManager, load_json
 from d2kit.utils.safe_pickle import load_pickle
 
 
@@ -180,11 +179,7 @@ def _read(proposal_file: str) -> dict[str, Any]:
         except Exception as error:  # a damaged archive raises nearly anything
             raise ValueError(f"{proposal_file}: not a readable .npz file ({error})") from error
     if suffix == ".json":
-        try:
-            with open(path, encoding="utf-8") as file:
-                table = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{proposal_file}: not a readable .json file ({error})") from error
+        table = load_json(path, proposal_file)
     else:
         table = load_pickle(path)
     if not isinstance(table, dict):

@@ -5,10 +5,10 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from d2kit.engine.safety.watchdog import step_in_progress
 from d2kit.utils import comm
 from d2kit.utils.env import derive_seed, seed_all_rng
 from d2kit.utils.events import EventStorage
+from d2kit.utils.stopping import in_progress
 
 __all__ = ["HookBase", "TrainerBase"]
 
@@ -115,7 +115,7 @@ class TrainerBase:
         if self.seed is not None:
             seed_all_rng(derive_seed(self.seed, iteration, comm.get_rank()))
         self.before_step()
-        with step_in_progress(iteration, getattr(self, "data_loader", None)):
+        with in_progress(f"iteration {iteration}", getattr(self, "data_loader", None)):
             self.run_step()
         self.after_step()
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from d2kit.structures import BitMasks, Boxes, Instances, ROIMasks
+from d2kit.structures.masks import rle_problem
+from d2kit.utils.file_io import load_json
 from d2kit.utils.logger import create_small_table
+from d2kit.utils.text import one_line
+
+LARGEST = 1e12  # pixels, ids: larger ones are no numbers of a result
 
 
 def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict[str, Any]]:
@@ -101,6 +107,64 @@ def _text_rle(rle: dict[str, Any]) -> dict[str, Any]:
     counts = rle["counts"]
     text = counts.decode("ascii") if isinstance(counts, bytes) else counts
     return {"size": [int(side) for side in rle["size"]], "counts": text}
+
+
+def read_coco_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read a file of COCO's results, and check what every reader of it needs.
+
+    Args:
+        path: JSON list of results: ``image_id``, ``category_id``, ``bbox`` of four numbers (five:
+            rotated), ``score``; perhaps ``segmentation`` and ``keypoints``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not such a list; the message has file, number of the result, field, value.
+    """
+    found = load_json(path)
+    if not isinstance(found, list):
+        raise ValueError(f"{path}: expected a list of COCO results, got {type(found).__name__}")
+    for number, result in enumerate(found):
+        problem = _result_problem(result)
+        if problem:
+            raise ValueError(f"{path}: result number {number}: {problem}")
+    return found
+
+
+def _result_problem(result: Any) -> str | None:
+    """Say what is wrong with a result, of which a mask is only looked at roughly."""
+    if not isinstance(result, dict):
+        return f"expected an object, got {one_line(repr(result), 60)}"
+
+    def is_number(value: Any) -> bool:
+        return type(value) in (int, float) and abs(value) < LARGEST
+
+    def numbers(value: Any, *lengths: int) -> bool:
+        sound = isinstance(value, list) and (not lengths or len(value) in lengths)
+        return sound and all(map(is_number, value))
+
+    def mask(value: Any) -> bool:
+        size = value.get("size") if isinstance(value, dict) else None
+        return numbers(size, 2) and rle_problem(value, *size) is None
+
+    checks: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+        ("image_id", "an integer or text", lambda v: type(v) in (int, str)),
+        ("category_id", "an integer", lambda v: type(v) is int and is_number(v)),
+        ("bbox", "four or five finite numbers", lambda v: numbers(v, 4, 5)),
+        ("score", "a finite number", is_number),
+        ("segmentation", "a run-length mask", mask),
+        ("keypoints", "finite numbers: x, y, score of each", numbers),
+    )
+    for key, wanted, fits in checks:
+        optional = key in ("segmentation", "keypoints") or (
+            key == "bbox" and "segmentation" in result
+        )
+        if key not in result and optional:
+            continue
+        value = result.get(key)
+        if not fits(value):
+            got = one_line(repr(value), 60) if key in result else "nothing: it is missing"
+            return f"{key}: expected {wanted}, got {got}"
+    return None
 
 
 def instances_from_coco_json(

@@ -17,7 +17,7 @@ from torch import nn
 from d2kit.utils import comm
 from d2kit.utils.comm import get_world_size, is_main_process
 from d2kit.utils.logger import log_every_n_seconds
-from d2kit.utils.stopping import leave_if_asked
+from d2kit.utils.stopping import in_progress, leave_if_asked
 
 T = TypeVar("T")
 
@@ -232,6 +232,7 @@ def inference_on_dataset(
 
             stack.enter_context(roi_masks_kept())
         stack.enter_context(torch.no_grad())
+        stack.enter_context(in_progress("an evaluation", data_loader))
         _run_batches(model, data_loader, evaluator, callbacks, watch, total)
     logger.info(
         "Inference done: %s batches in %s; %s per process, on %d process(es)",

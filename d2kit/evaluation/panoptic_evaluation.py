@@ -19,7 +19,7 @@ import numpy as np
 
 from d2kit.data.catalog import MetadataCatalog
 from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main, once_per_image
-from d2kit.utils.file_io import PathManager, atomic_write
+from d2kit.utils.file_io import PathManager, atomic_write, load_json
 
 __all__ = ["COCOPanopticEvaluator", "id_to_rgb"]
 
@@ -168,7 +168,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             file = Path(self._output_dir) / "predictions.json"
-            content = {**json.loads(Path(truth).read_text("utf-8")), **content}
+            content = {**load_json(truth), **content}
         with atomic_write(file, "w") as stream:
             stream.write(json.dumps(content))
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import math
 import warnings
@@ -16,6 +15,7 @@ from d2kit.evaluation.coco_evaluation import COCOEvaluator
 from d2kit.evaluation.coco_results import instances_to_coco_json
 from d2kit.evaluation.fast_eval_api import COCOeval_opt
 from d2kit.structures import Instances
+from d2kit.utils.file_io import load_json
 
 __all__ = ["RotatedCOCOEvaluator", "RotatedCOCOeval"]  # noqa: F822 - the second by __getattr__
 
@@ -148,15 +148,14 @@ class RotatedCOCOEvaluator(COCOEvaluator):
 
     def _ground_truth(self, path: str) -> Any:
         """Read an annotation file whose boxes may have five numbers."""
-        with open(path, encoding="utf-8") as file:
-            try:
-                dataset = json.load(file)
-                annotations = [_oriented(entry) for entry in dataset.get("annotations", ())]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{path} is not a COCO annotation file with boxes of four or five numbers: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
+        dataset = load_json(path)
+        try:
+            annotations = [_oriented(entry) for entry in dataset.get("annotations", ())]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not a COCO annotation file with boxes of four or five numbers: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         for entry in annotations:
             entry.pop("segmentation", None)  # else its area would be taken
             entry.setdefault("area", entry["obb"][2] * entry["obb"][3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from d2kit.utils.file_io import load_json
 from d2kit.utils.text import one_line
 
 __all__ = ["METRICS", "evaluate_tracks"]
@@ -283,10 +283,7 @@ def _load_file(path: Path, name: str, classes: Sequence[str]) -> dict[str, _Vide
         if classes:
             raise ValueError(f"{path}: MOT text has no names of classes; leave --classes out")
         return {name: _Video(path, read_mot_text(path))}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no JSON: {error}") from error
+    data = load_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
         raise ValueError(
             f"{path}: expected an object with 'annotations', got {type(data).__name__}"

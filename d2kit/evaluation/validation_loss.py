@@ -12,7 +12,7 @@ from d2kit.evaluation.evaluator import modes_kept
 from d2kit.utils import comm
 from d2kit.utils.env import derive_seed
 from d2kit.utils.events import EventStorage
-from d2kit.utils.stopping import leave_if_asked
+from d2kit.utils.stopping import in_progress, leave_if_asked
 
 __all__ = ["build_validation_loader", "validation_losses"]
 
@@ -74,7 +74,7 @@ def validation_losses(model: nn.Module, loader: Any) -> dict[str, float]:
     first = sum(comm.all_gather(len(loader))[: comm.get_rank()])
     stateful: list[Any] = [m for m in model.modules() if hasattr(m, "training_state")]
     kept = [(module, module.training_state()) for module in stateful]
-    with _as_in_training(model), EventStorage():
+    with _as_in_training(model), EventStorage(), in_progress("a validation loss", loader):
         for number, batch in enumerate(loader, start=first):
             leave_if_asked()
             for module, state in kept:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from d2kit.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from d2kit.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from d2kit.structures import Boxes, Instances, ROIMasks, heatmaps_to_keypoints
+from d2kit.utils.file_io import load_json
 
 __all__ = ["FILES", "METADATA", "ExportedModel", "load_exported", "sha256"]
 
@@ -130,14 +130,17 @@ def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported
         raise FileNotFoundError(
             f"{folder} is no exported model: it has no {METADATA}; `d2kit export` writes one"
         )
-    metadata = json.loads(file.read_text(encoding="utf-8"))
-    if "format" not in metadata or "sha256" not in metadata:
-        raise ValueError(f"{file} is not of an exported model: it names no format and digest")
+    metadata = load_json(file)
+    digests = metadata.get("sha256") if isinstance(metadata, dict) else None
+    if not isinstance(digests, dict) or not isinstance(metadata.get("format"), str):
+        raise ValueError(f"{file} is not of an exported model: it names no format and digests")
     kind = metadata["format"]
     if kind not in FILES:
         raise ValueError(f"{file}: format '{kind}' is not known, expected one of {list(FILES)}")
-    for name, digest in metadata["sha256"].items():
+    for name, digest in digests.items():
         part = folder / name
+        if part.parent != folder or not name:
+            raise ValueError(f"{file}: sha256: expected names of files beside it, got {name!r}")
         if not part.is_file():
             raise FileNotFoundError(f"{part} is missing: {file} names it")
         if sha256(part) != digest:
@@ -146,7 +149,15 @@ def load_exported(folder: str | Path, *, threads: int | None = None) -> Exported
         raise ValueError(
             f"{folder} holds a model of d2kit itself: give its config.yaml and model_final.pth"
         )
-    return ExportedModel(RUNNERS[kind](folder / FILES[kind], threads), metadata)
+    if FILES[kind] not in digests:
+        raise ValueError(f"{file}: sha256: '{FILES[kind]}' of format '{kind}' is not in it")
+    try:
+        runner = RUNNERS[kind](folder / FILES[kind], threads)
+    except ImportError:
+        raise
+    except Exception as error:  # each backend has exceptions of its own
+        raise ValueError(f"{folder / FILES[kind]}: cannot be loaded as {kind}: {error}") from error
+    return ExportedModel(runner, metadata)
 
 
 def sha256(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import shutil
 import stat
@@ -51,6 +52,12 @@ def extract_zip(
             return _write_all(bundle, members, destination)
     except DAMAGED as error:
         raise ValueError(f"{archive} is not a readable zip archive: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of the disk
+            raise
+        raise ValueError(
+            f"{archive} is not a readable zip archive: a place before its start"
+        ) from error
 
 
 # of zipfile: damaged, compressed in an unknown way, encrypted, cut

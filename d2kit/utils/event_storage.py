@@ -420,9 +420,12 @@ class JSONWriter(EventWriter):
                 one_line(lines[garbage[0] - 1].decode(errors="replace").strip(), 80),
             )
         self._last_write = max([-1, *(numbers[i] or 0 for i in places)])
-        if len(places) < len(lines):
+        kept = [lines[i] for i in places]
+        if kept and not kept[-1].endswith(b"\n"):  # killed before the last byte of a whole line
+            kept[-1] += b"\n"
+        if kept != lines:
             with atomic_write(self._path) as file:
-                file.writelines(lines[i] for i in places)
+                file.writelines(kept)
 
     def write(self) -> None:
         """Append the values that came since the last call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from typing import IO, Any
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 from iopath.common.file_io import PathManager as PathManagerBase
 
-__all__ = ["PathHandler", "PathManager", "atomic_write", "remove_leftovers"]
+__all__ = ["PathHandler", "PathManager", "atomic_write", "load_json", "remove_leftovers"]
 
 
 # Refused before anything is allocated. 178,956,970 pixels (512 MiB of RGB) is where Pillow refuses.
@@ -132,6 +133,39 @@ PathManager = PathManagerBase()
 """Opens local paths, http(s) URLs (cached downloads) and ``detectron2://`` names."""
 PathManager.register_handler(HTTPURLHandler())
 PathManager.register_handler(ModelZooHandler())
+
+
+def load_json(path: str | os.PathLike[str], shown: str = "") -> Any:
+    """Read a JSON file of others.
+
+    Args:
+        path: local path.
+        shown: path for messages; empty: `path`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no file, or no JSON in UTF-8; the message has the path, and line and column.
+    """
+    shown = shown or os.fspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{shown}: there is no such file; expected JSON")
+    if not os.path.isfile(path):  # a pipe would be waited for
+        kind = "folder" if os.path.isdir(path) else "pipe or device"
+        raise ValueError(f"{shown}: is a {kind}; expected a JSON file")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{shown}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}); is the file "
+            "complete? Restore it from its source"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{shown}: not a text file in UTF-8 ({error})") from error
+    except RecursionError as error:
+        raise ValueError(f"{shown}: not valid JSON (nested too deeply)") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise ValueError(f"{shown}: a number cannot be read ({error})") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -163,7 +163,7 @@ class RemoteWriter(EventWriter):
     def _read_state(self) -> dict[str, Any]:
         try:
             found = json.loads(self._state_path().read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -37,7 +37,7 @@ def _listed(path: Path) -> set[str] | None:
     """Return the names that a summary vouches for; None where it is none of ours."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or "frames_from_store" not in found:
         return None

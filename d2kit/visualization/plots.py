@@ -38,13 +38,14 @@ def read_metrics(metrics_json: str | Path) -> list[dict[str, Any]]:
     if not path.exists():
         raise FileNotFoundError(f"There is no metrics file {path}; has the training begun?")
     merged: dict[int, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
+    # a kill or a full disk leaves damaged lines, which tell nothing
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and "iteration" in row:
-            merged.setdefault(int(row["iteration"]), {}).update(row)
+        if isinstance(row, dict) and type(row.get("iteration")) is int:
+            merged.setdefault(row["iteration"], {}).update(row)
     return [merged[iteration] for iteration in sorted(merged)]
 
 

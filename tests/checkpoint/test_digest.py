@@ -28,6 +28,7 @@ def write(folder: Path, suffix: str) -> Path:
     return folder / f"model{suffix}"
 
 
+@pytest.mark.faults(33, fast=True)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pkl"])
 def test_no_flipped_bit_loads_other_weights(tmp_path: Path, suffix: str) -> None:
     raw = write(tmp_path, suffix).read_bytes()
@@ -71,6 +72,7 @@ def test_no_shape_fits(tmp_path: Path) -> None:
         DetectionCheckpointer(net()).load(str(tmp_path / "x.pth"))
 
 
+@pytest.mark.faults(36, fast=True)
 @pytest.mark.parametrize(
     "header",
     [
@@ -99,6 +101,7 @@ def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+@pytest.mark.faults(33, fast=True)
 def test_the_hash_in_a_name_is_checked(tmp_path: Path) -> None:
     made = write(tmp_path, ".pth").read_bytes()
     digest = hashlib.sha256(made).hexdigest()[:8]
@@ -112,6 +115,7 @@ def test_the_hash_in_a_name_is_checked(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / f"net-{wrong}.pth")
 
 
+@pytest.mark.faults(38, fast=True)
 def test_a_later_training_is_newer_whatever_the_clock_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

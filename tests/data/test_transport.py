@@ -51,6 +51,7 @@ def loader(mapper, workers=1):
     )
 
 
+@pytest.mark.faults(35, fast=True)
 @pytest.mark.parametrize(
     ("mapper", "words"),
     [

@@ -99,6 +99,7 @@ def straight(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.faults(39, fast=True)
 @pytest.mark.parametrize("where", ["evaluation", "before the line", "after the line"])
 def test_metrics_are_those_of_the_undisturbed_run(folder, straight, where):
     run = killed(folder, where)
@@ -124,6 +125,16 @@ def test_a_damaged_line_does_not_hinder_a_resume(folder, straight, line):
     run = killed(folder, "before the line")
     path = run / "metrics.json"
     path.write_bytes(line + path.read_bytes() + b'{"iteration": 7, "total')
+    train(Writing, run)
+    assert rows(run) == rows(straight)
+
+
+@pytest.mark.faults(39, fast=True)
+def test_a_whole_line_without_its_end_stays(folder, straight):
+    """The kill came between the last two bytes of a line."""
+    run = killed(folder, "after the line")
+    path = run / "metrics.json"
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
     train(Writing, run)
     assert rows(run) == rows(straight)
 
@@ -163,6 +174,7 @@ def test_a_signal_in_an_evaluation_stops_it_with_the_last_step_saved(folder, num
     assert trainer.start_iter == 5
 
 
+@pytest.mark.faults(17, fast=True)
 def test_an_evaluation_looks_between_two_images(folder):
     """`inference_on_dataset` leaves at the next image; nothing is asked after it has."""
     import torch

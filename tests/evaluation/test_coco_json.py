@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from d2kit.evaluation.coco_evaluation import instances_to_coco_json
+from d2kit.evaluation.coco_results import read_coco_results
 from d2kit.structures import BitMasks, Boxes, Instances
 from tests.support.reference_files import reference_path
 
@@ -81,3 +82,32 @@ def test_keypoints_are_pixel_indices():
     )
     (row,) = instances_to_coco_json(instances, 1)
     assert row["keypoints"] == [1.0, 2.0, 0.25, 2.5, 3.5, 1.0]
+
+
+GOOD = {"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.faults(40, fast=True)
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ([1], "expected an object"),
+        ({**GOOD, "score": None}, "score: expected a finite number, got None"),
+        ({**GOOD, "score": float("nan")}, "score"),
+        ({**GOOD, "bbox": [1, 2, 3]}, "bbox: expected four or five"),
+        ({**GOOD, "bbox": [1, 2, 3, 10**400]}, "bbox"),
+        ({**GOOD, "image_id": [1]}, "image_id: expected an integer or text"),
+        ({**GOOD, "category_id": True}, "category_id"),
+        ({**GOOD, "segmentation": {"size": [3, 3], "counts": "~~~"}}, "segmentation"),
+        ({**GOOD, "segmentation": {"size": "ab", "counts": "1"}}, "segmentation"),
+        ({**GOOD, "keypoints": [1, None]}, "keypoints"),
+        ({k: v for k, v in GOOD.items() if k != "bbox"}, "bbox: .*it is missing"),
+    ],
+)
+def test_wrong_results_of_a_file_are_named(tmp_path, result, words):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([GOOD, result]))
+    with pytest.raises(ValueError, match=rf"results.json: result number 1: {words}"):
+        read_coco_results(path)
+    path.write_text(json.dumps([GOOD]))
+    assert read_coco_results(path) == [GOOD]

@@ -13,9 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
 from d2kit.data import DatasetMapper, build_detection_train_loader
 from d2kit.engine import launch
+from d2kit.evaluation import DatasetEvaluators, inference_on_dataset
+from d2kit.evaluation.validation_loss import validation_losses
 from d2kit.utils import comm
 from tests.support import fault_runs as runs
 from tests.support import tiny_run as tiny
@@ -140,6 +143,48 @@ def test_a_single_process_whose_loader_is_stuck_ends(folder, workers):
     assert "run_step" in process.stderr  # what it was doing
     assert ("at work on record" in process.stderr) == bool(workers)
     assert ("3.png" in process.stderr) == bool(workers)
+
+
+def evaluating(kind):
+    """Evaluate, or compute a validation loss, of a loader that yields two images and no third."""
+
+    def images():
+        yield from ([{"image": torch.zeros(3, 8, 8)}] for _ in range(2))
+        time.sleep(600)
+
+    class Loader:
+        __iter__ = staticmethod(images)
+        __len__ = staticmethod(lambda: 3)
+
+    class Model(torch.nn.Linear):
+        def forward(self, batch):
+            return {"loss": torch.zeros(())}
+
+    if kind == "evaluation":
+        inference_on_dataset(Model(2, 2), Loader(), DatasetEvaluators([]))
+    else:
+        validation_losses(Model(2, 2), Loader())
+
+
+@pytest.mark.faults(20)
+@pytest.mark.parametrize("kind", ["evaluation", "validation loss"])
+def test_a_stuck_evaluation_ends(kind):
+    code = (
+        "import sys; from datetime import timedelta; from d2kit.engine import launch\n"
+        "from tests.faults.test_stuck import evaluating\n"
+        "launch(evaluating, 0, args=(sys.argv[1],), timeout=timedelta(seconds=8))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, kind],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=runs.patience(120),
+        check=False,
+    )
+    assert process.returncode == 1
+    assert "watchdog: this process has been in a" in process.stderr
+    assert kind in process.stderr
 
 
 if __name__ == "__main__":

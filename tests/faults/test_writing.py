@@ -19,6 +19,8 @@ from torch import nn
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.data import DatasetCatalog
+from d2kit.engine.hooks import PeriodicWriter
+from d2kit.utils import event_storage
 from d2kit.utils.file_io import remove_leftovers
 from tests.support import fault_runs as runs
 from tests.support import tiny_run as tiny
@@ -186,3 +188,34 @@ def test_a_folder_that_cannot_be_written(folder):
         with pytest.raises(OSError, match=r"OUTPUT_DIR '.*' cannot be written to"):
             tiny.TinyTrainer(tiny.tiny_cfg(path))
     assert time.monotonic() - begin < runs.patience(2)
+
+
+@pytest.mark.faults(34, fast=True)
+def test_metrics_on_a_full_disk_come_later(folder, monkeypatch):
+    """``metrics.json`` misses nothing once the disk has room; the training does not notice."""
+    options = ("SOLVER.MAX_ITER", 12)
+
+    class Writing(tiny.TinyTrainer):
+        def build_hooks(self):
+            return [*super().build_hooks()[:-1], PeriodicWriter(self.build_writers(), 2)]
+
+    def train(output):
+        trainer = Writing(tiny.tiny_cfg(folder / output, *options))
+        trainer.resume_or_load()
+        trainer.train()
+        return runs.metrics(folder / output)
+
+    wanted = train("straight")
+    append, calls = event_storage._append, []
+
+    def full(path, lines):
+        calls.append(lines)
+        if 2 <= len(calls) <= 4:
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        append(path, lines)
+
+    monkeypatch.setattr(event_storage, "_append", full)
+    assert train("run") == wanted
+    assert len(wanted) == 6
+    assert len(calls) >= 6
+    assert (folder / "run" / "model_final.pth").exists()

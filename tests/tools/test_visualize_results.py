@@ -107,11 +107,11 @@ def test_threshold_and_count(script, data):
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ({"annotations": []}, "expected a list of results"),
-        ("[{", "results.json: not JSON"),
+        ({"annotations": []}, "expected a list of COCO results"),
+        ("[{", "results.json:1:3: not valid JSON"),
         ([result(5, 0.9)], "image 5 of the results is not in dataset"),
         ([result(0, 0.9, category=8)], "category id 8"),
-        ([{"image_id": 0, "score": 0.9, "category_id": 7}], "no bbox"),
+        ([{"image_id": 0, "score": 0.9, "category_id": 7}], "bbox: expected"),
     ],
 )
 def test_wrong_results_are_told(script, data, results, message, capsys):

@@ -66,6 +66,7 @@ def test_the_summary_lists_every_file_with_its_digest(scene):
     assert json.loads((scene / "out/summary.json").read_text())["files"] == summary["files"]
 
 
+@pytest.mark.faults(31, fast=True)
 @pytest.mark.parametrize("video", [True, False])
 @pytest.mark.parametrize("keep", [True, False])
 def test_nothing_of_an_unblurred_run_stays_beside_a_blurred_one(scene, video, keep):

@@ -99,7 +99,7 @@ def ade20k_classes(root: str) -> list[str]:
     """
     path = os.path.join(root, "objectInfo150.txt")
     names = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(filter(None, map(str.strip, list(file)[1:])), start=1):
             cells = [cell.strip() for cell in line.split("\t")]
             if len(cells) < 2 or cells[0] != str(number) or not cells[-1]:

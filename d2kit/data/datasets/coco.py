@@ -259,7 +259,7 @@ def _info_of(path: Path) -> dict[str, Any] | None:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))["info"]
         ours = "converted by d2kit" in info["description"] or "Detectron2" in info["description"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return info if ours else None
 

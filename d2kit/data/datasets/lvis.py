@@ -93,6 +93,10 @@ def read_categories(path: str) -> tuple[dict[str, Any], ...]:
         missing = [f for f in FIELDS if not isinstance(entry, dict) or f not in entry]
         if missing:
             raise DatasetError(f"{path}: categories: no {', '.join(missing)} in {short(entry)}")
+        if type(entry["id"]) is not int:
+            raise DatasetError(
+                f"{path}: categories: id: expected an integer, got {short(entry['id'])}"
+            )
     return tuple(sorted(categories, key=lambda entry: entry["id"]))
 
 

@@ -1,6 +1,5 @@
 """Checks of COCO JSON: every defect becomes one line with file, annotation and field."""
 
-import json
 import logging
 import os
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from math import hypot, isfinite
 from typing import Any
 
 from d2kit.structures.masks import rle_problem
+from d2kit.utils.file_io import load_json
 
 __all__ = [
     "MAX_LISTED",
@@ -131,24 +131,10 @@ def read_json(path: str, shown: str) -> dict[str, Any]:
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"{shown}: annotation file does not exist")
-    if os.path.isdir(path):
-        raise DatasetError(f"{shown}: is a folder; expected a JSON file")
-    if not os.path.isfile(path):
-        raise DatasetError(f"{shown}: is a pipe or device; expected a JSON file")
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            data = json.load(file)
-    except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{shown}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}); is the file "
-            "complete? Restore it from its source"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{shown}: not a text file in UTF-8 ({error})") from error
-    except RecursionError as error:
-        raise DatasetError(f"{shown}: not COCO JSON (nested too deeply)") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise DatasetError(f"{shown}: a number cannot be read ({error})") from error
+        data = load_json(path, shown)
+    except ValueError as error:
+        raise DatasetError(str(error)) from error
     if not isinstance(data, dict):
         raise DatasetError(
             f"{shown}: expected an object with 'images', 'annotations' and 'categories', got "

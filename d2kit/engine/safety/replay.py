@@ -1,6 +1,5 @@
 """Does a failed step again, from its dump."""
 
-import json
 import logging
 import math
 import tempfile
@@ -15,6 +14,7 @@ from d2kit.engine.default_trainer import DefaultTrainer
 from d2kit.engine.resolve import start_loader_at
 from d2kit.utils.env import derive_seed, seed_all_rng
 from d2kit.utils.events import EventStorage
+from d2kit.utils.file_io import load_json
 
 __all__ = ["default_replay"]
 
@@ -42,7 +42,7 @@ def default_replay(
     """
     if not (dump / "failure.json").is_file():
         raise FileNotFoundError(f"'{dump}' has no failure.json: give the folder failed_step_...")
-    facts = json.loads((dump / "failure.json").read_text(encoding="utf-8"))
+    facts = load_json(dump / "failure.json")
     cfg = get_cfg()
     cfg.merge_from_file(str(dump / "config.yaml"))
     with tempfile.TemporaryDirectory() as scratch:

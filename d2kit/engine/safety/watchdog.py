@@ -14,30 +14,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from d2kit.utils import comm
+from d2kit.utils import comm, stopping
 
-__all__ = ["step_in_progress", "watchdog"]
+__all__ = ["watchdog"]
 
 LONGEST_PAUSE = 5.0  # seconds between two looks
 EARLIER = 0.75  # of the time after which torch gives up waiting, without a name
-
-_step: tuple[int, float, Any] | None = None  # iteration, when it began, loader; while one runs
-
-
-@contextlib.contextmanager
-def step_in_progress(iteration: int, loader: Any = None) -> Iterator[None]:
-    """Around a training step: one that takes longer than the watchdog's time is stuck.
-
-    Args:
-        iteration: its number.
-        loader: of the training; the images that its workers work on are named.
-    """
-    global _step  # noqa: PLW0603
-    _step = (iteration, time.monotonic(), loader)
-    try:
-        yield
-    finally:
-        _step = None
 
 
 class _Watchdog:
@@ -77,7 +59,8 @@ class _Watchdog:
         """Exchange signs of life through the store, which rank 0 serves."""
         for count in itertools.count():
             place = f"process {os.getpid()} on {socket.gethostname()}"
-            step = "" if _step is None else f", in iteration {_step[0]}"
+            work = stopping.work()
+            step = "" if work is None else f", in {work.what}"
             try:
                 self._store.set(_key(self._rank), f"{count}|{place}{step}")
                 for rank in range(self._world):
@@ -118,20 +101,20 @@ class _Watchdog:
 
     def _stuck_step(self, now: float) -> str:
         """Say that the step in progress has no end; not where a debugger holds it."""
-        step = _step
+        step = stopping.work()
         if step is None:
             return ""
-        if self._asleep_before[0] != step[1]:
-            self._asleep_before = (step[1], self._slept)
-        took = now - step[1] - (self._slept - self._asleep_before[1])
+        if self._asleep_before[0] != step.since:
+            self._asleep_before = (step.since, self._slept)
+        took = now - step.since - (self._slept - self._asleep_before[1])
         # Later than the others' silence: who waits in a step for a silent process is not the stuck
         # one, and that one's last sign came up to two pauses after the step began.
         if took <= self._seconds + 3 * self._pause or _is_debugged():
             return ""
-        names: list[str] = getattr(getattr(step[2], "samples", None), "names_in_work", list)()
+        names: list[str] = getattr(getattr(step.loader, "samples", None), "names_in_work", list)()
         loading = f", its loader at work on {'; '.join(names[:5])}" if names else ""
         who = f"rank {self._rank} (this one)" if self._store is not None else "this process"
-        return f"{who} has been in iteration {step[0]} without an end{loading}"
+        return f"{who} has been in {step.what} without an end{loading}"
 
     def _of(self, rank: int, what: str) -> str:
         place = self._seen[rank][0].partition("|")[2] or "never heard of"
@@ -168,8 +151,8 @@ def watchdog(timeout: timedelta) -> Iterator[None]:
     """Watch over the processes of the default group meanwhile, without one over this one.
 
     Args:
-        timeout: of the group; three quarters of it without a sign of life, or inside one training
-            step, and a process counts as stuck and the others end the run.
+        timeout: of the group; three quarters of it without a sign of life, or inside one step of a
+            training or evaluation, and a process counts as stuck and the others end the run.
     """
     watch: Any = _Watchdog(EARLIER * timeout.total_seconds())
     try:

@@ -11,7 +11,7 @@ from d2kit.evaluation.report.compare import Comparison, compare_runs
 from d2kit.evaluation.report.figures import evaluate_results
 from d2kit.evaluation.report.page import MARK, make_run_page
 from d2kit.evaluation.report.run_files import Dataset, Run, read_run, record_run
-from d2kit.utils.file_io import atomic_write
+from d2kit.utils.file_io import atomic_write, load_json
 
 __all__ = ["Comparison", "compare_runs", "write_page", "write_report"]
 
@@ -50,7 +50,7 @@ def write_report(run: str | os.PathLike[str], output: str | os.PathLike[str] | N
         results = found.results or []
         sigmas = found.cfg.TEST.KEYPOINT_OKS_SIGMAS if found.cfg is not None else ()
         figures = evaluate_results(test.json_file, results, sigmas)
-        coco = json.loads(Path(test.json_file).read_text(encoding="utf-8-sig"))
+        coco = load_json(test.json_file)
         worst, best = choose(figures, WORST, BEST)
         suspects = list(dict.fromkeys(e["image_id"] for e in figures.label_errors))[:LABELS]
         chosen = {"worst": worst, "best": best, "labels": suspects}
@@ -92,12 +92,12 @@ def _test_set(run: Run) -> tuple[Dataset | None, str]:
             "No COCO results are stored in this run (inference/coco_instances_results.json): "
             "evaluate it, with --eval-only, to see accuracy, errors and pictures."
         )
-    if any(len(r["bbox"]) != 4 for r in run.results[:1]):
+    if any(len(r.get("bbox", "1234")) != 4 for r in run.results[:1]):
         return None, "The boxes are rotated: losses and origin are shown, not their errors."
     seen = {r["image_id"] for r in run.results}
     for one in run.test:
         if one.json_file:
-            coco = json.loads(Path(one.json_file).read_text(encoding="utf-8-sig"))
+            coco = load_json(one.json_file)
             if seen <= {image["id"] for image in coco["images"]}:
                 several = len(run.test) > 1
                 return one, f"Shown: {one.name}, whose results are stored." if several else ""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from d2kit.evaluation.backend import load_ground_truth
 from d2kit.evaluation.report.figures import TASKS, prepare
 from d2kit.evaluation.report.page import TASK_NAMES, document, number, table
 from d2kit.evaluation.report.run_files import Run, read_run
+from d2kit.utils.file_io import load_json
 from d2kit.utils.text import html_text
 
 __all__ = ["Comparison", "compare_runs"]
@@ -199,7 +198,7 @@ def _common_truth(runs: tuple[Run, Run]) -> str:
         )
     for one in common:
         if one.json_file:
-            ids = {image["id"] for image in json.loads(Path(one.json_file).read_text())["images"]}
+            ids = {image["id"] for image in load_json(one.json_file)["images"]}
             if all(r["image_id"] in ids for run in runs for r in run.results or ()):
                 return one.json_file
     raise ValueError(

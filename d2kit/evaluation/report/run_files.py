@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from d2kit.config import CfgNode, get_cfg
-from d2kit.utils.file_io import atomic_write
+from d2kit.evaluation.coco_results import read_coco_results
+from d2kit.utils.file_io import atomic_write, load_json
 
 __all__ = ["Dataset", "Run", "read_run", "record_run"]
 
@@ -97,7 +98,9 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     if (root / "config.yaml").exists():
         cfg = get_cfg()
         cfg.merge_from_file(str(root / "config.yaml"))
-    record = _read_json(root / RECORD) if (root / RECORD).exists() else {}
+    record = load_json(root / RECORD) if (root / RECORD).exists() else {}
+    if not isinstance(record, dict) or not isinstance(record.get("datasets", {}), dict):
+        raise ValueError(f"{root / RECORD}: expected an object with 'datasets'; delete the file")
     sets = {part: _datasets(cfg, part, record) for part in ("TRAIN", "TEST")}
     return Run(
         folder=root,
@@ -105,7 +108,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         rows=read_metrics(metrics) if metrics.exists() else [],
         train=sets["TRAIN"],
         test=sets["TEST"],
-        results=_read_json(results) if results.exists() else None,
+        results=read_coco_results(results) if results.exists() else None,
         machine=record.get("machine") or this_machine(),
     )
 
@@ -160,15 +163,6 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: expected JSON, got {error}; evaluate again (--eval-only) to write it anew"
-        ) from error
-
-
 def _datasets(cfg: CfgNode | None, part: str, record: Mapping[str, Any]) -> list[Dataset]:
     """Find the datasets of a config: as registered now, else as recorded when the run ended."""
     if cfg is None:
@@ -199,15 +193,17 @@ def _datasets(cfg: CfgNode | None, part: str, record: Mapping[str, Any]) -> list
 
 
 def _described(name: str, path: str, image_root: str) -> Dataset:
-    data = Path(path).read_bytes()
-    coco = json.loads(data)
-    names = {c["id"]: str(c["name"]) for c in coco.get("categories", ())}
-    counts = Counter(names.get(a["category_id"], "?") for a in coco.get("annotations", ()))
+    coco = load_json(path)
+    try:
+        names = {c["id"]: str(c["name"]) for c in coco.get("categories", ())}
+        counts = Counter(names.get(a["category_id"], "?") for a in coco.get("annotations", ()))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a COCO JSON of dataset '{name}' ({error!r})") from error
     return Dataset(
         name,
         path,
         image_root,
-        hashlib.sha256(data).hexdigest(),
+        hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         len(coco.get("images", ())),
         {n: counts.get(n, 0) for n in names.values()},
     )
