@@ -1,6 +1,7 @@
 """Reading images: decoding, orientation, colour formats, and refusal of what is no image."""
 
 import io
+import logging
 import os
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 import torch
 
 from d2kit.utils.file_io import PathManager
+from d2kit.utils.text import one_line
+
+logger = logging.getLogger(__name__)
 
 # ITU-R BT.601, analogue form: Y in 0..1, U in +-0.436, V in +-0.615
 _M_RGB2YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]
@@ -20,6 +24,12 @@ MAX_FILE_BYTES = 2**29
 # Other formats are not even tried: Pillow would start Ghostscript for EPS.
 _COMMON_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM")
 _RARE_FORMATS = ("TIFF", "WEBP", "JPEG2000", "AVIF", "DIB")
+
+# White of a picture deeper than 8 bits is the first of these that no value exceeds: 1 only of
+# floats, 255 only of floats and 32 bits, 12 bits, 16 bits. Cameras and scanners store 12 bits in 16
+# and rarely say so in the file.
+_WHITES = (1, 255, 4095, 65535)
+_TOLD: set[tuple[str, int]] = set()
 
 _EXIF_ORIENTATION = 0x0112
 # EXIF orientation -> name of Pillow's transposition that sets the image upright
@@ -40,7 +50,11 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
     Three-channel JPEGs are decoded by OpenCV, all else by Pillow. Both use libjpeg-turbo with the
     same settings and give equal pixels (`tests/data/test_detection_utils.py`); OpenCV is
     faster by a quarter (1.24 against 1.70 ms at 640x480) and gives BGR at once. Whatever is not
-    8-bit RGB (16 bits, palettes, transparency, CMYK) is converted; alpha is dropped.
+    8-bit RGB (deeper pixels, palettes, transparency, CMYK) is converted; alpha is dropped.
+
+    Deeper pixels are divided by their white: 1 of floats, 255 of floats and 32-bit integers, 4095
+    (12 bits) or 65535, the first that no value of the picture exceeds. What is below 0 or not
+    finite is black. The log says which white was taken, once for each kind.
 
     Args:
         file_name: path, or any URI that `PathManager` knows.
@@ -63,7 +77,14 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
         pixels = _decode_by_opencv(data, header.size, format)
         if pixels is not None:
             return pixels
-    return convert_PIL_to_numpy(load_upright(header, file_name), format)
+    tiles = getattr(header, "tile", ())  # Pillow keeps the upper 8 of 16 bits of colours
+    halved = header.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in tiles)
+    turned = _exif_orientation(header) if halved and header.format == "PNG" else 1
+    image = load_upright(header, file_name)
+    if halved and format is not None and np.asarray(image)[..., :3].max(initial=0) < 16:
+        deep = _decode_deep(data, file_name)  # of 12 bits nothing but black would be left
+        image = image if deep is None else _apply_exif_orientation(deep, turned)
+    return _to_array(image, format, file_name)
 
 
 def read_label_map(file_name: str | os.PathLike) -> np.ndarray:
@@ -104,17 +125,21 @@ def convert_PIL_to_numpy(image: Any, format: str | None) -> np.ndarray:  # noqa:
     Raises:
         ValueError: for a format that is unknown.
     """
+    return _to_array(image, format, "a picture")
+
+
+def _to_array(image: Any, format: str | None, name: str | os.PathLike) -> np.ndarray:
     if format is None:
         return np.array(image)
     if format in ("BGR", "RGB", "YUV-BT.601"):
-        rgb = np.array(_eight_bit(image).convert("RGB"))
+        rgb = np.array(_eight_bit(image, name).convert("RGB"))
         if format == "RGB":
             return rgb
         if format == "BGR":
             return np.ascontiguousarray(rgb[:, :, ::-1])
         return rgb / 255.0 @ np.array(_M_RGB2YUV).T
     if format == "L":
-        return np.array(_eight_bit(image).convert("L"))[:, :, None]
+        return np.array(_eight_bit(image, name).convert("L"))[:, :, None]
     try:
         return np.array(image.convert(format))
     except (ValueError, KeyError) as error:
@@ -154,11 +179,11 @@ def _to_uint8(image: np.ndarray) -> np.ndarray:
     return image if image.dtype == np.uint8 else image.clip(0, 255).astype(np.uint8)
 
 
-def _apply_exif_orientation(image: Any) -> Any:
+def _apply_exif_orientation(image: Any, orientation: int | None = None) -> Any:
     """Set a Pillow image upright by its EXIF orientation; a damaged EXIF block counts as none."""
     from PIL import Image
 
-    orientation = _exif_orientation(image)
+    orientation = _exif_orientation(image) if orientation is None else orientation
     if orientation not in _UPRIGHT:
         return image
     return image.transpose(Image.Transpose[_UPRIGHT[orientation]])
@@ -200,18 +225,23 @@ def open_image(data: bytes, file_name: str | os.PathLike) -> Any:
             raise ValueError(f"{file_name}: refused as too large: {error}") from error
         except Exception as error:  # the plugins raise many types at damaged headers
             raise OSError(f"{file_name}: damaged image header: {error}") from error
+    if image is None and data[:4] in (b"II*\0", b"MM\0*"):
+        return _open_tiff(data, file_name)
     if image is None:
         raise ValueError(
             f"{file_name}: not an image ({len(data)} bytes, beginning with {data[:16]!r}); "
             f"expected one of {', '.join(_COMMON_FORMATS + _RARE_FORMATS)}"
         )
-    width, height = image.size
+    _check_pixels(*image.size, file_name)
+    return image
+
+
+def _check_pixels(width: int, height: int, file_name: str | os.PathLike) -> None:
     if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(
             f"{file_name}: refused as too large: {width}x{height} pixels, the limit is "
             f"{MAX_IMAGE_PIXELS} (d2kit.data.detection_utils.MAX_IMAGE_PIXELS)"
         )
-    return image
 
 
 def load_upright(image: Any, file_name: str | os.PathLike) -> Any:
@@ -251,16 +281,79 @@ def _decode_by_opencv(data: bytes, size: tuple[int, int], format: str) -> np.nda
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if format == "RGB" else pixels
 
 
-def _eight_bit(image: Any) -> Any:
+def _eight_bit(image: Any, name: str | os.PathLike) -> Any:
     """Return a Pillow image of at most 8 bits per channel, without palette transparency."""
     from PIL import Image
 
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        # 16-bit PNGs had mode "I" before Pillow 11; small values in it are 8-bit ones
-        if image.mode != "I" or values.max(initial=0) > 255:
-            values = (values.clip(0, 65535) * 255 + 32767) // 65535
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        return Image.fromarray(_scaled(np.asarray(image), name))
     if image.mode in ("P", "PA") and (image.mode == "PA" or "transparency" in image.info):
         return image.convert("RGBA")
+    return image
+
+
+def _scaled(values: np.ndarray, name: str | os.PathLike) -> np.ndarray:
+    """Scale deep pixels to uint8 by the rule of `read_image`, and say so once for each kind."""
+    floats = np.issubdtype(values.dtype, np.floating)
+    kind = "float" if floats else f"{8 * values.dtype.itemsize}-bit"
+    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    most = values.max(initial=0)
+    whites = _WHITES if floats else _WHITES[1:] if kind == "32-bit" else _WHITES[2:]
+    white = next((w for w in whites if most <= w), _WHITES[-1])
+    if (kind, white) not in _TOLD:
+        _TOLD.add((kind, white))
+        usual = (kind, white) == ("16-bit", _WHITES[-1])
+        logger.log(
+            logging.INFO if usual else logging.WARNING,
+            "%s: %s pixels whose largest value is %g: 0..%d becomes 0..255 (docs/own_data.md; said "
+            "once for this kind). Write 8-bit pictures where that is not what they mean",
+            *(one_line(name), kind, most, white),
+        )
+    return np.floor(values.clip(0, white) * (255 / white) + 0.5).astype(np.uint8)
+
+
+def _decode_deep(data: bytes, name: str | os.PathLike) -> Any:
+    """Decode a picture of 16 bits or floats by OpenCV to an 8-bit Pillow image; None if it cannot.
+
+    TIFF comes upright, other formats as they are stored.
+    """
+    import cv2
+    from PIL import Image
+
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if pixels is None or pixels.dtype == np.uint8:
+        return None
+    pixels = pixels if pixels.ndim == 2 else pixels[..., 2::-1] if pixels.shape[2] > 2 else None
+    return None if pixels is None else Image.fromarray(_scaled(pixels, name))
+
+
+def _open_tiff(data: bytes, name: str | os.PathLike) -> Any:
+    """Decode a TIFF of a kind that Pillow does not know, such as colours in floats.
+
+    Raises:
+        ValueError: OpenCV does not know it either, or it is too large; with what it says of itself.
+    """
+    from PIL import TiffImagePlugin
+
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+    stream = io.BytesIO(data)
+    try:
+        stream.seek(tags.next)
+        tags.load(stream)
+        width, height = int(tags.get(256, 0)), int(tags.get(257, 0))
+        told = (
+            f"bits {tags.get(258)}, sample format {tags.get(339, 1)}, compression {tags.get(259)}"
+        )
+    except Exception as error:  # the parser raises many types at damaged tags
+        raise OSError(f"{name}: damaged TIFF header: {error}") from error
+    _check_pixels(width, height, name)
+    image = _decode_deep(data, name)
+    if image is None or sorted(image.size) != sorted((width, height)):
+        raise ValueError(
+            f"{name}: a TIFF of {width}x{height} pixels of a kind that is not read ({told}); write "
+            "it as 8-bit RGB or grey, for example as PNG"
+        )
     return image

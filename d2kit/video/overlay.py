@@ -93,7 +93,9 @@ class PictureFolder:
 
     def _common_size(self, path: Path) -> tuple[int, int]:
         """Return (width, height) of all pictures, by their headers."""
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
+
+        from d2kit.data.detection_utils import read_image
 
         sizes: dict[tuple[int, int], list[Path]] = {}
         for file in self._files:
@@ -104,6 +106,11 @@ class PictureFolder:
                         picture.load()  # which Pillow itself turns
                         turned = False
                     size = picture.size[::-1] if turned else picture.size
+            except UnidentifiedImageError:
+                try:  # colours in floats, which Pillow does not know
+                    size = read_image(file, "RGB").shape[1::-1]
+                except (ValueError, OSError):
+                    continue
             except Exception:  # Pillow raises many types; reading it will say which
                 continue
             sizes.setdefault(size, []).append(file)
