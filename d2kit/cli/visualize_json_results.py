@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
+from d2kit.cli.visualize_data import tell_bad, write_pictures
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog, register_datasets
 from d2kit.data.detection_utils import read_image
@@ -43,16 +43,23 @@ def read_results(path: Path, threshold: float) -> dict[Any, list[dict[str, Any]]
 
 
 def pictures(
-    dataset: str, found: dict[Any, list[dict[str, Any]]], scale: float
+    dataset: str, found: dict[Any, list[dict[str, Any]]], scale: float, bad: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, RGB picture) of each image: predictions, and what is true."""
+    """Yield (name, RGB picture) of each image: predictions, and what is true.
+
+    What cannot be read is appended to `bad`, one line each.
+    """
     records = DatasetCatalog.get(dataset)
     metadata = MetadataCatalog.get(dataset)
     unknown = set(found) - {record["image_id"] for record in records}
     if unknown:
         raise ValueError(f"image {min(unknown)!r} of the results is not in dataset '{dataset}'")
     for record in records:
-        image = read_image(record["file_name"], "RGB")
+        try:
+            image = read_image(record["file_name"], "RGB")
+        except (ValueError, OSError) as error:
+            bad.append(str(error))
+            continue
         results = found.get(record["image_id"], [])
         instances = instances_from_coco_json(
             results, image.shape[:2], metadata.get("thing_dataset_id_to_contiguous_id")
@@ -93,8 +100,8 @@ def main(argv: list[str] | None = None, register: Callable[[], None] | None = No
             register_datasets(cfg.DATASETS.REGISTER_COCO)
             dataset = args.dataset or cfg.DATASETS.TEST[0]
         found = read_results(args.input, args.conf_threshold)
-        args.output.mkdir(parents=True, exist_ok=True)
-        drawn = itertools.islice(pictures(dataset, found, args.scale), args.count)
-        for name, rgb in tqdm(drawn, desc="drawing", unit="image"):
-            cv2.imwrite(str(args.output / f"{name}.jpg"), rgb[..., ::-1])
-    print(f"pictures in {args.output}")
+        bad: list[str] = []
+        drawn = itertools.islice(pictures(dataset, found, args.scale, bad), args.count)
+        write_pictures(args.output, tqdm(drawn, desc="drawing", unit="image"))
+        print(f"pictures in {args.output}")
+        tell_bad(bad)
