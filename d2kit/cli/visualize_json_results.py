@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from d2kit.data import DatasetCatalog, MetadataCatalog, register_datasets
 from d2kit.data.detection_utils import read_image
 from d2kit.engine import user_errors
 from d2kit.evaluation.coco_evaluation import instances_from_coco_json
+from d2kit.evaluation.evaluator import stale_results
 from d2kit.visualization import Visualizer
 
 
@@ -100,6 +102,10 @@ def main(argv: list[str] | None = None, register: Callable[[], None] | None = No
             register_datasets(cfg.DATASETS.REGISTER_COCO)
             dataset = args.dataset or cfg.DATASETS.TEST[0]
         found = read_results(args.input, args.conf_threshold)
+        truth = MetadataCatalog.get(dataset).get("json_file")
+        stale = stale_results(args.input, truth) if truth else ""
+        if stale:
+            print(f"warning: {stale}", file=sys.stderr)
         bad: list[str] = []
         drawn = itertools.islice(pictures(dataset, found, args.scale, bad), args.count)
         write_pictures(args.output, tqdm(drawn, desc="drawing", unit="image"))
