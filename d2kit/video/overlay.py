@@ -16,7 +16,7 @@ import numpy as np
 from d2kit.tracking import Sighting
 from d2kit.utils.image_files import IMAGE_SUFFIXES
 from d2kit.utils.text import one_line
-from d2kit.video.frames import Frame, Selection, SourceInfo
+from d2kit.video.frames import Frame, Selection, SourceInfo, sampled_digest
 from d2kit.visualization.canvas import fitted, inside, paste, plate
 from d2kit.visualization.labels import palette
 
@@ -89,6 +89,7 @@ class PictureFolder:
             fps=fps,
             expected=selection.covers(len(self._files), fps),
             bytes=sum(p.stat().st_size for p in self._files),
+            content=sampled_digest(self._files),
         )
 
     def _common_size(self, path: Path) -> tuple[int, int]:
