@@ -295,14 +295,14 @@ def _text(
 ) -> None:
     """Write on a ground of `color`, whose lower left corner is moved into the picture.
 
-    As in pictures: every script for which there is a font. Colours stay in the order of the image.
+    As in pictures: every script for which there is a font.
     """
     size = 10 * thick + 2
     light = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2] > 128
     ink = (0, 0, 0) if light else (255, 255, 255)
-    ground = (color[0], color[1], color[2])
+    ground = (color[2], color[1], color[0])  # plates are RGB, as coloured emoji are
     line = fitted(text, size, image.shape[1])
-    picture = plate(line, size, ink, ground, 1.0)
+    picture = plate(line, size, ink, ground, 1.0)[..., [2, 1, 0, 3]]
     height, width = picture.shape[:2]
     place = (corner[0], corner[1] - height + 3)
     x, y = inside(*place, (width, height), (image.shape[1], image.shape[0]))

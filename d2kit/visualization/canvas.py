@@ -75,7 +75,10 @@ def _plate(
     for row, line in enumerate(loaded):
         x, baseline = float(pad), row * line_height - trim + ascent
         for piece, font in line:
-            drawing.text((x, baseline), piece, font=font, fill=(*color, 255), anchor="ls")
+            if isinstance(font, _fonts.Strike):
+                font.paste(image, x, baseline, piece)
+            else:
+                drawing.text((x, baseline), piece, font=font, fill=(*color, 255), anchor="ls")
             x += font.getlength(piece)
     if rotation:
         image = image.rotate(rotation, expand=True, resample=Image.Resampling.BICUBIC)
