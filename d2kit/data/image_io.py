@@ -244,6 +244,23 @@ def _check_pixels(width: int, height: int, file_name: str | os.PathLike) -> None
         )
 
 
+def upright_size(file_name: str | os.PathLike) -> tuple[int, int]:
+    """Return (width, height) of a file as `read_image` reads it, by its header alone.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `read_image`, but for damage behind the header.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file_name) as image:
+            size, turned = image.size, _exif_orientation(image) in (5, 6, 7, 8)
+    except Image.UnidentifiedImageError:  # none, or colours in floats
+        image = open_image(read_image_bytes(file_name), file_name)
+        return image.size
+    return size[::-1] if turned else size
+
+
 def load_upright(image: Any, file_name: str | os.PathLike) -> Any:
     """Decode the pixels, then orient (Pillow itself orients TIFF while decoding)."""
     try:

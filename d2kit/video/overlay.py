@@ -94,24 +94,12 @@ class PictureFolder:
 
     def _common_size(self, path: Path) -> tuple[int, int]:
         """Return (width, height) of all pictures, by their headers."""
-        from PIL import Image, UnidentifiedImageError
-
-        from d2kit.data.detection_utils import read_image
+        from d2kit.data.image_io import upright_size
 
         sizes: dict[tuple[int, int], list[Path]] = {}
         for file in self._files:
             try:
-                with Image.open(file) as picture:
-                    turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                    if turned and picture.format == "TIFF":
-                        picture.load()  # which Pillow itself turns
-                        turned = False
-                    size = picture.size[::-1] if turned else picture.size
-            except UnidentifiedImageError:
-                try:  # colours in floats, which Pillow does not know
-                    size = read_image(file, "RGB").shape[1::-1]
-                except (ValueError, OSError):
-                    continue
+                size = upright_size(file)
             except Exception:  # Pillow raises many types; reading it will say which
                 continue
             sizes.setdefault(size, []).append(file)
