@@ -14,15 +14,21 @@ from typing import Any
 from urllib.parse import unquote
 
 from d2kit.curate.findings import (
+    SHARES,
     Finding,
     Findings,
     ImageFile,
     bounds_of_polygons,
+    box_by_area,
+    is_inside,
+    keypoints_apart,
     mask_disagrees,
+    mask_is_right,
     reaches_far,
     roots_of_classes,
     survey_images,
     true_area,
+    within_one,
 )
 from d2kit.data.datasets.rle import rle_problem
 from d2kit.data.datasets.validate import (
@@ -158,7 +164,7 @@ def mend_segmentation(a: Mapping[str, Any], width: int, height: int) -> Any:
     if isinstance(masks, dict):
         return None  # a damaged run-length mask does not tell what it was
     polygons = _polygons(masks) if isinstance(masks, list) else []
-    polygons = [_near(p, width, height) for p in polygons]
+    polygons = [_near(p, width, height) for p in _unshared(polygons, a, width, height)]
     if not a.get("iscrowd"):
         if masks and isinstance(masks, list) and all(polygon == [] for polygon in masks):
             return []  # some programs write [[]] for "no mask"
@@ -168,6 +174,20 @@ def mend_segmentation(a: Mapping[str, Any], width: int, height: int) -> Any:
         x, y, w, h = mend_box(a, width, height) or a["bbox"]
         polygons = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     return _run_lengths(polygons, width, height) if polygons else None
+
+
+def _unshared(
+    polygons: list[list[float]], a: Mapping[str, Any], width: int, height: int
+) -> list[list[float]]:
+    """Return polygons in pixels where they are shares of the image, as their box shows."""
+    box = a.get("bbox")
+    bounds = bounds_of_polygons(polygons)
+    if not bounds or not all_numbers(box) or len(box) != 4:  # type: ignore[arg-type]
+        return polygons
+    pixels = [[v * (width, height)[i % 2] for i, v in enumerate(p)] for p in polygons]
+    wide = bounds_of_polygons(pixels) or bounds
+    near = all(abs(p - q) <= 3 for p, q in zip(wide, box, strict=True))  # type: ignore[arg-type]
+    return pixels if near and max(max(map(abs, p)) for p in polygons) <= 1 else polygons
 
 
 def _polygons(masks: list[Any]) -> list[list[float]]:
@@ -214,8 +234,12 @@ def mend_box(a: Mapping[str, Any], width: int, height: int) -> list[float] | Non
         return None  # a rotated one
     if all_numbers(box) and len(box) == 4 and not a.get("iscrowd"):  # type: ignore[arg-type]
         witness = bounds_of_polygons(a.get("segmentation"))
-        if witness and mask_disagrees({**a, "bbox": box}, {}):
-            box = witness  # the mask was drawn, the box is a number beside it
+        if witness is None and not a.get("segmentation"):
+            box = box_by_area(a, width, height)
+        elif witness and mask_disagrees({**a, "bbox": box}, {}):
+            if not mask_is_right(a, witness, width, height):
+                return None  # one of them is wrong, and nothing says which: it is left out
+            box = witness
     if not all_numbers(box) or len(box) != 4 or 0 in box[2:]:  # type: ignore[arg-type,index]
         box = _box_of(a.get("segmentation"), width, height)
         if box is None:
@@ -225,8 +249,13 @@ def mend_box(a: Mapping[str, Any], width: int, height: int) -> list[float] | Non
         x, w = x + w, -w
     if h < 0:
         y, h = y + h, -h
-    inside = x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
-    if inside or x >= width or y >= height or x + w <= 0 or y + h <= 0:
+    if (
+        is_inside([x, y, w, h], width, height)
+        or x >= width
+        or y >= height
+        or x + w <= 0
+        or y + h <= 0
+    ):
         return [x, y, w, h]  # one that lies wholly outside is left to the check
     x0, y0 = max(x, 0), max(y, 0)
     return [x0, y0, min(x + w, width) - x0, min(y + h, height) - y0]
@@ -500,8 +529,16 @@ def _finish(annotations: list[Entry], images: Mapping[int, Entry], done: Finding
     masks = sum(bool(a.get("segmentation")) for a in annotations)
     boxes_only = 2 * masks < len(annotations)
     kept = []
+    shares = within_one(annotations)
     for a in annotations:
         where = f"annotation {a['id']}"
+        apart = len(a["bbox"]) == 4 and not a.get("iscrowd") and mask_disagrees(a, {})
+        if apart or shares:
+            done.add(where, "bbox", f"left out: {apart or SHARES}")
+            continue
+        if keypoints_apart(a):
+            _set(a, "keypoints", [0] * len(a["keypoints"]), where, done)
+            a["num_keypoints"] = 0
         if min(a["bbox"][2:4]) <= 0:
             done.add(where, "bbox", f"left out: of size zero, {a['bbox']}")
             continue

@@ -93,17 +93,24 @@ class DefaultRecordCheck:
         learns = build_learned_parts(self.cfg)
         bad: dict[str, list[str]] = {}
         files: Counter[str] = Counter()
-        objects = 0
+        objects, largest = 0, 0.0
         for record in records:
             shown = _name_of(record)
             files[shown] += 1
             real = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
             objects += len(real)
             for annotation in real:
+                if _finite(annotation.get("bbox"), (4, 5)):
+                    largest = max(largest, *map(float, annotation["bbox"]))
                 for what in self._refused(annotation, record, learns, num_classes):
                     bad.setdefault(what, []).append(shown)
         for what, images in bad.items():
             self.errors.append(_line(name, what, images, objects))
+        if 0 < largest <= 1:
+            self.warnings.append(
+                f"dataset {name}: all boxes lie within 1 x 1 pixel; are they shares of the image "
+                "size? Records have pixels"
+            )
         self._warn_of_files(name, files)
 
     def look_at_files(self, name: str, records: Iterable[Any]) -> None:
@@ -296,8 +303,8 @@ def _wrong_file(file: str, size: tuple[int, int] | None) -> str:
     if size == found:
         return ""
     return (
-        f"{file} is {found[0]}x{found[1]} pixels (width x height, set upright by EXIF), its dataset "
-        f"says {size}: d2kit check --images FOLDER --fix mends or leaves out"
+        f"{file} is {found[0]}x{found[1]} pixels (width x height, set upright by EXIF), its "
+        f"dataset says {size}: d2kit check --images FOLDER --fix mends or leaves out"
     )
 
 
