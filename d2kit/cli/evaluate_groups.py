@@ -12,7 +12,7 @@ import math
 import sys
 from pathlib import Path
 
-from d2kit.data.groups import read_coco
+from d2kit.data.records import read_coco
 from d2kit.engine import user_errors
 from d2kit.evaluation.evaluator import stale_results
 from d2kit.evaluation.groups import ap_by_group, table_of_groups

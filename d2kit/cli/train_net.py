@@ -26,7 +26,7 @@ from d2kit.engine import (
     user_errors,
 )
 from d2kit.engine.hooks import EvalHook
-from d2kit.engine.hooks.report import ReportHook
+from d2kit.engine.hooks.evaluation import ReportHook
 from d2kit.evaluation import verify_results
 from d2kit.utils import comm
 

@@ -30,8 +30,7 @@ from d2kit.data import (
     register_datasets,
 )
 from d2kit.engine import user_errors
-from d2kit.utils.file_io import atomic_write
-from d2kit.utils.image_files import IMAGE_SUFFIXES
+from d2kit.utils.file_io import IMAGE_SUFFIXES, atomic_write
 from d2kit.utils.text import file_name, one_line
 from d2kit.visualization import ColorMode, Visualizer
 from d2kit.visualization.labels import palette

@@ -30,7 +30,6 @@ from d2kit.curate.findings import (
     true_area,
     within_one,
 )
-from d2kit.data.datasets.rle import rle_problem
 from d2kit.data.datasets.validate import (
     all_numbers,
     check_coco,
@@ -39,7 +38,8 @@ from d2kit.data.datasets.validate import (
     path_problem,
     short,
 )
-from d2kit.utils.image_files import IMAGE_SUFFIXES
+from d2kit.structures.masks import rle_problem
+from d2kit.utils.file_io import IMAGE_SUFFIXES
 
 
 def moved_files(images: Iterable[Any], folder: str | os.PathLike[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from d2kit.tracking import Sighting
-from d2kit.utils.image_files import IMAGE_SUFFIXES
+from d2kit.utils.file_io import IMAGE_SUFFIXES
 from d2kit.utils.text import one_line
 from d2kit.video.frames import Frame, Selection, SourceInfo, sampled_digest
 from d2kit.visualization.canvas import fitted, inside, paste, plate
@@ -94,7 +94,7 @@ class PictureFolder:
 
     def _common_size(self, path: Path) -> tuple[int, int]:
         """Return (width, height) of all pictures, by their headers."""
-        from d2kit.data.image_io import upright_size
+        from d2kit.data.detection_utils import upright_size
 
         sizes: dict[tuple[int, int], list[Path]] = {}
         for file in self._files:

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from d2kit.tracking import Sighting
 from d2kit.video.overlay import draw_tracks, track_color
-from d2kit.visualization import Visualizer, _fonts
+from d2kit.visualization import Visualizer
+from d2kit.visualization import canvas as _fonts
 
 NAMES = "人車床"
 

@@ -293,7 +293,7 @@ def check_same_classes(name: str, found: Sequence[str], of: str, wanted: Sequenc
 
 def _wrong_file(file: str, size: tuple[int, int] | None) -> str:
     """Say why a file is not one of a record's (width, height); "" where it is."""
-    from d2kit.data.image_io import upright_size
+    from d2kit.data.detection_utils import upright_size
 
     try:
         found = upright_size(file)
