@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from d2kit.data import deep_pictures
 from d2kit.data import detection_utils as _image_io
 from d2kit.data import detection_utils as utils
 
@@ -143,8 +144,8 @@ RAMP = np.tile(np.linspace(0, 1, 64), (48, 1))
 def test_deep_pictures_are_scaled_by_their_white(
     tmp_path, caplog, monkeypatch, suffix, dtype, white, said, colours
 ):
-    monkeypatch.setattr(_image_io, "_TOLD", set())
-    caplog.set_level("INFO", _image_io.__name__)
+    monkeypatch.setattr(deep_pictures, "_TOLD", set())
+    caplog.set_level("INFO", deep_pictures.__name__)
     values = (RAMP * white).astype(dtype)
     pixels = np.stack([values, values / 2, values * 0], -1).astype(dtype) if colours else values
     path = str(tmp_path / f"a.{suffix}")
