@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
 from d2kit.data.records import read_coco
 from d2kit.engine import user_errors
 from d2kit.evaluation.coco_results import read_coco_results
+from d2kit.evaluation.evaluator import stale_results
 from d2kit.evaluation.groups import ap_by_group, table_of_groups
 from d2kit.utils.file_io import atomic_write
 
@@ -34,6 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     with user_errors():
+        stale = stale_results(args.results, args.dataset)
+        if stale:
+            print(f"warning: {stale}", file=sys.stderr)
         figures = ap_by_group(
             read_coco(args.dataset),
             read_coco_results(args.results),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ from d2kit.data import (
     register_datasets,
 )
 from d2kit.engine import user_errors
-from d2kit.utils.file_io import atomic_write
+from d2kit.utils.file_io import IMAGE_SUFFIXES, atomic_write
+from d2kit.utils.text import file_name, one_line
 from d2kit.visualization import ColorMode, Visualizer
 from d2kit.visualization.labels import palette
 from d2kit.visualization.page import make_page
@@ -55,13 +57,23 @@ def from_loader(cfg: CfgNode, scale: float) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{next(position):05d}_{Path(sample['file_name']).stem}", picture.get_image()
 
 
-def from_dataset(cfg: CfgNode, scale: float, count: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, RGB picture) of images spread over the training sets, as they lie on disk."""
+def from_dataset(
+    cfg: CfgNode, scale: float, count: int, bad: list[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, RGB picture) of images spread over the training sets, as they lie on disk.
+
+    What cannot be read is appended to `bad`, one line each.
+    """
     found = [(name, r) for name in cfg.DATASETS.TRAIN for r in DatasetCatalog.get(name)]
     for i in np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int):
         name, record = found[i]
         metadata = MetadataCatalog.get(name)
-        image = detection_utils.read_image(record["file_name"], "RGB")
+        try:
+            image = detection_utils.read_image(record["file_name"], "RGB")
+            detection_utils.check_image_size(record, image)
+        except (ValueError, OSError) as error:
+            bad.append(str(error))
+            continue
         mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
         drawn = Visualizer(image, metadata, scale=scale, instance_mode=mode)
         drawn.draw_dataset_dict(record)
@@ -127,6 +139,42 @@ def page_of(cfg: CfgNode, pictures: Iterable[tuple[str, np.ndarray]], count: int
     return make_page(pictures, counts, title, summary, colors)
 
 
+def write_pictures(folder: Path, pictures: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write (name, RGB picture) as JPEG; names that are equal without their endings keep them.
+
+    Raises:
+        OSError: a picture cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for name, rgb in pictures:
+        path = Path(name)
+        whole = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
+        flat = whole.as_posix().strip("/").replace("/", "_")
+        if flat in taken:
+            flat = f"{flat}_{path.suffix.lstrip('.')}"
+        flat = file_name(flat if flat not in taken else f"{len(taken)}_{flat}")
+        taken.add(flat)
+        done, data = cv2.imencode(".jpg", rgb[..., ::-1])
+        if not done:
+            raise OSError(f"{one_line(name)}: a picture of {rgb.shape} is no JPEG")
+        with atomic_write(folder / f"{flat}.jpg") as file:
+            file.write(data.tobytes())
+
+
+def tell_bad(bad: list[str]) -> None:
+    """List what could not be drawn.
+
+    Raises:
+        SystemExit: with code 1, if there is something.
+    """
+    if bad:
+        print(f"\n{len(bad)} images could not be drawn:", file=sys.stderr)
+        for text in bad:
+            print(f"  {one_line(text)}", file=sys.stderr)
+        raise SystemExit(1)
+
+
 def main(argv: list[str] | None = None, register: Callable[[], None] | None = None) -> None:
     """Write the pictures.
 
@@ -151,21 +199,20 @@ def main(argv: list[str] | None = None, register: Callable[[], None] | None = No
     args = parser.parse_args(argv)
     if (args.config_file is None) == (args.json is None) or (args.json and not args.images):
         parser.error("give either --config-file, or --json and --images")
+    bad: list[str] = []
     with user_errors():
         cfg = read_config(args, register)
         drawn = (
             from_loader(cfg, args.scale)
             if args.source == "dataloader"
-            else from_dataset(cfg, args.scale, args.count)
+            else from_dataset(cfg, args.scale, args.count, bad)
         )
         pictures = tqdm(itertools.islice(drawn, args.count), total=args.count, desc="drawing")
         if args.html:
             with atomic_write(args.html, "w") as file:
                 file.write(page_of(cfg, pictures, args.count))
             print(f"page in {args.html}")
-            return
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        for name, rgb in pictures:
-            flat = Path(name).with_suffix("").as_posix().strip("/").replace("/", "_")
-            cv2.imwrite(str(args.output_dir / f"{flat}.jpg"), rgb[..., ::-1])
-    print(f"pictures in {args.output_dir}")
+        else:
+            write_pictures(args.output_dir, pictures)
+            print(f"pictures in {args.output_dir}")
+        tell_bad(bad)

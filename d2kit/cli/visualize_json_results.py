@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
+from d2kit.cli.visualize_data import tell_bad, write_pictures
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog, register_datasets
 from d2kit.data.detection_utils import read_image
 from d2kit.engine import user_errors
 from d2kit.evaluation.coco_evaluation import instances_from_coco_json
 from d2kit.evaluation.coco_results import read_coco_results
+from d2kit.evaluation.evaluator import stale_results
 from d2kit.visualization import Visualizer
 
 
@@ -37,9 +39,12 @@ def read_results(path: Path, threshold: float) -> dict[Any, list[dict[str, Any]]
 
 
 def pictures(
-    dataset: str, found: dict[Any, list[dict[str, Any]]], scale: float
+    dataset: str, found: dict[Any, list[dict[str, Any]]], scale: float, bad: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, RGB picture) of each image: predictions, and what is true."""
+    """Yield (name, RGB picture) of each image: predictions, and what is true.
+
+    What cannot be read is appended to `bad`, one line each.
+    """
     records = DatasetCatalog.get(dataset)
     metadata = MetadataCatalog.get(dataset)
     unknown = set(found) - {record["image_id"] for record in records}
@@ -48,7 +53,11 @@ def pictures(
             f"image {min(unknown, key=str)!r} of the results is not in dataset '{dataset}'"
         )
     for record in records:
-        image = read_image(record["file_name"], "RGB")
+        try:
+            image = read_image(record["file_name"], "RGB")
+        except (ValueError, OSError) as error:
+            bad.append(str(error))
+            continue
         results = found.get(record["image_id"], [])
         instances = instances_from_coco_json(
             results, image.shape[:2], metadata.get("thing_dataset_id_to_contiguous_id")
@@ -89,8 +98,12 @@ def main(argv: list[str] | None = None, register: Callable[[], None] | None = No
             register_datasets(cfg.DATASETS.REGISTER_COCO)
             dataset = args.dataset or cfg.DATASETS.TEST[0]
         found = read_results(args.input, args.conf_threshold)
-        args.output.mkdir(parents=True, exist_ok=True)
-        drawn = itertools.islice(pictures(dataset, found, args.scale), args.count)
-        for name, rgb in tqdm(drawn, desc="drawing", unit="image"):
-            cv2.imwrite(str(args.output / f"{name}.jpg"), rgb[..., ::-1])
-    print(f"pictures in {args.output}")
+        truth = MetadataCatalog.get(dataset).get("json_file")
+        stale = stale_results(args.input, truth) if truth else ""
+        if stale:
+            print(f"warning: {stale}", file=sys.stderr)
+        bad: list[str] = []
+        drawn = itertools.islice(pictures(dataset, found, args.scale, bad), args.count)
+        write_pictures(args.output, tqdm(drawn, desc="drawing", unit="image"))
+        print(f"pictures in {args.output}")
+        tell_bad(bad)

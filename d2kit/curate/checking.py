@@ -8,14 +8,17 @@ from os import PathLike, fspath
 from typing import Any
 
 from d2kit.curate.findings import (
+    SHARES,
     Finding,
     Findings,
     ImageFile,
+    keypoints_apart,
     mask_disagrees,
     reaches_far,
     roots_of_classes,
     survey_images,
     true_area,
+    within_one,
 )
 from d2kit.curate.repair import repair_coco
 from d2kit.data.datasets.validate import (
@@ -104,6 +107,9 @@ def _annotation_problems(
         apart = mask_disagrees(a, image)
         if apart:
             yield "bbox", apart
+    far = keypoints_apart(a)
+    if far:
+        yield "keypoints", far
     if "iscrowd" not in a:
         yield "iscrowd", "missing; expected 0 or 1"
     if has_masks and not a.get("segmentation"):
@@ -134,6 +140,8 @@ def _check_whole(tables: CocoTables, found: Findings) -> None:
     elif not any(a.get("iscrowd", 0) == 0 for a in tables.annotations):
         what = "only crowds" if tables.annotations else "no usable annotation"
         found.add("top level", "annotations", f"{what}: nothing can be trained on this dataset")
+    if within_one(tables.annotations):
+        found.add("top level", "annotations", SHARES)
     lengths = Counter(len(a["bbox"]) for a in tables.annotations)
     for a in tables.annotations if lengths[4] >= lengths[5] > 0 else ():
         if len(a["bbox"]) == 5:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from d2kit.data.datasets.validate import Problems, all_numbers, path_problem
+from d2kit.data.datasets.validate import Problems, all_numbers, is_number, path_problem
 from d2kit.data.detection_utils import open_image, read_image, read_image_bytes
 
 
@@ -155,6 +155,95 @@ def mask_disagrees(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> s
         return None
     shown = [round(n, 1) for n in bounds]
     return f"{[x, y, w, h]}, but its mask lies in {shown} (x, y, width, height)"
+
+
+def box_by_area(a: Mapping[str, Any], width: int, height: int) -> list[float]:
+    """Return the box without a mask as its area says it is meant: sizes, corners or shares."""
+    x, y, w, h = a["bbox"]
+    readings = {
+        "sizes": [x, y, w, h],
+        "corners": [x, y, w - x, h - y],
+        "shares": [x * width, y * height, w * width, h * height],
+    }
+    area: Any = a.get("area")
+    for box in readings.values() if is_number(area) and area else ():
+        fits = abs(box[2] * box[3] - area) <= 0.02 * abs(area)
+        if min(box[2:]) > 0 and fits:
+            return box
+    return readings["sizes"]
+
+
+def mask_is_right(a: Mapping[str, Any], bounds: list[float], width: int, height: int) -> bool:
+    """Whether a mask that contradicts its box is borne out by a reading of the box or by the area.
+
+    Args:
+        a: the annotation.
+        bounds: of the mask, [x, y, width, height].
+        width: of the image in pixels.
+        height: of the image in pixels.
+    """
+    x, y, w, h = a["bbox"]
+    u, v, s, t = bounds
+    wanted = (u, v, u + s, v + t)
+    readings = (
+        (x, y, w, h),
+        (x - w / 2, y - h / 2, x + w / 2, y + h / 2),
+        (x * width, y * height, (x + w) * width, (y + h) * height),
+        # row before column, as boxes of TensorFlow have it
+        *[(y, x, y + h, x + w)] * is_inside(bounds, width, height),
+    )
+    if any(all(abs(p - q) <= 3 for p, q in zip(r, wanted, strict=True)) for r in readings):
+        return True
+    if min(w, h) <= 0:
+        return True  # no box at all
+    area: Any = a.get("area")
+    if not is_number(area) or area <= 0:
+        return False
+    try:
+        truth = true_area(a, height, width)
+    except (TypeError, ValueError, IndexError):
+        return False
+    fits = [abs(found - area) <= 0.1 * area + s + t for found in (truth, w * h)]
+    beyond = not is_inside(a["bbox"], width, height) and is_inside(bounds, width, height)
+    return fits[0] and (beyond or not fits[1])
+
+
+def is_inside(box: Sequence[float], width: int, height: int) -> bool:
+    """Whether a box [x, y, width, height] lies inside its image, within a pixel."""
+    x, y, w, h = box
+    return x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
+
+
+SHARES = "all boxes of the file lie within 1 x 1 pixel: shares of the image size? COCO has pixels"
+
+
+def within_one(annotations: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether no box of checked annotations reaches beyond 1 x 1 pixel."""
+    boxes = [a["bbox"] for a in annotations if len(a["bbox"]) == 4]
+    return bool(boxes) and max(max(map(abs, box)) for box in boxes) <= 1
+
+
+def keypoints_apart(annotation: Mapping[str, Any]) -> str | None:
+    """Say that most visible keypoints lie away from their box; None where they fit, or are none.
+
+    Args:
+        annotation: checked; `keypoints` x, y, visibility, ... The box counts with half its size
+            more on each side: parts that are hidden are guessed.
+    """
+    points = annotation.get("keypoints") or []
+    box = annotation["bbox"]
+    if len(box) != 4:
+        return None
+    x, y, w, h = box
+    seen = [(p, q) for p, q, v in zip(points[::3], points[1::3], points[2::3], strict=False) if v]
+    far = [
+        (p, q)
+        for p, q in seen
+        if not (x - w / 2 - 3 <= p <= x + 1.5 * w + 3 and y - h / 2 - 3 <= q <= y + 1.5 * h + 3)
+    ]
+    if 2 * len(far) <= len(seen):
+        return None
+    return f"{len(far)} of {len(seen)} lie away from the box {box}, for example {far[0]}"
 
 
 class ImageFile(NamedTuple):

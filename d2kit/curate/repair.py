@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,15 +14,21 @@ from typing import Any
 from urllib.parse import unquote
 
 from d2kit.curate.findings import (
+    SHARES,
     Finding,
     Findings,
     ImageFile,
     bounds_of_polygons,
+    box_by_area,
+    is_inside,
+    keypoints_apart,
     mask_disagrees,
+    mask_is_right,
     reaches_far,
     roots_of_classes,
     survey_images,
     true_area,
+    within_one,
 )
 from d2kit.data.datasets.validate import (
     all_numbers,
@@ -27,15 +36,18 @@ from d2kit.data.datasets.validate import (
     image_problems,
     is_number,
     path_problem,
+    short,
 )
 from d2kit.structures.masks import rle_problem
+from d2kit.utils.file_io import IMAGE_SUFFIXES
 
 
 def moved_files(images: Iterable[Any], folder: str | os.PathLike[str]) -> dict[str, str]:
     """Return the names of files that lie elsewhere in the image folder than their entries say.
 
-    Absolute paths of another machine, backslashes, folders too many or too few, and capitals are
-    seen through; what fits two files is left as it is.
+    Absolute paths of another machine, backslashes, folders too many or too few, capitals, marks
+    that are characters of their own, and names without their ending are seen through; what fits
+    two files is left as it is.
 
     Args:
         images: entries with `file_name`.
@@ -53,12 +65,21 @@ def moved_files(images: Iterable[Any], folder: str | os.PathLike[str]) -> dict[s
     whole: dict[str, list[str]] = {}
     last: dict[str, list[str]] = {}
     for file in files:
-        whole.setdefault(file.lower(), []).append(file)
-        last.setdefault(file.lower().rpartition("/")[2], []).append(file)
+        plain = _folded(file)
+        ending = plain[plain.rfind(".") :] if "." in plain else ""
+        # also without its ending, where that is a picture's
+        for key in {plain, plain.removesuffix(ending) if ending in IMAGE_SUFFIXES else plain}:
+            whole.setdefault(key, []).append(file)
+            last.setdefault(key.rpartition("/")[2], []).append(file)
     found = {name: _nearest(name, whole, last) for name in lost}
     taken = [n for n in names if isinstance(n, str) and n not in lost]
     taken += [file for file in found.values() if file]
     return {name: file for name, file in found.items() if file and taken.count(file) == 1}
+
+
+def _folded(name: str) -> str:
+    """Return a name without capitals; letters with marks as one character (macOS takes apart)."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _exists(name: str, root: Path) -> bool:
@@ -74,7 +95,7 @@ def _nearest(name: str, whole: Mapping[str, list[str]], last: Mapping[str, list[
         plain = unquote(name.partition("?d=")[2] or name.partition("?")[0])
         if plain != name:
             return _nearest(plain, whole, last)
-    parts = name.replace("\\", "/").lower().split("/")
+    parts = _folded(name.replace("\\", "/")).split("/")
     for start in range(len(parts)):
         files = whole.get("/".join(parts[start:]), [])
         if files:
@@ -108,11 +129,24 @@ def to_numbers(value: Any) -> Any:
         try:
             number = float(value)
         except ValueError:
-            return value
+            return _parsed(value)
         if not math.isfinite(number):
             return value
         return int(number) if number.is_integer() else number
     return value
+
+
+def _parsed(text: str) -> Any:
+    """Return the list or dictionary that text holds (tables keep them so), else the text."""
+    plain = text.strip()
+    if plain[:1] in ("[", "{") and len(plain) < 10_000_000:
+        try:
+            value = json.loads(plain)
+        except (ValueError, RecursionError):
+            return text
+        return to_numbers(value) if isinstance(value, list) else value
+    numbers = [to_numbers(part) for part in re.split(r"[,;\s]+", plain)] if "," in plain else []
+    return numbers if numbers and all_numbers(numbers) else text
 
 
 def mend_segmentation(a: Mapping[str, Any], width: int, height: int) -> Any:
@@ -130,7 +164,7 @@ def mend_segmentation(a: Mapping[str, Any], width: int, height: int) -> Any:
     if isinstance(masks, dict):
         return None  # a damaged run-length mask does not tell what it was
     polygons = _polygons(masks) if isinstance(masks, list) else []
-    polygons = [_near(p, width, height) for p in polygons]
+    polygons = [_near(p, width, height) for p in _unshared(polygons, a, width, height)]
     if not a.get("iscrowd"):
         if masks and isinstance(masks, list) and all(polygon == [] for polygon in masks):
             return []  # some programs write [[]] for "no mask"
@@ -140,6 +174,20 @@ def mend_segmentation(a: Mapping[str, Any], width: int, height: int) -> Any:
         x, y, w, h = mend_box(a, width, height) or a["bbox"]
         polygons = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     return _run_lengths(polygons, width, height) if polygons else None
+
+
+def _unshared(
+    polygons: list[list[float]], a: Mapping[str, Any], width: int, height: int
+) -> list[list[float]]:
+    """Return polygons in pixels where they are shares of the image, as their box shows."""
+    box = a.get("bbox")
+    bounds = bounds_of_polygons(polygons)
+    if not bounds or not all_numbers(box) or len(box) != 4:  # type: ignore[arg-type]
+        return polygons
+    pixels = [[v * (width, height)[i % 2] for i, v in enumerate(p)] for p in polygons]
+    wide = bounds_of_polygons(pixels) or bounds
+    near = all(abs(p - q) <= 3 for p, q in zip(wide, box, strict=True))  # type: ignore[arg-type]
+    return pixels if near and max(max(map(abs, p)) for p in polygons) <= 1 else polygons
 
 
 def _polygons(masks: list[Any]) -> list[list[float]]:
@@ -186,8 +234,12 @@ def mend_box(a: Mapping[str, Any], width: int, height: int) -> list[float] | Non
         return None  # a rotated one
     if all_numbers(box) and len(box) == 4 and not a.get("iscrowd"):  # type: ignore[arg-type]
         witness = bounds_of_polygons(a.get("segmentation"))
-        if witness and mask_disagrees({**a, "bbox": box}, {}):
-            box = witness  # the mask was drawn, the box is a number beside it
+        if witness is None and not a.get("segmentation"):
+            box = box_by_area(a, width, height)
+        elif witness and mask_disagrees({**a, "bbox": box}, {}):
+            if not mask_is_right(a, witness, width, height):
+                return None  # one of them is wrong, and nothing says which: it is left out
+            box = witness
     if not all_numbers(box) or len(box) != 4 or 0 in box[2:]:  # type: ignore[arg-type,index]
         box = _box_of(a.get("segmentation"), width, height)
         if box is None:
@@ -197,8 +249,13 @@ def mend_box(a: Mapping[str, Any], width: int, height: int) -> list[float] | Non
         x, w = x + w, -w
     if h < 0:
         y, h = y + h, -h
-    inside = x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
-    if inside or x >= width or y >= height or x + w <= 0 or y + h <= 0:
+    if (
+        is_inside([x, y, w, h], width, height)
+        or x >= width
+        or y >= height
+        or x + w <= 0
+        or y + h <= 0
+    ):
         return [x, y, w, h]  # one that lies wholly outside is left to the check
     x0, y0 = max(x, 0), max(y, 0)
     return [x0, y0, min(x + w, width) - x0, min(y + h, height) - y0]
@@ -246,7 +303,7 @@ def repair_coco(
         The repaired dictionary, which `load_coco_json` accepts, and what was done.
     """
     done = Findings(file)
-    data = _numbered(data, done)
+    data = _numbered(_listed(data, done), done)
     entries = data.get("images")
     moved = moved_files(entries, folder) if folder and isinstance(entries, list) else {}
     if moved and folder:
@@ -267,6 +324,42 @@ def repair_coco(
         done.add(finding.where, finding.field, f"left out: {finding.what}")
     fixed["annotations"] = _finish(tables.annotations, images, done)
     return fixed, done.found
+
+
+def _listed(data: Mapping[str, Any], done: Findings) -> dict[str, Any]:
+    """Return the file with lists of images, annotations and categories, as far as they are there.
+
+    A table by id (``{"7": {...}}``) is one; categories that are missing are made from the ids that
+    the annotations name.
+    """
+    data = dict(data)
+    for key in ("images", "annotations", "categories"):
+        table = data.get(key)
+        if isinstance(table, dict) and table and all(isinstance(e, dict) for e in table.values()):
+            data[key] = [{"id": name, **entry} for name, entry in table.items()]
+            done.add("top level", key, f"a table of {len(table)} by id -> a list")
+        elif key in data and not isinstance(table, list):
+            done.add("top level", key, f"left out: expected a list, got {short(table)}")
+    for image in _list(data.get("images")):
+        others = [image[k] for k in NAMES if k in image] if isinstance(image, dict) else []
+        if others and "file_name" not in image and isinstance(others[0], str):
+            place = data["images"].index(image)
+            data["images"][place] = {**image, "file_name": others[0]}
+            done.add(f"image {image.get('id')}", "file_name", f"nothing -> {others[0]!r:.60}")
+    if not _list(data.get("categories")):
+        given = [
+            a.get("category_id") for a in _list(data.get("annotations")) if isinstance(a, dict)
+        ]
+        ids = sorted({n for n in map(to_integer, given) if n is not None and n >= 0})
+        data["categories"] = [{"id": number, "name": f"category_{number}"} for number in ids]
+        if ids:
+            what = f"missing -> {len(ids)} from the annotations, named category_{ids[0]}, ..."
+            done.add("top level", "categories", f"{what}; give them their names")
+    return data
+
+
+NAMES = ("filename", "name", "path", "image", "img_path")
+"""Keys under which other programs keep the name of an image's file."""
 
 
 def _numbered(data: Mapping[str, Any], done: Findings) -> Mapping[str, Any]:
@@ -436,8 +529,16 @@ def _finish(annotations: list[Entry], images: Mapping[int, Entry], done: Finding
     masks = sum(bool(a.get("segmentation")) for a in annotations)
     boxes_only = 2 * masks < len(annotations)
     kept = []
+    shares = within_one(annotations)
     for a in annotations:
         where = f"annotation {a['id']}"
+        apart = len(a["bbox"]) == 4 and not a.get("iscrowd") and mask_disagrees(a, {})
+        if apart or shares:
+            done.add(where, "bbox", f"left out: {apart or SHARES}")
+            continue
+        if keypoints_apart(a):
+            _set(a, "keypoints", [0] * len(a["keypoints"]), where, done)
+            a["num_keypoints"] = 0
         if min(a["bbox"][2:4]) <= 0:
             done.add(where, "bbox", f"left out: of size zero, {a['bbox']}")
             continue

@@ -21,6 +21,7 @@ from d2kit.data.annotations import (
     transform_instance_annotations,
     transform_keypoint_annotations,
 )
+from d2kit.data.deep_pictures import _check_pixels, _decode_deep, _open_tiff, _scaled
 from d2kit.structures import Boxes, BoxMode, Instances
 from d2kit.utils.file_io import MAX_IMAGE_PIXELS, PathManager
 from d2kit.utils.registry import provides_class_weights
@@ -81,7 +82,11 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
     Three-channel JPEGs are decoded by OpenCV, all else by Pillow. Both use libjpeg-turbo with the
     same settings and give equal pixels (`tests/data/test_detection_utils.py`); OpenCV is
     faster by a quarter (1.24 against 1.70 ms at 640x480) and gives BGR at once. Whatever is not
-    8-bit RGB (16 bits, palettes, transparency, CMYK) is converted; alpha is dropped.
+    8-bit RGB (deeper pixels, palettes, transparency, CMYK) is converted; alpha is dropped.
+
+    Deeper pixels are divided by their white: 1 of floats, 255 of floats and 32-bit integers, 4095
+    (12 bits) or 65535, the first that no value of the picture exceeds. What is below 0 or not
+    finite is black. The log says which white was taken, once for each kind.
 
     Args:
         file_name: path, or any URI that `PathManager` knows.
@@ -104,7 +109,14 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
         pixels = _decode_by_opencv(data, header.size, format)
         if pixels is not None:
             return pixels
-    return convert_PIL_to_numpy(load_upright(header, file_name), format)
+    tiles = getattr(header, "tile", ())  # Pillow keeps the upper 8 of 16 bits of colours
+    halved = header.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in tiles)
+    turned = _exif_orientation(header) if halved and header.format == "PNG" else 1
+    image = load_upright(header, file_name)
+    if halved and format is not None and np.asarray(image)[..., :3].max(initial=0) < 16:
+        deep = _decode_deep(data, file_name)  # of 12 bits nothing but black would be left
+        image = image if deep is None else _apply_exif_orientation(deep, turned)
+    return _to_array(image, format, file_name)
 
 
 def read_label_map(file_name: str | os.PathLike) -> np.ndarray:
@@ -145,17 +157,21 @@ def convert_PIL_to_numpy(image: Any, format: str | None) -> np.ndarray:  # noqa:
     Raises:
         ValueError: for a format that is unknown.
     """
+    return _to_array(image, format, "a picture")
+
+
+def _to_array(image: Any, format: str | None, name: str | os.PathLike) -> np.ndarray:
     if format is None:
         return np.array(image)
     if format in ("BGR", "RGB", "YUV-BT.601"):
-        rgb = np.array(_eight_bit(image).convert("RGB"))
+        rgb = np.array(_eight_bit(image, name).convert("RGB"))
         if format == "RGB":
             return rgb
         if format == "BGR":
             return np.ascontiguousarray(rgb[:, :, ::-1])
         return rgb / 255.0 @ np.array(_M_RGB2YUV).T
     if format == "L":
-        return np.array(_eight_bit(image).convert("L"))[:, :, None]
+        return np.array(_eight_bit(image, name).convert("L"))[:, :, None]
     try:
         return np.array(image.convert(format))
     except (ValueError, KeyError) as error:
@@ -195,11 +211,11 @@ def _to_uint8(image: np.ndarray) -> np.ndarray:
     return image if image.dtype == np.uint8 else image.clip(0, 255).astype(np.uint8)
 
 
-def _apply_exif_orientation(image: Any) -> Any:
+def _apply_exif_orientation(image: Any, orientation: int | None = None) -> Any:
     """Set a Pillow image upright by its EXIF orientation; a damaged EXIF block counts as none."""
     from PIL import Image
 
-    orientation = _exif_orientation(image)
+    orientation = _exif_orientation(image) if orientation is None else orientation
     if orientation not in _UPRIGHT:
         return image
     return image.transpose(Image.Transpose[_UPRIGHT[orientation]])
@@ -241,18 +257,32 @@ def open_image(data: bytes, file_name: str | os.PathLike) -> Any:
             raise ValueError(f"{file_name}: refused as too large: {error}") from error
         except Exception as error:  # the plugins raise many types at damaged headers
             raise OSError(f"{file_name}: damaged image header: {error}") from error
+    if image is None and data[:4] in (b"II*\0", b"MM\0*"):
+        return _open_tiff(data, file_name)
     if image is None:
         raise ValueError(
             f"{file_name}: not an image ({len(data)} bytes, beginning with {data[:16]!r}); "
             f"expected one of {', '.join(_COMMON_FORMATS + _RARE_FORMATS)}"
         )
-    width, height = image.size
-    if width * height > MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{file_name}: refused as too large: {width}x{height} pixels, the limit is "
-            f"{MAX_IMAGE_PIXELS} (d2kit.data.detection_utils.MAX_IMAGE_PIXELS)"
-        )
+    _check_pixels(*image.size, file_name)
     return image
+
+
+def upright_size(file_name: str | os.PathLike) -> tuple[int, int]:
+    """Return (width, height) of a file as `read_image` reads it, by its header alone.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `read_image`, but for damage behind the header.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file_name) as image:
+            size, turned = image.size, _exif_orientation(image) in (5, 6, 7, 8)
+    except Image.UnidentifiedImageError:  # none, or colours in floats
+        image = open_image(read_image_bytes(file_name), file_name)
+        return image.size
+    return size[::-1] if turned else size
 
 
 def load_upright(image: Any, file_name: str | os.PathLike) -> Any:
@@ -292,16 +322,12 @@ def _decode_by_opencv(data: bytes, size: tuple[int, int], format: str) -> np.nda
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if format == "RGB" else pixels
 
 
-def _eight_bit(image: Any) -> Any:
+def _eight_bit(image: Any, name: str | os.PathLike) -> Any:
     """Return a Pillow image of at most 8 bits per channel, without palette transparency."""
     from PIL import Image
 
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        # 16-bit PNGs had mode "I" before Pillow 11; small values in it are 8-bit ones
-        if image.mode != "I" or values.max(initial=0) > 255:
-            values = (values.clip(0, 65535) * 255 + 32767) // 65535
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        return Image.fromarray(_scaled(np.asarray(image), name))
     if image.mode in ("P", "PA") and (image.mode == "PA" or "transparency" in image.info):
         return image.convert("RGBA")
     return image

@@ -283,9 +283,18 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         records = records_of(loader)
         if records is not None and uses_default_mapper(loader):
             found.look_at_training(", ".join(names.TRAIN), records, classes)
+            found.look_at_files(", ".join(names.TRAIN), records)
         own = getattr(type(self).build_evaluator, "__func__", None)
         known = own is getattr(DefaultEvaluation.build_evaluator, "__func__", None)
-        look = found.look_at_test if known else None
+        own = getattr(type(self).build_test_loader, "__func__", None)
+        mapped = own is getattr(DefaultEvaluation.build_test_loader, "__func__", None)
+
+        def look(name: str, records: list[Any]) -> None:
+            if known:
+                found.look_at_test(name, records)
+            if mapped:
+                found.look_at_files(name, records)
+
         counts = check_classes(classes, names.TRAIN, names.TEST, look)
         found.raise_if_any()
         self._warnings = [*found.warnings, *build_schedule_warnings(cfg, cfg.SOLVER.MAX_ITER)]

@@ -16,9 +16,13 @@ import numpy as np
 from tabulate import tabulate
 
 from d2kit.data import DatasetCatalog, MetadataCatalog
-from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main, once_per_image
+from d2kit.evaluation.evaluator import (
+    DatasetEvaluator,
+    gather_on_main,
+    once_per_image,
+    results_file,
+)
 from d2kit.structures import BoxMode
-from d2kit.utils.file_io import atomic_write
 
 __all__ = ["ClassificationReport"]
 
@@ -394,10 +398,11 @@ class ClassificationReport(DatasetEvaluator):
         for view, table in tables.items():
             figures = {k: [_json_number(x) for x in v] for k, v in per_class[view].items()}
             content[view] = {"confusion": table.tolist(), **figures}
-        with atomic_write(folder / "classification_report.json", "w") as f:
+        name, picture = self._dataset_name, "confusion.png"
+        with results_file(folder, "classification_report.json", name, beside=[picture]) as f:
             json.dump(content, f, indent=1, allow_nan=False)
         panels = {f"by {view}": (table, *self._labels(table)) for view, table in tables.items()}
-        plot_confusion(panels, folder / "confusion.png")
+        plot_confusion(panels, folder / picture)
         logger.info("Wrote classification_report.json and confusion.png to %s", folder)
 
 

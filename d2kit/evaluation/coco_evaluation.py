@@ -12,8 +12,9 @@ import tempfile
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -29,9 +30,14 @@ from d2kit.evaluation.coco_results import (
     per_class_table,
     summary_table,
 )
-from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main, once_per_image
+from d2kit.evaluation.evaluator import (
+    DatasetEvaluator,
+    gather_on_main,
+    once_per_image,
+    results_file,
+)
 from d2kit.structures import BoxMode, Instances
-from d2kit.utils.file_io import PathManager, atomic_write
+from d2kit.utils.file_io import PathManager
 
 __all__ = [
     "COCOEvaluator",
@@ -118,7 +124,8 @@ class COCOEvaluator(DatasetEvaluator):
         self._kpt_oks_sigmas = list(kpt_oks_sigmas)
         self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._coco_api = self._ground_truth(self._annotation_file(dataset_name, allow_cached_coco))
+        self._truth = self._annotation_file(dataset_name, allow_cached_coco)
+        self._coco_api = self._ground_truth(self._truth)
         self._do_evaluation = bool(self._coco_api.getAnnIds())
         self._warn_of_crowded_images(dataset_name)
         self.reset()
@@ -218,14 +225,18 @@ class COCOEvaluator(DatasetEvaluator):
             self._logger.warning("COCOEvaluator was given no prediction for any image")
             return {}
         if self._output_dir:
-            PathManager.mkdirs(self._output_dir)
-            with atomic_write(Path(self._output_dir) / "instances_predictions.pth") as file:
+            with self._results_file("instances_predictions.pth", "wb") as file:
                 torch.save(predictions, file)
         if "proposals" in predictions[0]:
             self._eval_box_proposals(predictions)
         if "instances" in predictions[0]:
             self._eval_predictions(predictions, img_ids=img_ids)
         return copy.deepcopy(self._results)
+
+    def _results_file(self, name: str, mode: str = "w") -> AbstractContextManager[IO[Any]]:
+        """Open a file in the output folder, see `results_file`."""
+        folder = str(self._output_dir)
+        return results_file(folder, name, self._metadata.name, self._truth, mode)
 
     def _gather(self) -> list[dict[str, Any]] | None:
         """Return the predictions of all processes, each image once; None but on the main one."""
@@ -249,10 +260,9 @@ class COCOEvaluator(DatasetEvaluator):
         coco_results = self._with_dataset_ids(coco_results)
         self._check_images(predictions, img_ids)
         if self._output_dir:
-            path = Path(self._output_dir) / "coco_instances_results.json"
-            with atomic_write(path, "w") as file:
+            with self._results_file("coco_instances_results.json") as file:
                 file.write(json.dumps(coco_results))
-            self._logger.info("Wrote %d results to %s", len(coco_results), path)
+            self._logger.info("Wrote %d results to %s", len(coco_results), self._output_dir)
         if not self._do_evaluation:
             self._logger.info("The annotation file has no annotations: nothing is evaluated")
             return
@@ -356,7 +366,7 @@ class COCOEvaluator(DatasetEvaluator):
                 "ids": [p["image_id"] for p in predictions],
                 "bbox_mode": BoxMode.XYXY_ABS.value,
             }
-            with atomic_write(Path(self._output_dir) / "box_proposals.pkl") as file:
+            with self._results_file("box_proposals.pkl", "wb") as file:
                 pickle.dump(data, file)
         if not self._do_evaluation:
             return

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import itertools
+import json
 import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 import torch
 from torch import nn
 
 from d2kit.utils import comm
 from d2kit.utils.comm import get_world_size, is_main_process
+from d2kit.utils.file_io import PathManager, atomic_write
 from d2kit.utils.logger import log_every_n_seconds
 from d2kit.utils.stopping import in_progress, leave_if_asked
+from d2kit.utils.text import file_name, one_line
 
 T = TypeVar("T")
 
@@ -52,6 +58,92 @@ def once_per_image(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]
             len(predictions) - len(by_image),
         )
     return list(by_image.values())
+
+
+OWNERS = "evaluated.json"
+"""Beside results: file name -> its test set and the SHA-256 of the annotations it was made with."""
+
+
+@contextmanager
+def results_file(
+    folder: str | os.PathLike[str],
+    name: str,
+    dataset: str,
+    truth: str | os.PathLike[str] | None = None,
+    mode: str = "w",
+    beside: Sequence[str] = (),
+) -> Iterator[IO[Any]]:
+    """Write a file of results; one of another test set moves to a folder of that set's name first.
+
+    Args:
+        folder: made where it is missing.
+        name: of the file.
+        dataset: the test set that the results are of.
+        truth: its annotation file, whose digest is kept beside the results.
+        mode: as in `atomic_write`.
+        beside: names of files that belong to this one and move with it.
+
+    Yields:
+        The open file; it takes its name when it is complete.
+    """
+    root = Path(folder)
+    PathManager.mkdirs(str(root))
+    owners = _owners(root)
+    before = owners.get(name, {}).get("dataset", dataset)
+    if before != dataset and (root / name).exists():
+        apart = root / file_name(before)
+        apart.mkdir(exist_ok=True)
+        for moved in (name, *beside):
+            if (root / moved).exists():
+                os.replace(root / moved, apart / moved)
+        _write_owners(apart, {**_owners(apart), name: owners[name]})
+        logger.warning("%s is of test set '%s': moved to %s", root / name, one_line(before), apart)
+    with atomic_write(root / name, mode) as file:
+        yield file
+    _write_owners(root, {**owners, name: {"dataset": dataset, "annotations": _sha256(truth)}})
+
+
+def _owners(folder: Path) -> dict[str, dict[str, str]]:
+    try:
+        found = json.loads((folder / OWNERS).read_text("utf-8"))
+        return {name: {k: str(v) for k, v in entry.items()} for name, entry in found.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}  # none, or one of others: nothing is known of the results
+
+
+def _write_owners(folder: Path, owners: Mapping[str, Mapping[str, str]]) -> None:
+    with atomic_write(folder / OWNERS, "w") as file:
+        json.dump(owners, file, indent=1)
+
+
+def _sha256(path: str | os.PathLike[str] | None) -> str:
+    if path is None or not os.path.isfile(path):
+        return ""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def stale_results(results: str | os.PathLike[str], truth: str | os.PathLike[str]) -> str:
+    """Say that results were made with other annotations than those they are compared with.
+
+    Args:
+        results: file of results, beside which `results_file` has noted what it was made with.
+        truth: annotation file of now.
+
+    Returns:
+        One sentence; "" where they fit, or where nothing is known.
+    """
+    path = Path(results)
+    known = _owners(path.parent).get(path.name, {})
+    if not known.get("annotations") or known["annotations"] == _sha256(truth):
+        return ""
+    return (
+        f"{path} was made with annotations of '{one_line(known['dataset'])}' that have changed "
+        f"since, or are not those of {os.fspath(truth)}: evaluate again (--eval-only)"
+    )
 
 
 _WARMUP_BATCHES = 5  # the first batches pay for allocation and kernel selection: not timed

@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from d2kit.config import CfgNode
@@ -20,7 +19,6 @@ from d2kit.evaluation.backend import _of_task
 from d2kit.evaluation.coco_evaluation import COCOEvaluator
 from d2kit.evaluation.coco_results import _evaluate_box_proposals, summary_table
 from d2kit.evaluation.fast_eval_api import to_hotcoco
-from d2kit.utils.file_io import atomic_write
 
 __all__ = ["LVISEvaluator", "_evaluate_box_proposals", "_evaluate_predictions_on_lvis"]
 
@@ -84,8 +82,7 @@ class LVISEvaluator(COCOEvaluator):
         results = self._with_dataset_ids(results)
         self._check_images(predictions, img_ids)
         if self._output_dir:
-            path = Path(self._output_dir) / "lvis_instances_results.json"
-            with atomic_write(path, "w") as file:
+            with self._results_file("lvis_instances_results.json") as file:
                 file.write(json.dumps(results))
         if not self._do_evaluation:
             self._logger.info("The annotation file has no annotations: nothing is evaluated")

@@ -18,8 +18,13 @@ from typing import Any
 import numpy as np
 
 from d2kit.data.catalog import MetadataCatalog
-from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main, once_per_image
-from d2kit.utils.file_io import PathManager, atomic_write, load_json
+from d2kit.evaluation.evaluator import (
+    DatasetEvaluator,
+    gather_on_main,
+    once_per_image,
+    results_file,
+)
+from d2kit.utils.file_io import PathManager, load_json
 
 __all__ = ["COCOPanopticEvaluator", "id_to_rgb"]
 
@@ -163,13 +168,11 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         for prediction in predictions:
             (folder / prediction["file_name"]).write_bytes(prediction["png_string"])
             annotations.append({k: v for k, v in prediction.items() if k != "png_string"})
-        file = folder / "predictions.json"
         content = {"annotations": annotations}
         if self._output_dir:
-            PathManager.mkdirs(self._output_dir)
-            file = Path(self._output_dir) / "predictions.json"
             content = {**load_json(truth), **content}
-        with atomic_write(file, "w") as stream:
+        file = Path(self._output_dir or folder) / "predictions.json"
+        with results_file(file.parent, file.name, self._metadata.name, truth) as stream:
             stream.write(json.dumps(content))
         try:
             evaluation = PanopticEval(

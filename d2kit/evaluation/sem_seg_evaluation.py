@@ -11,7 +11,6 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,7 @@ import torch
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
 from d2kit.data.detection_utils import read_label_map
 from d2kit.evaluation.coco_results import encode_bitmasks
-from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main
-from d2kit.utils.file_io import PathManager, atomic_write
+from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main, results_file
 from d2kit.utils.logger import create_small_table
 
 __all__ = ["SemSegEvaluator", "load_image_into_numpy_array"]
@@ -277,10 +275,10 @@ class SemSegEvaluator(DatasetEvaluator):
         self._predictions = [entry for p in parts for entry in p[2]]
         results = self._figures()
         if self._output_dir:
-            PathManager.mkdirs(self._output_dir)
-            with atomic_write(Path(self._output_dir) / "sem_seg_predictions.json", "w") as file:
+            folder, name = self._output_dir, self._dataset_name
+            with results_file(folder, "sem_seg_predictions.json", name) as file:
                 file.write(json.dumps(self._predictions))
-            with atomic_write(Path(self._output_dir) / "sem_seg_evaluation.pth") as file:
+            with results_file(folder, "sem_seg_evaluation.pth", name, mode="wb") as file:
                 torch.save(results, file)
         summary = {key: results[key] for key in ("mIoU", "fwIoU", "mACC", "pACC")}
         self._logger.info("Semantic segmentation:\n%s", create_small_table(summary))

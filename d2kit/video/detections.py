@@ -49,6 +49,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "bytes": ("bytes of the source", lambda v: type(v) is int and 0 <= v < 1 << 63),
     "source": ("the name of a file", lambda v: isinstance(v, str) and len(v) < 5000),
+    "content": ("a digest of the source", lambda v: isinstance(v, str) and len(v) < 200),
     "model": ("text", lambda v: isinstance(v, str)),
     "classes": (
         "a list of names",

@@ -16,7 +16,7 @@ import numpy as np
 from d2kit.tracking import Sighting
 from d2kit.utils.file_io import IMAGE_SUFFIXES
 from d2kit.utils.text import one_line
-from d2kit.video.frames import Frame, Selection, SourceInfo
+from d2kit.video.frames import Frame, Selection, SourceInfo, sampled_digest
 from d2kit.visualization.canvas import fitted, inside, paste, plate
 from d2kit.visualization.labels import palette
 
@@ -89,21 +89,17 @@ class PictureFolder:
             fps=fps,
             expected=selection.covers(len(self._files), fps),
             bytes=sum(p.stat().st_size for p in self._files),
+            content=sampled_digest(self._files),
         )
 
     def _common_size(self, path: Path) -> tuple[int, int]:
         """Return (width, height) of all pictures, by their headers."""
-        from PIL import Image
+        from d2kit.data.detection_utils import upright_size
 
         sizes: dict[tuple[int, int], list[Path]] = {}
         for file in self._files:
             try:
-                with Image.open(file) as picture:
-                    turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                    if turned and picture.format == "TIFF":
-                        picture.load()  # which Pillow itself turns
-                        turned = False
-                    size = picture.size[::-1] if turned else picture.size
+                size = upright_size(file)
             except Exception:  # Pillow raises many types; reading it will say which
                 continue
             sizes.setdefault(size, []).append(file)
@@ -287,14 +283,14 @@ def _text(
 ) -> None:
     """Write on a ground of `color`, whose lower left corner is moved into the picture.
 
-    As in pictures: every script for which there is a font. Colours stay in the order of the image.
+    As in pictures: every script for which there is a font.
     """
     size = 10 * thick + 2
     light = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2] > 128
     ink = (0, 0, 0) if light else (255, 255, 255)
-    ground = (color[0], color[1], color[2])
+    ground = (color[2], color[1], color[0])  # plates are RGB, as coloured emoji are
     line = fitted(text, size, image.shape[1])
-    picture = plate(line, size, ink, ground, 1.0)
+    picture = plate(line, size, ink, ground, 1.0)[..., [2, 1, 0, 3]]
     height, width = picture.shape[:2]
     place = (corner[0], corner[1] - height + 3)
     x, y = inside(*place, (width, height), (image.shape[1], image.shape[0]))

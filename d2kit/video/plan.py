@@ -134,8 +134,7 @@ def build_header(
                 digest.update(block)
     else:
         digest.update(weights.encode())
-    aspect = {} if info.aspect == 1 else {"aspect": info.aspect}
-    return aspect | {
+    header = {
         "source": os.path.basename(info.name),
         "bytes": info.bytes,
         "width": info.width,
@@ -145,6 +144,11 @@ def build_header(
         "classes": names,
         "model": digest.hexdigest()[:16],
     }
+    if info.aspect != 1:
+        header["aspect"] = info.aspect
+    if info.content:
+        header["content"] = info.content
+    return header
 
 
 def stored_detections(options: VideoOptions, header: dict[str, Any]) -> DetectionStore | None:
@@ -168,8 +172,8 @@ def stored_detections(options: VideoOptions, header: dict[str, Any]) -> Detectio
             f"{path}: holds an earlier recording of a camera; choose another --output, or "
             "--from-detections to track it again"
         )
-    # The shape of the pixels follows from the source; older files do not tell it.
-    compared = [k for k in header if k != "aspect"]
+    # The shape of the pixels follows from the source; older files tell neither it nor the digest.
+    compared = [k for k in header if k not in ("aspect", "content") or k in store.header]
     different = [k for k in compared if store.header.get(k) != header[k]]
     if different:
         listed = "; ".join(

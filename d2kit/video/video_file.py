@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from d2kit.video.frames import Frame, Selection, SourceInfo
+from d2kit.video.frames import Frame, Selection, SourceInfo, sampled_digest
 
 __all__ = ["VideoFile"]
 
@@ -105,6 +105,7 @@ class VideoFile:
             bytes=path.stat().st_size,
             aspect=1 / aspect if round(first.rotation / 90) % 2 else aspect,
             first=self._first,
+            content=sampled_digest([path]),
         )
 
     def __iter__(self) -> Iterator[Frame]:

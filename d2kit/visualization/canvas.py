@@ -19,6 +19,12 @@ VARIABLE = "D2KIT_FONT"
 
 logger = logging.getLogger(__name__)
 
+_TOLD: set[str] = set()
+"""First words of characters' names, such as CJK or ARABIC, of which it was told that they lack."""
+
+STRIKES = (109, 160, 137, 136, 128, 96, 72, 64, 48, 32)
+"""Em heights that fonts of coloured emoji have (Noto 109, Apple 160)."""
+
 
 def configured() -> tuple[str, ...]:
     """Return the font files that the user's settings name, best first.
@@ -94,29 +100,76 @@ def _has(path: str, char: str) -> bool:
 @cache
 def _on_system(char: str) -> str:
     """Return an installed font that has a character and is drawn at any size; "" if none has."""
-    for path in _sorted_files():
+    from matplotlib import font_manager
+
+    outlines = _sorted_files()
+    for path in outlines:
         if _has(path, char):
-            try:
-                font(path, 12)
-            except OSError:  # a bitmap font of one size, such as coloured emoji
-                continue
             return path
-    logger.warning(
-        "No font here has %s (U+%04X): its number is drawn. Install a font of its script (such as "
-        "the package fonts-noto-cjk), or name a file in %s or matplotlib's font.sans-serif",
-        unicodedata.name(char, "a character"),
-        ord(char),
-        VARIABLE,
-    )
+    # matplotlib keeps no bitmap fonts of one size, such as coloured emoji
+    for path in sorted(set(font_manager.findSystemFonts()) - set(outlines)):
+        if "LastResort" not in path and _has(path, char):
+            return path
+    name = unicodedata.name(char, "a character")
+    if name.split()[0] not in _TOLD:  # a language has hundreds of characters
+        _TOLD.add(name.split()[0])
+        logger.warning(
+            "No font here has %s (U+%04X): numbers are drawn in place of such characters. Install "
+            "fonts (Debian: fonts-noto-cjk, fonts-noto-core, fonts-noto-color-emoji), or name a "
+            "file in %s or matplotlib's font.sans-serif",
+            *(name, ord(char), VARIABLE),
+        )
     return ""
 
 
 @lru_cache(maxsize=256)
 def font(path: str, pixels: int) -> Any:
-    """Return a font of Pillow at an em height of `pixels`."""
+    """Return a font of Pillow at an em height of `pixels`, or a `Strike` that is like one."""
     from PIL import ImageFont
 
-    return ImageFont.truetype(path, pixels)
+    try:
+        return ImageFont.truetype(path, pixels)
+    except OSError:
+        for size in STRIKES:
+            try:
+                return Strike(ImageFont.truetype(path, size), pixels / size)
+            except OSError:
+                continue
+        raise
+
+
+class Strike:
+    """A font of coloured bitmaps of one size, scaled.
+
+    Args:
+        font: of Pillow, at its own size.
+        scale: to the height that is wanted.
+    """
+
+    def __init__(self, font: Any, scale: float) -> None:
+        self._font, self._scale = font, scale
+
+    def getlength(self, text: str) -> float:
+        """Return the width in pixels."""
+        return float(self._font.getlength(text)) * self._scale
+
+    def getbbox(self, text: str, anchor: str) -> tuple[float, ...]:
+        """Return left, top, right, bottom in pixels, from the anchor."""
+        return tuple(value * self._scale for value in self._font.getbbox(text, anchor=anchor))
+
+    def paste(self, image: Any, x: float, baseline: float, text: str) -> None:
+        """Draw text in its own colours onto an RGBA picture of Pillow."""
+        from PIL import Image, ImageDraw
+
+        left, top, right, bottom = self._font.getbbox(text, anchor="ls")
+        glyphs = Image.new("RGBA", (right - left, bottom - top), (0, 0, 0, 0))
+        ImageDraw.Draw(glyphs).text(
+            (-left, -top), text, font=self._font, anchor="ls", embedded_color=True
+        )
+        size = [max(1, round(side * self._scale)) for side in glyphs.size]
+        small = glyphs.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+        place = (round(x + left * self._scale), round(baseline + top * self._scale))
+        image.alpha_composite(small, (max(place[0], 0), max(place[1], 0)))
 
 
 @lru_cache(maxsize=4096)
@@ -131,10 +184,12 @@ def runs(text: str, fonts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         (piece, font file); a character that no font has is its number, such as ``[4EBA]``.
     """
     pieces: list[tuple[str, str]] = []
-    for char in text:
+    for last, char in zip(" " + text, text, strict=False):
         before = pieces[-1][1] if pieces else fonts[-1]
-        joins = unicodedata.combining(char) or unicodedata.category(char) in ("Cf", "Mn", "Me")
-        path = before if joins and not _has(before, char) else ""
+        # What joins has no glyph of its own; marks, and what is joined, belong to the letter before
+        joins = unicodedata.category(char) == "Cf" or 0xFE00 <= ord(char) <= 0xFE0F
+        belongs = last == "\u200d" or unicodedata.category(char) in ("Mn", "Mc", "Me")
+        path = before if joins or (belongs and _has(before, char)) else ""
         path = path or next((p for p in fonts if _has(p, char)), "")
         if not path:
             path = before if _has(before, char) else _on_system(char)
@@ -217,7 +272,10 @@ def _plate(
     for row, line in enumerate(loaded):
         x, baseline = float(pad), row * line_height - trim + ascent
         for piece, face in line:
-            drawing.text((x, baseline), piece, font=face, fill=(*color, 255), anchor="ls")
+            if isinstance(face, Strike):
+                face.paste(image, x, baseline, piece)
+            else:
+                drawing.text((x, baseline), piece, font=face, fill=(*color, 255), anchor="ls")
             x += face.getlength(piece)
     if rotation:
         image = image.rotate(rotation, expand=True, resample=Image.Resampling.BICUBIC)

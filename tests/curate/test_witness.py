@@ -264,3 +264,129 @@ def test_rotated_boxes_are_checked(tmp_path, folder):
     path = tmp_path / "fixed.json"
     path.write_text(json.dumps(copied))
     assert sum(len(r["annotations"]) for r in load_coco_json(path, folder)) == 5
+
+
+# ---- what else tells
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x, y, w, h: [x, y, x + w, y + h],  # corners
+        lambda x, y, w, h: [x / W, y / H, w / W, h / H],  # shares
+    ],
+)
+def test_without_a_mask_the_area_is_the_witness(tmp_path, folder, wrong):
+    data = whole(masks=False)
+    for a in data["annotations"]:
+        a["bbox"] = [float(v) for v in wrong(*a["bbox"])]
+    assert checked(tmp_path, data)
+    copied, _ = fixed(data, folder)
+    assert len(copied["annotations"]) == 6
+    assert lies_on_its_object(folder, copied)
+
+
+def test_shares_without_a_witness_are_left_out(tmp_path, folder):
+    data = whole(masks=False)
+    for a in data["annotations"]:
+        x, y, w, h = a["bbox"]
+        a["bbox"] = [x / W, y / H, w / W, h / H]
+        del a["area"]
+    assert any("shares of the image size" in f.what for f in checked(tmp_path, data))
+    copied, done = fixed(data, folder)
+    assert copied["annotations"] == []
+    assert sum("left out" in f.what for f in done) == 6
+
+
+def test_masks_in_shares_become_pixels(folder):
+    data = whole()
+    for a in data["annotations"]:
+        a["segmentation"] = [[v / (W, H)[i % 2] for i, v in enumerate(a["segmentation"][0])]]
+    copied, _ = fixed(data, folder)
+    assert [a["bbox"] for a in copied["annotations"]] == [a["bbox"] for a in data["annotations"]]
+    for found, meant in zip(copied["annotations"], whole()["annotations"], strict=True):
+        np.testing.assert_allclose(found["segmentation"], meant["segmentation"])
+
+
+def test_a_contradiction_that_nothing_explains_is_left_out(folder):
+    """Box and mask lie apart, both of the size of the area: the others stay."""
+    data = whole()
+    data["annotations"][0]["segmentation"] = outline(70, 60, 30, 20)
+    copied, done = fixed(data, folder)
+    assert [a["id"] for a in copied["annotations"]] == [2, 3, 4, 5, 6]
+    assert [f.where for f in done] == ["annotation 1"]
+
+
+def test_keypoints_away_from_their_box(tmp_path, folder):
+    data = whole()
+    for a in data["annotations"]:
+        x, y, w, h = a["bbox"]
+        a |= {"keypoints": [x, y, 2, x + w, y + h, 1, 0, 0, 0], "num_keypoints": 2}
+    assert checked(tmp_path, data) == []
+    data["annotations"][3]["keypoints"] = [100, 80, 2, 105, 85, 2, 0, 0, 0]
+    [finding] = checked(tmp_path, data)
+    assert (finding.where, finding.field) == ("annotation 4", "keypoints")
+    copied, _ = fixed(data, folder)
+    assert copied["annotations"][3]["keypoints"] == [0] * 9
+    assert copied["annotations"][3]["num_keypoints"] == 0
+    assert len(copied["annotations"]) == 6
+
+
+def as_text(data):
+    for a in data["annotations"]:
+        a["bbox"], a["segmentation"] = str(a["bbox"]), json.dumps(a["segmentation"])
+
+
+def with_commas(data):
+    for a in data["annotations"]:
+        a["bbox"] = ", ".join(map(str, a["bbox"]))
+
+
+def as_tables(data):
+    for key in ("images", "annotations", "categories"):
+        data[key] = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in data[key]}
+
+
+def without_endings(data):
+    for image in data["images"]:
+        image["file_name"] = image["file_name"].removesuffix(".png")
+
+
+def under_another_key(data):
+    for image in data["images"]:
+        image["path"] = "/mnt/server/" + image.pop("file_name")
+
+
+def without_categories(data):
+    del data["categories"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [as_text, with_commas, as_tables, without_endings, under_another_key, without_categories],
+)
+def test_what_other_programs_write_is_kept(tmp_path, folder, change):
+    data = whole()
+    change(data)
+    copied, done = fixed(data, folder)
+    assert done
+    assert checked(tmp_path, copied, folder) == []
+    assert len(copied["annotations"]) == 6
+    assert lies_on_its_object(folder, copied)
+
+
+def test_marks_that_are_characters_of_their_own(tmp_path, folder):
+    """macOS takes letters apart: b, a, diaeresis, r."""
+    data = whole(name="bär{}.png")
+    for i in (1, 2):
+        (folder / f"{i}.png").rename(folder / f"ba\u0308r{i}.png")
+    copied, _ = fixed(data, folder)
+    assert [i["file_name"] for i in copied["images"]] == ["ba\u0308r1.png", "ba\u0308r2.png"]
+
+
+def test_an_ending_that_two_files_have_is_not_guessed(folder):
+    (folder / "1.jpg").write_bytes((folder / "2.png").read_bytes())
+    data = whole(name="{}")
+    copied, done = fixed(data, folder)
+    assert [i["file_name"] for i in copied["images"]] == ["2.png"]
+    assert any("does not exist" in f.what for f in done)

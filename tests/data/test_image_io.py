@@ -6,10 +6,12 @@ import subprocess
 import sys
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from d2kit.data import deep_pictures
 from d2kit.data import detection_utils as _image_io
 from d2kit.data import detection_utils as utils
 
@@ -121,6 +123,81 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     image = utils.read_image(path, "BGR")
     np.testing.assert_array_equal(image[..., 0], np.rint(values / 257).astype(np.uint8))
     np.testing.assert_array_equal(utils.read_image(path, "L")[..., 0], image[..., 0])
+
+
+RAMP = np.tile(np.linspace(0, 1, 64), (48, 1))
+
+
+@pytest.mark.parametrize("colours", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "white", "said"),
+    [
+        ("tiff", np.uint16, 4095, "0..4095"),
+        ("png", np.uint16, 4095, "0..4095"),
+        ("tiff", np.uint16, 65535, "0..65535"),
+        ("tiff", np.float32, 1, "0..1 "),
+        ("tiff", np.float32, 255, "0..255 "),
+        ("tiff", np.float32, 4095, "0..4095"),
+        ("tiff", np.float64, 1, "0..1 "),
+    ],
+)
+def test_deep_pictures_are_scaled_by_their_white(
+    tmp_path, caplog, monkeypatch, suffix, dtype, white, said, colours
+):
+    monkeypatch.setattr(deep_pictures, "_TOLD", set())
+    caplog.set_level("INFO", deep_pictures.__name__)
+    values = (RAMP * white).astype(dtype)
+    pixels = np.stack([values, values / 2, values * 0], -1).astype(dtype) if colours else values
+    path = str(tmp_path / f"a.{suffix}")
+    assert cv2.imwrite(path, pixels)
+    first = utils.read_image(path, "BGR")
+    assert first.dtype == np.uint8
+    np.testing.assert_allclose(first[..., 0], RAMP * 255, atol=1)
+    if colours:
+        np.testing.assert_allclose(first[..., 1], RAMP * 127.5, atol=1)
+        assert not first[..., 2].any()
+    utils.read_image(path, "RGB")
+    lines = [r.getMessage() for r in caplog.records]
+    # of 16 bits of colours Pillow gives the upper 8, which is no guess
+    assert len(lines) == (0 if colours and white == 65535 else 1), lines
+    assert all(said in line and path in line for line in lines)
+
+
+def test_what_is_no_brightness_is_black(tmp_path):
+    values = np.array([[0.0, 1.0, np.nan, np.inf, -np.inf, -3.0, 0.5]], np.float32)
+    image = utils.read_image(_save(tmp_path / "a.tiff", values), "L")
+    assert image[..., 0].tolist() == [[0, 255, 0, 0, 0, 0, 128]]
+
+
+def test_a_deep_tiff_that_is_turned_is_upright(tmp_path):
+    for dtype, white in ((np.uint16, 4095), (np.float32, 1)):
+        pixels = np.repeat((RAMP * white).astype(dtype)[..., None], 3, -1)
+        data = cv2.imencode(".tiff", pixels)[1].tobytes()
+        path = tmp_path / "a.tiff"
+        path.write_bytes(with_tag(data, 274, 6))
+        image = utils.read_image(path, "RGB")
+        assert image.shape == (64, 48, 3)
+        np.testing.assert_allclose(image[..., 0], RAMP.T * 255, atol=1)
+
+
+def with_tag(data, tag, value):
+    """Add a short tag to a little-endian TIFF, in a table at its end."""
+    start = int.from_bytes(data[4:8], "little")
+    count = int.from_bytes(data[start : start + 2], "little")
+    entries = [data[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
+    entries.append(struct.pack("<HHII", tag, 3, 1, value))
+    entries.sort(key=lambda e: int.from_bytes(e[:2], "little"))
+    table = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return data[:4] + struct.pack("<I", len(data)) + data[8:] + table
+
+
+def test_a_tiff_that_nothing_reads_says_what_it_is(tmp_path):
+    data = cv2.imencode(".tiff", RAMP.astype(np.float32), [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1]
+    path = tmp_path / "a.tiff"
+    entry = struct.pack("<HHI", 258, 3, 1)
+    path.write_bytes(data.tobytes().replace(entry + b"\x20", entry + b"\x18"))  # 24-bit floats
+    with pytest.raises(ValueError, match=r"a.tiff: a TIFF of 64x48 pixels.*bits \(24,\)"):
+        utils.read_image(path)
 
 
 def test_label_maps_keep_their_numbers(tmp_path):

@@ -6,9 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from d2kit.cli import evaluate_groups
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.data.datasets import register_coco_instances
 from d2kit.engine.evaluate import DefaultEvaluation, check_evaluated_weights
+from d2kit.evaluation import COCOEvaluator, inference_on_dataset
+from d2kit.evaluation.evaluator import stale_results
+from d2kit.evaluation.report import write_report
 from d2kit.structures import Boxes, BoxMode, Instances
 from tests.support.rcnn_data import CLASSES, write_dataset
 from tests.support.tiny_model import tiny_config
@@ -139,3 +143,45 @@ def test_names_that_are_alike_as_folders_stay_apart(sets):
     folders = {_build_folder(sets, name) for name in ("a/b", "a_b", "a b", "../a_b")}
     assert len(folders) == 4
     assert all("/inference/" in f and ".." not in f for f in folders)
+
+
+def test_results_of_one_folder_do_not_overwrite_each_other(sets, tmp_path, caplog):
+    """A script that gives two evaluators one folder: the newest has the names of the files."""
+    out = tmp_path / "o"
+    for name in NAMES:
+        records = DatasetCatalog.get(name)
+        evaluator = COCOEvaluator(name, output_dir=str(out))
+        inference_on_dataset(Truth(records, CLASSES), [[r] for r in records], evaluator)
+    files = (out / "coco_instances_results.json", out / NAMES[0] / "coco_instances_results.json")
+    ids = [{row["image_id"] for row in json.loads(file.read_text())} for file in files]
+    assert ids == [{50, 51, 52, 53}, {0, 1, 2, 3}]
+    assert (out / NAMES[0] / "instances_predictions.pth").exists()
+    assert f"is of test set '{NAMES[0]}': moved to {out / NAMES[0]}" in caplog.text
+    truths = [MetadataCatalog.get(name).json_file for name in NAMES]
+    assert stale_results(files[0], truths[1]) == stale_results(files[1], truths[0]) == ""
+    assert "that have changed since" in stale_results(files[0], truths[0])
+
+
+def test_results_say_that_the_labels_have_changed(sets, tmp_path, capsys):
+    sets.merge_from_list(["DATASETS.TEST", NAMES[:1]])
+    DefaultEvaluation.test(sets, Truth(DatasetCatalog.get(NAMES[0]), CLASSES))
+    results, truth = (
+        tmp_path / "o/inference/coco_instances_results.json",
+        tmp_path / "images/truth.json",
+    )
+    arguments = ["--dataset", str(truth), "--results", str(results), "--samples", "10"]
+    evaluate_groups.main(arguments)
+    assert "warning" not in capsys.readouterr().err
+    content = json.loads(truth.read_text())
+    content["annotations"][0]["bbox"][0] += 1
+    truth.write_text(json.dumps(content))
+    evaluate_groups.main(arguments)
+    assert "evaluate again" in capsys.readouterr().err
+
+
+def test_the_report_finds_the_results_of_several_test_sets(sets, tmp_path):
+    DefaultEvaluation.test(sets, Truth(DatasetCatalog.get(NAMES[0]), CLASSES))
+    (tmp_path / "o/config.yaml").write_text(sets.dump())
+    page = write_report(tmp_path / "o").read_text()
+    assert f"Shown: {NAMES[0]}, whose results are stored. Also stored: {NAMES[1]}." in page
+    assert "No COCO results" not in page

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2kit.data import DatasetCatalog, SampleError, build_detection_test_loader
+from d2kit.data import DatasetCatalog, DatasetError, SampleError, build_detection_test_loader
 from d2kit.data.detection_utils import read_image
 from d2kit.engine import launch
+from d2kit.engine.preflight import records as preflight_records
 from d2kit.utils import comm
 from d2kit.utils.logger import setup_logger
 from tests.data.test_image_io import _png_of_size
@@ -82,9 +83,25 @@ def write(folder, contents):
     DatasetCatalog.register(tiny.NAME, lambda: found)
 
 
+@pytest.fixture
+def no_look(monkeypatch):
+    """The loader alone: a training of many files begins before all headers were looked at."""
+    monkeypatch.setattr(preflight_records, "SECONDS", 0)
+
+
+@pytest.mark.faults(23, fast=True)
+@pytest.mark.parametrize("name", ["empty", "HTML", "of another size"])
+def test_the_look_before_the_training_names_the_file(tmp_path, name):
+    content, reason = DAMAGED[name]
+    write(tmp_path, [WHOLE, content])
+    with pytest.raises(DatasetError, match=r"1 files: .*1\.jpg") as error:
+        tiny.TinyTrainer(tiny.tiny_cfg(tmp_path / "run"))
+    assert reason in str(error.value)
+
+
 @pytest.mark.faults(23, fast=True)
 @pytest.mark.parametrize("name", DAMAGED)
-def test_strict_is_one_line_with_the_path(tmp_path, name, log):
+def test_strict_is_one_line_with_the_path(tmp_path, name, log, no_look):
     content, reason = DAMAGED[name]
     write(tmp_path, [WHOLE, content])
     with pytest.raises(SampleError, match=r"1\.jpg") as error:
@@ -95,7 +112,7 @@ def test_strict_is_one_line_with_the_path(tmp_path, name, log):
 
 
 @pytest.mark.faults(23)
-def test_strict_is_one_line_from_a_worker_too(tmp_path):
+def test_strict_is_one_line_from_a_worker_too(tmp_path, no_look):
     write(tmp_path, [WHOLE, DAMAGED["empty"][0]])
     with pytest.raises(SampleError, match=r"^cannot make a sample of .*1\.jpg.*$") as error:
         tiny.TinyTrainer(tiny.tiny_cfg(tmp_path / "run", "DATALOADER.NUM_WORKERS", 1)).train()

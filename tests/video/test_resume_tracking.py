@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import cv2
 import pytest
 
 from d2kit.video import (
@@ -119,6 +120,19 @@ def test_detections_of_another_run_are_refused(
     with pytest.raises(ValueError, match=key):
         track_video(cfg, options)
     assert [p.name for p in tmp_path.iterdir()] == [DETECTIONS]
+
+
+def test_other_pictures_of_the_same_name_and_size_are_not_taken_for_the_old_ones(weights, tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for k, (image, _) in enumerate(FRAMES[25:29]):
+        cv2.imwrite(str(folder / f"{k}.bmp"), image)
+    cfg = tiny_detector.detector_cfg(weights)
+    track_video(cfg, tiny_detector.options(folder, tmp_path / "out"))
+    assert track_video(cfg, tiny_detector.options(folder, tmp_path / "out"))["frames_detected"] == 0
+    cv2.imwrite(str(folder / "2.bmp"), FRAMES[2][0])
+    with pytest.raises(ValueError, match=r"of another run \(content: "):
+        track_video(cfg, tiny_detector.options(folder, tmp_path / "out"))
 
 
 def test_interrupted_and_continued(undisturbed, short_clip, weights, tmp_path):

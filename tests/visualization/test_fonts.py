@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from PIL import Image, ImageDraw
 
 from d2kit.tracking import Sighting
-from d2kit.video.overlay import draw_tracks
+from d2kit.video.overlay import draw_tracks, track_color
 from d2kit.visualization import Visualizer
 from d2kit.visualization import canvas as _fonts
 
@@ -70,6 +71,48 @@ def test_names_of_a_script_look_different(tmp_path, monkeypatch, draw, way):
     if way != "none":
         assert path in used
         assert len(used) == 2  # Latin letters are DejaVu's
+
+
+def test_what_joins_stays_in_the_font_of_what_it_joins(tmp_path):
+    """DejaVu has the joiner too: a family of emoji would fall apart into its members."""
+    path = write_font(tmp_path / "bars.ttf")
+    fonts = (path, *_fonts.configured())
+    for text in ("人\u200d車", "人\ufe0f\u200d車\u200d床"):
+        assert _fonts.runs(text, fonts) == ((text, path),)
+    assert [p for _, p in _fonts.runs("a人", fonts)] == [fonts[-1], path]
+
+
+def test_a_bitmap_font_is_scaled_to_the_size_of_the_others():
+    """The strike of an outline font looks like the font at the wanted size."""
+    path = _fonts.configured()[-1]
+    plain = _fonts.font(path, 24)
+    strike = _fonts.Strike(_fonts.font(path, 120), 24 / 120)
+    assert strike.getlength("Ambulance") == pytest.approx(plain.getlength("Ambulance"), rel=0.03)
+    assert strike.getbbox("Ag", "ls") == pytest.approx(plain.getbbox("Ag", anchor="ls"), abs=1.5)
+    drawn = [Image.new("RGBA", (80, 40), (0, 0, 0, 0)) for _ in range(2)]
+    strike.paste(drawn[0], 5, 28, "Ag")
+    ImageDraw.Draw(drawn[1]).text((5, 28), "Ag", font=plain, fill="black", anchor="ls")
+    boxes = [image.getchannel("A").point(lambda v: 255 * (v > 100)).getbbox() for image in drawn]
+    assert boxes[0] == pytest.approx(boxes[1], abs=1)
+
+
+def test_a_script_that_no_font_has_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(_fonts, "_TOLD", set())
+    _fonts._on_system.cache_clear()
+    _fonts.runs.cache_clear()
+    for text in ("\U00012000\U00012001", "\U00012002 \U00012003"):  # cuneiform
+        found = _fonts.runs(text, _fonts.configured())
+        if any(char in piece for char in text.replace(" ", "") for piece, _ in found):
+            pytest.skip("a font with cuneiform is installed")
+    assert len(caplog.records) == 1
+    assert "U+12000" in caplog.text
+
+
+def test_colours_of_a_plate_are_those_of_the_identity():
+    image = np.zeros((120, 160, 3), np.uint8)
+    sighting = Sighting(track_id=1, class_id=0, score=0.9, box=(20, 40, 120, 100), centroid=(9, 9))
+    draw_tracks(image, [sighting], ["x"], 0.0)
+    assert (image[30, 21:24] == track_color(1)).all(axis=1).any()
 
 
 def test_a_newline_and_escapes_in_a_name_are_drawn():

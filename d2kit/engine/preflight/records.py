@@ -4,8 +4,12 @@ No image is decoded. What stops the training or its first evaluation is an error
 its figures worse a warning.
 """
 
+import logging
+import random
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Integral
@@ -16,6 +20,11 @@ from d2kit.config import CfgNode
 __all__ = ["DefaultRecordCheck", "build_learned_parts", "check_same_classes", "evaluator_kind"]
 
 Record = Mapping[str, Any]
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 5.0
+"""Longest time for which headers of files are read; some 50,000 from a local disk."""
 
 SHOWN = 5
 """Images that a line names."""
@@ -84,18 +93,54 @@ class DefaultRecordCheck:
         learns = build_learned_parts(self.cfg)
         bad: dict[str, list[str]] = {}
         files: Counter[str] = Counter()
-        objects = 0
+        objects, largest = 0, 0.0
         for record in records:
             shown = _name_of(record)
             files[shown] += 1
             real = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
             objects += len(real)
             for annotation in real:
+                if _finite(annotation.get("bbox"), (4, 5)):
+                    largest = max(largest, *map(float, annotation["bbox"]))
                 for what in self._refused(annotation, record, learns, num_classes):
                     bad.setdefault(what, []).append(shown)
         for what, images in bad.items():
             self.errors.append(_line(name, what, images, objects))
+        if 0 < largest <= 1:
+            self.warnings.append(
+                f"dataset {name}: all boxes lie within 1 x 1 pixel; are they shares of the image "
+                "size? Records have pixels"
+            )
         self._warn_of_files(name, files)
+
+    def look_at_files(self, name: str, records: Iterable[Any]) -> None:
+        """Compare the sizes of records with the headers of their files, for at most `SECONDS`.
+
+        Args:
+            name: of the dataset.
+            records: that the default mapper will map.
+        """
+        wanted = {
+            str(r["file_name"]): (r["width"], r["height"])
+            for r in records
+            if None not in (r.get("file_name"), r.get("width"), r.get("height"))
+        }
+        files = [file for file in wanted if "://" not in file]
+        random.Random(0).shuffle(files)  # where time ends, all parts were looked at
+        end, seen, wrong = time.monotonic() + SECONDS, 0, []
+        with ThreadPoolExecutor(8) as pool:
+            while files[seen:] and time.monotonic() < end:
+                some = files[seen : seen + 256]
+                seen += len(some)
+                wrong += [
+                    line for line in pool.map(_wrong_file, some, map(wanted.get, some)) if line
+                ]
+        if seen < len(files):
+            logger.info("%s: sizes of %d of %d files compared", name, seen, len(files))
+        skipped = self.cfg.DATALOADER.MAX_SKIPPED_IMAGES
+        if wrong:
+            into = self.errors if len(wrong) > skipped else self.warnings
+            into.append(f"dataset {name}: {len(wrong)} files: {'; '.join(sorted(wrong)[:SHOWN])}")
 
     def _refused(
         self, a: Record, record: Record, learns: frozenset[str], num_classes: int | None
@@ -243,6 +288,23 @@ def check_same_classes(name: str, found: Sequence[str], of: str, wanted: Sequenc
     raise ValueError(
         f"dataset '{name}' has other classes than {of}: only here {_some(ours)}, only there "
         f"{_some(theirs)}; name the classes alike, or register the right dataset"
+    )
+
+
+def _wrong_file(file: str, size: tuple[int, int] | None) -> str:
+    """Say why a file is not one of a record's (width, height); "" where it is."""
+    from d2kit.data.detection_utils import upright_size
+
+    try:
+        found = upright_size(file)
+    except Exception as error:  # Pillow raises many types at damaged headers
+        text = str(error)
+        return text if file in text else f"{file}: {text}"
+    if size == found:
+        return ""
+    return (
+        f"{file} is {found[0]}x{found[1]} pixels (width x height, set upright by EXIF), its "
+        f"dataset says {size}: d2kit check --images FOLDER --fix mends or leaves out"
     )
 
 

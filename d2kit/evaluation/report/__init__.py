@@ -7,6 +7,7 @@ import logging
 import os
 from pathlib import Path
 
+from d2kit.evaluation.evaluator import stale_results
 from d2kit.evaluation.report.compare import Comparison, compare_runs
 from d2kit.evaluation.report.figures import evaluate_results
 from d2kit.evaluation.report.page import MARK, make_run_page
@@ -99,8 +100,12 @@ def _test_set(run: Run) -> tuple[Dataset | None, str]:
         if one.json_file:
             coco = load_json(one.json_file)
             if seen <= {image["id"] for image in coco["images"]}:
-                several = len(run.test) > 1
-                return one, f"Shown: {one.name}, whose results are stored." if several else ""
+                lines = [f"Shown: {one.name}, whose results are stored."] * (len(run.test) > 1)
+                if run.others:
+                    lines.append(f"Also stored: {', '.join(run.others)}.")
+                if run.stored is not None:
+                    lines.append(stale_results(run.stored, one.json_file))
+                return one, " ".join(filter(None, lines))
     names = ", ".join(one.name for one in run.test) or "none is named in config.yaml"
     return None, (
         f"The annotations of the test set ({names}) were not found, or are not those of the stored "

@@ -18,6 +18,7 @@ from typing import Any
 from d2kit.config import CfgNode, get_cfg
 from d2kit.evaluation.coco_results import read_coco_results
 from d2kit.utils.file_io import atomic_write, load_json
+from d2kit.utils.text import file_name
 
 __all__ = ["Dataset", "Run", "read_run", "record_run"]
 
@@ -58,7 +59,10 @@ class Run:
         rows: of ``metrics.json``, see `d2kit.visualization.plots.read_metrics`.
         train: datasets it was trained on.
         test: datasets it was evaluated on.
-        results: COCO results; None where none are stored.
+        results: COCO results; None where none are stored. Of several test sets, those of the first
+            in DATASETS.TEST that has some.
+        stored: the file of the results.
+        others: test sets whose results are stored too.
         machine: name -> version or description.
     """
 
@@ -69,6 +73,8 @@ class Run:
     test: list[Dataset]
     results: list[dict[str, Any]] | None
     machine: dict[str, str]
+    stored: Path | None = None
+    others: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -86,30 +92,41 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     from d2kit.visualization.plots import read_metrics
 
     root = Path(folder)
-    results, metrics = root / RESULTS, root / "metrics.json"
+    metrics = root / "metrics.json"
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder; give the OUTPUT_DIR of a training")
-    if not (results.exists() or metrics.exists()):
-        raise FileNotFoundError(
-            f"{root} holds neither metrics.json nor {RESULTS}; expected the OUTPUT_DIR of a "
-            f"training, found {sorted(p.name for p in root.iterdir())[:8]}"
-        )
     cfg = None
     if (root / "config.yaml").exists():
         cfg = get_cfg()
         cfg.merge_from_file(str(root / "config.yaml"))
+    names = [] if cfg is None else list(cfg.DATASETS.TEST)
+    # each of several test sets has a folder of its own
+    places = {name: root / "inference" / file_name(name) / Path(RESULTS).name for name in names}
+    plain = {"": root / RESULTS}
+    places = places | plain if len(names) > 1 else plain | places
+    stored = {name: path for name, path in places.items() if path.exists()}
+    if not (stored or metrics.exists()):
+        raise FileNotFoundError(
+            f"{root} holds neither metrics.json nor {RESULTS}; expected the OUTPUT_DIR of a "
+            f"training, found {sorted(p.name for p in root.iterdir())[:8]}"
+        )
+    results = next(iter(stored.values()), None)
     record = load_json(root / RECORD) if (root / RECORD).exists() else {}
     if not isinstance(record, dict) or not isinstance(record.get("datasets", {}), dict):
         raise ValueError(f"{root / RECORD}: expected an object with 'datasets'; delete the file")
-    sets = {part: _datasets(cfg, part, record) for part in ("TRAIN", "TEST")}
+    sets = {part: _datasets(cfg, part, record, root) for part in ("TRAIN", "TEST")}
+    shown = next(iter(stored), "")
+    sets["TEST"].sort(key=lambda one: one.name != shown)
     return Run(
         folder=root,
         cfg=cfg,
         rows=read_metrics(metrics) if metrics.exists() else [],
         train=sets["TRAIN"],
         test=sets["TEST"],
-        results=read_coco_results(results) if results.exists() else None,
+        results=None if results is None else read_coco_results(results),
         machine=record.get("machine") or this_machine(),
+        stored=results,
+        others=[name for name in stored if name not in ("", shown)] if shown else [],
     )
 
 
@@ -163,7 +180,9 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _datasets(cfg: CfgNode | None, part: str, record: Mapping[str, Any]) -> list[Dataset]:
+def _datasets(
+    cfg: CfgNode | None, part: str, record: Mapping[str, Any], root: Path
+) -> list[Dataset]:
     """Find the datasets of a config: as registered now, else as recorded when the run ended."""
     if cfg is None:
         return []
@@ -180,10 +199,10 @@ def _datasets(cfg: CfgNode | None, part: str, record: Mapping[str, Any]) -> list
         images = known.get("image_root", "") if known else ""
         if not path or not Path(path).exists():
             path, images = old.get("json_file", ""), old.get("image_root", "")
-        converted = f"inference/{name}_coco_format.json"
-        folder = Path(cfg.OUTPUT_DIR)
-        if not path and (folder / converted).exists():
-            path = str(folder / converted)
+        converted = f"{name}_coco_format.json"
+        for folder in (root / "inference", root / "inference" / file_name(name)):
+            if not path and (folder / converted).exists():
+                path = str(folder / converted)
         if path and Path(path).exists():
             found.append(_described(name, str(path), str(images or "")))
         else:
