@@ -117,9 +117,9 @@ def export_config(
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     metadata = build_metadata_of(cfg)
-    report = export_model(model, kind, output, image, to_input, metadata=metadata, half=half)
-    (output / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
-    return report
+    return export_model(
+        model, kind, output, image, to_input, metadata=metadata, config=cfg.dump(), half=half
+    )
 
 
 def build_metadata_of(cfg: CfgNode) -> dict[str, Any]:

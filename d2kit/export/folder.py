@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from d2kit import __version__
-from d2kit.export.backends import FILES, METADATA, RUNNERS, ExportedModel, sha256
+from d2kit.export.backends import CONFIG, FILES, METADATA, RUNNERS, ExportedModel, sha256
 from d2kit.export.formats import ONNX_OPSET, WRITERS
 from d2kit.export.graph import DetectorGraph, detector_graph
 from d2kit.export.parity import TOLERANCE, compare, parity_pictures, worst
@@ -31,6 +31,7 @@ def export_model(
     to_input: Callable[[np.ndarray], Tensor],
     *,
     metadata: Mapping[str, Any] | None = None,
+    config: str | None = None,
     half: bool = False,
 ) -> dict[str, Any]:
     """Write a model in another format, and keep it only if it gives what the model gives.
@@ -42,6 +43,7 @@ def export_model(
         image: (H, W, 3) uint8 that shows objects, as `to_input` takes it.
         to_input: image -> float32 (C, H', W'), as the model wants it.
         metadata: what else ``metadata.json`` shall hold: classes, sizes, thresholds.
+        config: text of ``config.yaml``, which `d2kit.Predictor` needs; None: none.
         half: store weights in 16 bits (onnx, openvino).
 
     Returns:
@@ -58,19 +60,23 @@ def export_model(
     output.mkdir(parents=True, exist_ok=True)
     file = output / FILES[kind]
     files = [file, file.with_suffix(".bin")] if kind == "openvino" else [file]
-    written = [*files, output / METADATA, output / REPORT]
+    written = [*files, output / METADATA, output / REPORT, output / CONFIG]
     _remove(written)
     original, graph = DetectorGraph(model.eval()), detector_graph(model)
     example = to_input(image)
     try:
         WRITERS[kind](graph, example, file, half)
         graph(example)
+        if config is not None:
+            with atomic_write(output / CONFIG, "w") as stream:
+                stream.write(config)
+            files.append(output / CONFIG)
         content = {
             **{**(metadata or {}), **_facts(model, kind, half)},
             "outputs": list(graph.output_names),
             "sha256": {part.name: sha256(part) for part in files},
         }
-        exported = ExportedModel(RUNNERS[kind](file, None), content)
+        exported = ExportedModel(RUNNERS[kind](file, torch.get_num_threads(), "cpu"), content)
         report = _check(original, exported, image, to_input, half)
     except BaseException:
         _remove(written)
