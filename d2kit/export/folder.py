@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def export_model(
     metadata: Mapping[str, Any] | None = None,
     config: str | None = None,
     half: bool = False,
+    calibration: Sequence[np.ndarray] = (),
 ) -> dict[str, Any]:
     """Write a model in another format, and keep it only if it gives what the model gives.
 
@@ -45,6 +46,9 @@ def export_model(
         metadata: what else ``metadata.json`` shall hold: classes, sizes, thresholds.
         config: text of ``config.yaml``, which `d2kit.Predictor` needs; None: none.
         half: store weights in 16 bits (onnx, openvino).
+        calibration: pictures as `image` by which activations are measured, to compute in 8 bits
+            (onnx, openvino). The result then differs from the model, which is reported and not
+            refused: what it costs tells an evaluation.
 
     Returns:
         The report, which is also in the folder: per picture differences, and the largest of all.
@@ -65,7 +69,7 @@ def export_model(
     original, graph = DetectorGraph(model.eval()), detector_graph(model)
     example = to_input(image)
     try:
-        WRITERS[kind](graph, example, file, half)
+        WRITERS[kind](graph, example, file, half, [to_input(one) for one in calibration])
         graph(example)
         if config is not None:
             with atomic_write(output / CONFIG, "w") as stream:
@@ -73,6 +77,7 @@ def export_model(
             files.append(output / CONFIG)
         content = {
             **{**(metadata or {}), **_facts(model, kind, half)},
+            "int8": len(calibration) > 0,
             "outputs": list(graph.output_names),
             "sha256": {part.name: sha256(part) for part in files},
         }
@@ -81,7 +86,7 @@ def export_model(
     except BaseException:
         _remove(written)
         raise
-    if report["problems"]:
+    if report["problems"] and not calibration:
         _remove(written)
         found = "; ".join(report["problems"][:5])
         raise ValueError(f"the {kind} export differs from the model and was deleted: {found}")

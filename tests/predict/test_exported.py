@@ -182,6 +182,27 @@ def test_a_folder_of_a_model_of_d2kit_itself_can_be_moved(trained, tmp_path):
         d2kit.Predictor(moved)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_eight_bits_find_nearly_the_same(form, trained, exports, tmp_path):
+    needs(form)
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for i in range(4):
+        Image.fromarray(pixels(i)).save(place / f"{i}.png")
+    cfg = get_cfg()
+    cfg.merge_from_file(trained)
+    report = export_config(cfg, form, tmp_path / "o", image_file=place / "0.png", int8_folder=place)
+    metadata = json.loads((tmp_path / "o/metadata.json").read_text())
+    assert metadata["int8"]
+    assert report["problems"], "8 bits are not float32"
+    found, expected = (d2kit.Predictor(p)(pixels(1)) for p in (tmp_path / "o", trained))
+    inside = (found.pred_masks.any(0) & expected.pred_masks.any(0)).sum()
+    assert inside > 0.8 * (found.pred_masks.any(0) | expected.pred_masks.any(0)).sum()
+    with pytest.raises(ValueError, match="torchscript cannot"):
+        export_config(cfg, "torchscript", tmp_path / "t", int8_folder=place)
+
+
 @pytest.fixture
 def dataset(tmp_path):
     """Pictures and their annotations as DATASETS.REGISTER_COCO takes them."""
