@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def exports(args: argparse.Namespace) -> list[dict]:
         first = {name: model(inputs) for name, model in models.items()}  # also warms up
         for _ in range(args.repeats):
             for name, model in models.items():
-                times[name].append(seconds(lambda model=model: model(inputs), "cpu"))
+                times[name].append(seconds(partial(model, inputs), "cpu"))
     median = {name: statistics.median(values) for name, values in times.items()}
     rows = [
         {
