@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from d2kit.engine import user_errors
 from d2kit.utils.text import one_line
-from d2kit.video.extract import extract_frames
+from d2kit.video.sources import extract_frames
 
 SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".3gp"}
 

@@ -19,9 +19,11 @@ from d2kit.checkpoint.c2_model_loading import (
     align_and_update_state_dicts,
     convert_torchvision_names,
     is_torchvision_resnet,
+    recognise_naming,
+    select_coco_classes,
+    trained_classes,
 )
-from d2kit.checkpoint.catalog import find_weights
-from d2kit.checkpoint.conversion import recognise_naming, select_coco_classes, trained_classes
+from d2kit.checkpoint.catalog import find_weights, is_lite_file, rename_lite
 from d2kit.checkpoint.files import (
     last_run,
     newest_checkpoint,
@@ -29,10 +31,9 @@ from d2kit.checkpoint.files import (
     read_checkpoint,
     write_safetensors,
 )
-from d2kit.checkpoint.packages import is_lite_file, rename_lite
 from d2kit.utils import comm
-from d2kit.utils.auxiliary import auxiliary
 from d2kit.utils.file_io import PathManager, atomic_write
+from d2kit.utils.logger import auxiliary
 
 __all__ = ["DetectionCheckpointer"]
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2kit.checkpoint.packages import check_hash
+from d2kit.checkpoint.catalog import check_hash
 from d2kit.utils.safe_pickle import load_pickle
 
 logger = logging.getLogger(__name__)

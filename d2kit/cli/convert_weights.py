@@ -18,8 +18,8 @@ import torch
 
 from d2kit import __version__
 from d2kit.checkpoint import DetectionCheckpointer
+from d2kit.checkpoint.c2_model_loading import LIBRARIES, convert_file
 from d2kit.checkpoint.catalog import find_weights
-from d2kit.checkpoint.conversion import LIBRARIES, convert_file
 from d2kit.cli.export import build_metadata_of
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import user_errors

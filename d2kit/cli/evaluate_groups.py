@@ -11,7 +11,7 @@ import json
 import math
 from pathlib import Path
 
-from d2kit.data.groups import read_coco
+from d2kit.data.records import read_coco
 from d2kit.engine import user_errors
 from d2kit.evaluation.groups import ap_by_group, table_of_groups
 from d2kit.utils.file_io import atomic_write

@@ -23,7 +23,7 @@ from d2kit.export import is_exported, read_config
 from d2kit.modeling.facts import build_facts
 from d2kit.predict import Predictor
 from d2kit.predict.run import predict_files, write_coco
-from d2kit.utils.image_files import find_image_files
+from d2kit.utils.file_io import find_image_files
 from d2kit.utils.text import one_line
 
 KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")

@@ -14,9 +14,8 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
-from d2kit.curate.leaks import find_leaks, shared_groups
-from d2kit.curate.splitting import METHODS, split_coco
-from d2kit.data.groups import read_coco
+from d2kit.curate.splitting import METHODS, find_leaks, shared_groups, split_coco
+from d2kit.data.records import read_coco
 from d2kit.engine import user_errors
 from d2kit.utils.file_io import atomic_write
 

@@ -27,7 +27,7 @@ from d2kit.engine import (
     user_errors,
 )
 from d2kit.engine.hooks import EvalHook
-from d2kit.engine.hooks.report import ReportHook
+from d2kit.engine.hooks.evaluation import ReportHook
 from d2kit.evaluation import verify_results
 from d2kit.export.backends import build_exported, is_exported, read_config
 from d2kit.utils import comm

@@ -2,9 +2,8 @@
 
 from d2kit.config.compat import downgrade_config, upgrade_config
 from d2kit.config.config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
-from d2kit.config.instantiate import instantiate
+from d2kit.config.instantiate import allow_targets, instantiate
 from d2kit.config.lazy import LazyCall, LazyConfig, trust_configs
-from d2kit.config.targets import allow_targets
 
 __all__ = [
     "CfgNode",

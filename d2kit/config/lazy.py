@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from d2kit.config.cfg_node import decode, plain_scalar
-from d2kit.config.instantiate import dump_dataclass
-from d2kit.config.targets import (
+from d2kit.config.instantiate import (
     as_config,
+    dump_dataclass,
     remember_target,
     require_omegaconf,
     sequence_type,

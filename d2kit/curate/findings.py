@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from d2kit.data.datasets.validate import Problems, all_numbers, path_problem
-from d2kit.data.image_io import open_image, read_image, read_image_bytes
+from d2kit.data.detection_utils import open_image, read_image, read_image_bytes
 
 
 class Finding(NamedTuple):

@@ -21,7 +21,6 @@ from d2kit.curate.findings import (
     survey_images,
     true_area,
 )
-from d2kit.data.datasets.rle import rle_problem
 from d2kit.data.datasets.validate import (
     all_numbers,
     check_coco,
@@ -29,6 +28,7 @@ from d2kit.data.datasets.validate import (
     is_number,
     path_problem,
 )
+from d2kit.structures.masks import rle_problem
 
 
 def moved_files(images: Iterable[Any], folder: str | os.PathLike[str]) -> dict[str, str]:

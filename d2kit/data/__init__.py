@@ -1,7 +1,6 @@
 """Data: catalogs of datasets, mappers, augmentations, samplers and loaders."""
 
 from d2kit.data import datasets, samplers, transforms
-from d2kit.data.batches import SampleError
 from d2kit.data.build import (
     build_batch_data_loader,
     build_detection_test_loader,
@@ -16,6 +15,7 @@ from d2kit.data.common import (
     AspectRatioGroupedDataset,
     DatasetFromList,
     MapDataset,
+    SampleError,
     ToIterableDataset,
 )
 from d2kit.data.dataset_mapper import DatasetMapper

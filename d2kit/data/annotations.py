@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from fvcore.transforms.transform import PadTransform
 
-from d2kit.data.datasets.rle import decode_counts
-from d2kit.data.image_io import MAX_IMAGE_PIXELS
 from d2kit.data.transforms import HFlipTransform, Transform, TransformList
 from d2kit.structures import (
     BitMasks,
@@ -21,6 +19,8 @@ from d2kit.structures import (
     PolygonMasks,
     RotatedBoxes,
 )
+from d2kit.structures.masks import decode_counts
+from d2kit.utils.file_io import MAX_IMAGE_PIXELS
 
 _LARGEST_COORDINATE = 1e6  # pixels; pycocotools reserves memory for every pixel of an outline
 

@@ -17,8 +17,13 @@ import torch
 from torch.utils import data as torchdata
 
 from d2kit.config import configurable
-from d2kit.data.batches import GlobalBatches, has_global_stream, index_chunks
-from d2kit.data.common import DatasetFromList, MapDataset
+from d2kit.data.common import (
+    DatasetFromList,
+    GlobalBatches,
+    MapDataset,
+    has_global_stream,
+    index_chunks,
+)
 from d2kit.data.dataset_mapper import DatasetMapper
 from d2kit.data.datasets.builtin import register_datasets
 from d2kit.data.datasets.coco import set_strict_annotations

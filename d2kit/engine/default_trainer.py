@@ -42,9 +42,8 @@ from d2kit.engine.preflight.data import (
     records_of,
     uses_default_mapper,
 )
-from d2kit.engine.preflight.judge import build_schedule_warnings
 from d2kit.engine.preflight.records import DefaultRecordCheck
-from d2kit.engine.preflight.report import build_preflight_report
+from d2kit.engine.preflight.report import build_preflight_report, build_schedule_warnings
 from d2kit.engine.resolve import (
     build_run,
     build_scaled_cfg,
@@ -66,10 +65,9 @@ from d2kit.engine.trainer_base import HookBase, TrainerBase
 from d2kit.engine.trainers import AMPTrainer, SimpleTrainer, amp_precision
 from d2kit.solver import build_lr_scheduler, build_optimizer
 from d2kit.utils import comm, stopping
-from d2kit.utils.auxiliary import auxiliary
 from d2kit.utils.devices import use_device
 from d2kit.utils.events import EventWriter
-from d2kit.utils.logger import setup_logger
+from d2kit.utils.logger import auxiliary, setup_logger
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from d2kit.data.groups import group_images
+from d2kit.data.records import group_images
 from d2kit.evaluation.backend import _evaluate_predictions_on_coco, load_ground_truth
 from d2kit.evaluation.coco_results import derive_results
 
@@ -95,7 +95,7 @@ def ap_by_group(
         ground_truth: COCO dictionary with annotations.
         results: COCO results of its images (``image_id``, ``category_id``, ``bbox``, ``score``, and
             ``segmentation`` for masks).
-        group: see `d2kit.data.groups.group_images`.
+        group: see `d2kit.data.records.group_images`.
         iou_type: ``bbox`` or ``segm``.
         samples: bootstrap samples.
         confidence: in (0, 1).

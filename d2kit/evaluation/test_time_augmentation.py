@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
-from d2kit.data.dataset_mapper import image_to_tensor
 from d2kit.data.detection_utils import read_image
 from d2kit.data.transforms import (
     HFlipTransform,
@@ -31,8 +30,9 @@ from d2kit.data.transforms import (
 from d2kit.modeling.facts import build_facts
 from d2kit.modeling.meta_arch import GeneralizedRCNN
 from d2kit.modeling.postprocessing import detector_postprocess
-from d2kit.modeling.roi_heads.detections import suppress
+from d2kit.modeling.proposal_generator.proposal_utils import suppress
 from d2kit.structures import Boxes, Instances
+from d2kit.structures.image_list import image_to_tensor
 from d2kit.utils import comm
 
 __all__ = ["DatasetMapperTTA", "GeneralizedRCNNWithTTA"]

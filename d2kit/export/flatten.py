@@ -18,7 +18,7 @@ from d2kit.structures import (
     ROIMasks,
     RotatedBoxes,
 )
-from d2kit.utils.tracing import is_symbolic, stacked_sizes
+from d2kit.utils.devices import is_symbolic, stacked_sizes
 
 __all__ = ["Schema", "TracingAdapter", "flatten_to_tuple"]
 

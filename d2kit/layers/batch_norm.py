@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2kit.utils import comm
+from d2kit.utils.devices import is_symbolic
 from d2kit.utils.registry import nearest_names
-from d2kit.utils.tracing import is_symbolic
 
 __all__ = [
     "CycleBatchNormList",

@@ -1,6 +1,7 @@
 """Losses between boxes and on scores, by their names in detection papers."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ __all__ = [
     "giou_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
+    "weighted",
+    "weights_per_loss",
 ]
 
 
@@ -233,3 +236,20 @@ def _cost_and_slope(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     slope = (1 - miss).mul_(entropy).mul_(gamma).add_(miss)
     factor = miss.square_() if gamma == 2 else miss.pow_(gamma)
     return entropy.mul_(factor), slope.mul_(factor)
+
+
+def weights_per_loss(
+    weight: float | Mapping[str, float], names: tuple[str, ...]
+) -> dict[str, float]:
+    """Return the factor of each loss.
+
+    Args:
+        weight: one for all, or one per name.
+        names: the losses.
+    """
+    return dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(names, weight)
+
+
+def weighted(weights: Mapping[str, float], **losses: Tensor) -> dict[str, Tensor]:
+    """Return `losses` times their factors; one without a factor stays as it is."""
+    return {name: loss * weights.get(name, 1.0) for name, loss in losses.items()}

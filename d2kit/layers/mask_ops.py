@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2kit.layers._roi_align_cpu import axis_taps, sample_counts
-from d2kit.layers.roi_align import roi_align
-from d2kit.utils.tracing import is_symbolic
+from d2kit.layers.roi_align import axis_taps, roi_align, sample_counts
+from d2kit.utils.devices import is_symbolic
 
 __all__ = ["crop_masks", "masks_to_rle", "paste_masks_in_image", "whole_pixel_boxes"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from d2kit.layers.rotated_boxes import overlapping_pairs
-from d2kit.utils.tracing import is_symbolic
+from d2kit.utils.devices import is_symbolic
 
 __all__ = ["batched_nms", "batched_nms_rotated", "nms", "nms_rotated"]
 

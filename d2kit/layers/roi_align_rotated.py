@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from d2kit.layers._roi_align_cpu import Taps, parts_of, sample_counts, sum_rows
+from d2kit.layers.roi_align import Taps, parts_of, sample_counts, sum_rows
 
 __all__ = ["ROIAlignRotated", "roi_align_rotated"]
 

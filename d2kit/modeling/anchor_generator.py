@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec, move_device_like
 from d2kit.structures import Boxes, RotatedBoxes
+from d2kit.utils.devices import is_symbolic
 from d2kit.utils.registry import Registry
-from d2kit.utils.tracing import is_symbolic
 
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",

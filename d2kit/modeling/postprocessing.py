@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2kit.structures import Instances, ROIMasks
-from d2kit.utils.tracing import is_symbolic
+from d2kit.utils.devices import is_symbolic
 
 __all__ = ["detector_postprocess", "roi_masks_kept", "sem_seg_postprocess"]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
         inference_detector,
         init_detector,
     )
-    from d2kit.predict.show import show_result
+    from d2kit.predict.run import show_result
 
 __all__ = [
     "DefaultPredictor",
@@ -27,5 +27,5 @@ def __getattr__(name: str) -> Any:
     """Load a name when it is first used: `d2kit.engine` needs none to train."""
     if name not in __all__:
         raise AttributeError(f"module 'd2kit.predict' has no attribute '{name}'")
-    place = "show" if name == "show_result" else "predictor"
+    place = "run" if name == "show_result" else "predictor"
     return getattr(importlib.import_module(f"d2kit.predict.{place}"), name)

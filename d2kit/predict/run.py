@@ -9,20 +9,24 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from d2kit.data.detection_utils import read_image
 from d2kit.evaluation.coco_evaluation import instances_to_coco_json
 from d2kit.export.backends import METADATA, is_exported
-from d2kit.predict.predictor import Predictor
+from d2kit.predict.predictor import ColorOrder, Image, Predictor, check_color, to_array
 from d2kit.structures import Instances
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.text import file_name, one_line
 from d2kit.visualization import Visualizer
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["FileResult", "predict_files", "write_coco"]
+
 
 logger = logging.getLogger(__name__)
 
@@ -256,3 +260,52 @@ def write_coco(results: Sequence[FileResult], names: Sequence[str], path: Path) 
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
     with atomic_write(path, "w") as file:
         json.dump({"images": images, "categories": categories, "annotations": annotations}, file)
+
+
+def show_result(
+    img: Image,
+    result: Instances,
+    class_names: Sequence[str] | None = None,
+    score_thr: float = 0.3,
+    *,
+    color: ColorOrder = "BGR",
+    out_file: str | os.PathLike | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw detections over their image with matplotlib, one colour per instance.
+
+    The names of the first four arguments and of `out_file` are MMDetection's.
+
+    Args:
+        img: array (H, W, 3) or, grey, (H, W) uint8, a path or a PIL image.
+        result: its detections.
+        class_names: names in the order of class ids; `Predictor.class_names`.
+        score_thr: detections with a lower score are left out.
+        color: order of the channels where `img` is an array.
+        out_file: picture to write, by suffix; None: none.
+        ax: axes to draw into; None: a new figure of the image's shape.
+
+    Returns:
+        The axes; ``plt.show()`` shows them, a notebook does so by itself.
+
+    Raises:
+        ValueError: if `result` is not of one image, or `color` is neither of the two.
+    """
+    from d2kit.visualization import Visualizer
+    from d2kit.visualization.plots import show_image
+
+    check_color(color)
+    if not isinstance(result, Instances):
+        raise ValueError(
+            f"show_result: expected the detections of one image, got {type(result).__name__}; "
+            "call it for each image of a list"
+        )
+    if isinstance(img, np.ndarray) and img.ndim == 2:
+        img = np.repeat(img[:, :, None], 3, axis=2)  # grey
+    rgb = to_array(img, color=color, wanted="RGB")
+    metadata = {"thing_classes": list(class_names)} if class_names is not None else {}
+    kept = result[result.scores >= score_thr]
+    drawn = Visualizer(rgb, metadata).draw_instance_predictions(kept)
+    if out_file is not None:
+        drawn.save(os.fspath(out_file))
+    return show_image(drawn.get_image(), ax)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from d2kit.utils.devices import exact_dtype, upload
-from d2kit.utils.tracing import is_symbolic
+from d2kit.utils.devices import exact_dtype, is_symbolic, upload
 
 __all__ = [
     "BoxMode",

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from d2kit.utils.devices import upload
+from d2kit.utils.devices import is_symbolic, upload
 from d2kit.utils.errors import AssertedValueError
 from d2kit.utils.registry import nearest_names
-from d2kit.utils.tracing import is_symbolic
 
 __all__ = ["Instances"]
 

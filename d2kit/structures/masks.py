@@ -1,7 +1,9 @@
 """Instance masks as bitmaps, as polygons, and as small grids over boxes."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,84 @@ __all__ = [
     "polygons_to_bitmask",
     "rasterize_polygons_within_box",
 ]
+
+
+_FIRST_CODE, _LAST_CODE = 48, 111
+"""Range of the characters of compressed runs."""
+
+MAX_DIGITS = 7
+"""Characters of one number: 35 bits are more than any image has pixels."""
+
+
+def decode_counts(text: str | bytes) -> np.ndarray:
+    """Decode compressed run lengths.
+
+    Args:
+        text: the "counts" of a compressed mask.
+
+    Returns:
+        (n,) int64 run lengths.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    raw = text.encode("ascii") if isinstance(text, str) else text
+    codes = np.frombuffer(raw, dtype=np.uint8).astype(np.int64)
+    if len(codes) == 0:
+        return codes
+    if codes.min() < _FIRST_CODE or codes.max() > _LAST_CODE:
+        raise ValueError("a character outside of the code")
+    codes -= _FIRST_CODE
+    last = (codes & 0x20) == 0
+    if not last[-1]:
+        raise ValueError("it ends within a number")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    digits = ends - starts + 1
+    if digits.max() > MAX_DIGITS:
+        raise ValueError("a number is too long")
+    place = np.arange(len(codes)) - np.repeat(starts, digits)
+    values = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
+    negative = (codes[ends] & 0x10) != 0
+    values[negative] -= 1 << (5 * digits[negative])
+    # Differences to the run two before, from the fourth run on: two interleaved running sums.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def rle_problem(mask: dict[str, Any], height: int, width: int) -> str | None:
+    """Say what is wrong with a run-length mask.
+
+    Args:
+        mask: {"size": [height, width], "counts": list of integers, or text}.
+        height: of the image in pixels; 0 where it is not known.
+        width: of the image in pixels.
+
+    Returns:
+        None where nothing is.
+    """
+    size, counts = mask.get("size"), mask.get("counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(type(s) is int for s in size)):
+        return f"a run-length mask needs 'size': [height, width], got {size!r}"
+    if height and size != [height, width]:
+        return f"run-length mask of size {size} in an image of size {[height, width]}"
+    if isinstance(counts, (str, bytes)):
+        try:
+            runs = decode_counts(counts)
+        except ValueError as error:
+            return f"run-length mask with damaged 'counts': {error}"
+    elif isinstance(counts, list) and all(type(c) is int for c in counts):
+        if any(not 0 <= c < 2**31 for c in counts):
+            return "run-length mask with a run that is negative or longer than any image"
+        runs = np.array(counts, dtype=np.int64)
+    else:
+        return "a run-length mask needs 'counts': text, or a list of integers"
+    if len(runs) and runs.min() < 0:
+        return "run-length mask with a negative run"
+    if runs.sum() != size[0] * size[1]:
+        return f"run-length mask with {runs.sum()} pixels instead of {size[0]} x {size[1]}"
+    return None
 
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
@@ -85,7 +165,7 @@ class BitMasks:
         self.tensor = tensor
         self.image_size = (int(tensor.shape[1]), int(tensor.shape[2]))
 
-    def to(self, *args: Any, **kwargs: Any) -> "BitMasks":
+    def to(self, *args: Any, **kwargs: Any) -> BitMasks:
         """Return the masks after `Tensor.to(*args, **kwargs)`."""
         return BitMasks(self.tensor.to(*args, **kwargs))
 
@@ -94,7 +174,7 @@ class BitMasks:
         """The device of the masks."""
         return self.tensor.device
 
-    def __getitem__(self, item: Any) -> "BitMasks":
+    def __getitem__(self, item: Any) -> BitMasks:
         """Select masks by an integer (gives one), a slice, a bool mask or indices."""
         if isinstance(item, int):
             return BitMasks(self.tensor[item].unsqueeze(0))
@@ -123,8 +203,8 @@ class BitMasks:
 
     @staticmethod
     def from_polygon_masks(
-        polygon_masks: Union["PolygonMasks", list[list[np.ndarray]]], height: int, width: int
-    ) -> "BitMasks":
+        polygon_masks: PolygonMasks | list[list[np.ndarray]], height: int, width: int
+    ) -> BitMasks:
         """Rasterise polygons.
 
         Args:
@@ -139,7 +219,7 @@ class BitMasks:
         return BitMasks(torch.from_numpy(np.stack(masks)))
 
     @staticmethod
-    def from_roi_masks(roi_masks: "ROIMasks", height: int, width: int, boxes: Any) -> "BitMasks":
+    def from_roi_masks(roi_masks: ROIMasks, height: int, width: int, boxes: Any) -> BitMasks:
         """Paste masks over boxes into images, with a threshold of 0.5.
 
         Args:
@@ -179,7 +259,7 @@ class BitMasks:
         return Boxes(torch.stack([x0, y0, x1, y1], dim=1).float())
 
     @staticmethod
-    def cat(bitmasks_list: Sequence["BitMasks"]) -> "BitMasks":
+    def cat(bitmasks_list: Sequence[BitMasks]) -> BitMasks:
         """Concatenate at least one `BitMasks` of the same image size.
 
         Raises:
@@ -210,7 +290,7 @@ class PolygonMasks:
             _checked_polygons(of_instance, index) for index, of_instance in enumerate(polygons)
         ]
 
-    def to(self, *args: Any, **kwargs: Any) -> "PolygonMasks":
+    def to(self, *args: Any, **kwargs: Any) -> PolygonMasks:
         """Return the masks themselves: polygons stay on the CPU."""
         return self
 
@@ -232,7 +312,7 @@ class PolygonMasks:
         """Tell which instances have at least one polygon, (R,) bool."""
         return torch.tensor([len(p) > 0 for p in self.polygons], dtype=torch.bool)
 
-    def __getitem__(self, item: Any) -> "PolygonMasks":
+    def __getitem__(self, item: Any) -> PolygonMasks:
         """Select instances by an integer (gives one), a slice, a bool mask or indices."""
         if isinstance(item, int):
             return self._of([self.polygons[item]])
@@ -252,7 +332,7 @@ class PolygonMasks:
         return self._of([self.polygons[i] for i in index.tolist()])
 
     @classmethod
-    def _of(cls, polygons: list[list[np.ndarray]]) -> "PolygonMasks":
+    def _of(cls, polygons: list[list[np.ndarray]]) -> PolygonMasks:
         """Wrap polygons that were checked before."""
         made = cls([])
         made.polygons = polygons
@@ -296,7 +376,7 @@ class PolygonMasks:
         return torch.tensor(areas, dtype=torch.float64)
 
     @staticmethod
-    def cat(polymasks_list: Sequence["PolygonMasks"]) -> "PolygonMasks":
+    def cat(polymasks_list: Sequence[PolygonMasks]) -> PolygonMasks:
         """Concatenate at least one `PolygonMasks`.
 
         Raises:
@@ -343,7 +423,7 @@ class ROIMasks:
         self.tensor = tensor
         self.whole_pixels = whole_pixels
 
-    def to(self, device: torch.device | str) -> "ROIMasks":
+    def to(self, device: torch.device | str) -> ROIMasks:
         """Return the masks on `device`."""
         return ROIMasks(self.tensor.to(device), whole_pixels=self.whole_pixels)
 
@@ -355,7 +435,7 @@ class ROIMasks:
     def __len__(self) -> int:
         return self.tensor.shape[0]
 
-    def __getitem__(self, item: Any) -> "ROIMasks":
+    def __getitem__(self, item: Any) -> ROIMasks:
         """Select masks by a slice, a bool mask or indices.
 
         Raises:

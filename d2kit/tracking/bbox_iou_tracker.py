@@ -8,7 +8,7 @@ import numpy as np
 
 from d2kit.structures import Instances
 from d2kit.tracking.base_tracker import TRACKER_HEADS_REGISTRY
-from d2kit.tracking.memory import OverlapTracker, overlap
+from d2kit.tracking.motion_trackers import OverlapTracker, overlap
 from d2kit.tracking.utils import create_prediction_pairs
 
 __all__ = ["BBoxIOUTracker"]

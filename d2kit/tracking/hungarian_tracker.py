@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from d2kit.structures import Instances
-from d2kit.tracking.memory import OverlapTracker, overlap
+from d2kit.tracking.motion_trackers import OverlapTracker, overlap
 
 __all__ = ["BaseHungarianTracker"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from d2kit.structures import Instances
 from d2kit.tracking.base_tracker import TRACKER_HEADS_REGISTRY
 from d2kit.tracking.hungarian_tracker import BaseHungarianTracker
-from d2kit.tracking.memory import overlap
+from d2kit.tracking.motion_trackers import overlap
 from d2kit.tracking.utils import LARGE_COST_VALUE, create_prediction_pairs
 
 __all__ = ["VanillaHungarianBBoxIOUTracker"]

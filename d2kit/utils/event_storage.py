@@ -23,10 +23,10 @@ from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 from typing_extensions import Self
 
-from d2kit.utils.auxiliary import auxiliary
 from d2kit.utils.devices import exact_dtype
 from d2kit.utils.errors import NoStorageError
 from d2kit.utils.file_io import PathManager, atomic_write
+from d2kit.utils.logger import auxiliary
 from d2kit.utils.text import one_line
 
 _STACK: list[EventStorage] = []
@@ -557,3 +557,28 @@ class CommonMetricPrinter(EventWriter):
         if torch.cuda.is_initialized():
             parts.append(f"max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M")
         self.logger.info("  ".join(parts))
+
+
+def put_scalars(prefix: str, **values: Tensor | float) -> None:
+    """Publish `values` as ``prefix/name``, without waiting for the device.
+
+    Args:
+        prefix: the first part of each name, for example ``"rpn"``; empty for none.
+        **values: numbers or 0-dim tensors; tensors stay where they are until they are written.
+    """
+    if not has_event_storage():
+        return
+    storage = get_event_storage()
+    for name, value in values.items():
+        storage.put_scalar(f"{prefix}/{name}" if prefix else name, value)
+
+
+def picture_due(period: int) -> bool:
+    """Tell whether this step publishes pictures: every `period` steps, 0 for never."""
+    return period > 0 and has_event_storage() and get_event_storage().iter % period == 0
+
+
+def put_image(name: str, image: Tensor) -> None:
+    """Publish an RGB `image` (3, H, W), uint8 or float in 0..1, under `name`."""
+    if has_event_storage():
+        get_event_storage().put_image(name, image)

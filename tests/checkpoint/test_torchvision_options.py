@@ -15,7 +15,7 @@ from d2kit.layers import FrozenBatchNorm2d, ShapeSpec
 from d2kit.modeling import build_backbone
 from d2kit.modeling.anchor_generator import WholePixelAnchorGenerator
 from d2kit.modeling.postprocessing import detector_postprocess
-from d2kit.modeling.roi_heads.detections import suppress
+from d2kit.modeling.proposal_generator.proposal_utils import suppress
 from d2kit.structures import Boxes, Instances, ROIMasks
 
 

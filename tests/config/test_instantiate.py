@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from d2kit.config import LazyCall, LazyConfig, allow_targets, instantiate
-from d2kit.config import targets as _targets
-from d2kit.config.instantiate import dump_dataclass
-from d2kit.config.targets import resolve_target, target_name
+from d2kit.config import instantiate as _targets
+from d2kit.config.instantiate import dump_dataclass, resolve_target, target_name
 from d2kit.layers import ShapeSpec
 from d2kit.modeling import Backbone
 from d2kit.modeling.roi_heads import StandardROIHeads

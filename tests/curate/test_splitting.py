@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2kit.curate.leaks import difference_hash, find_leaks, shared_groups
-from d2kit.curate.splitting import split_coco
-from d2kit.data.groups import group_images, read_coco
+from d2kit.curate.splitting import difference_hash, find_leaks, shared_groups, split_coco
+from d2kit.data.records import group_images, read_coco
 from project.patient_video.dataset import WardSpec
 
 

@@ -22,9 +22,9 @@ from d2kit.data.datasets.builtin_meta import (
     _get_coco_instances_meta,
 )
 from d2kit.data.datasets.coco import prefer_class_order
-from d2kit.data.datasets.rle import decode_counts
 from d2kit.engine.resolve import default_check_datasets
 from d2kit.structures import BoxMode
+from d2kit.structures.masks import decode_counts
 from tests.data.conftest import coco
 
 

@@ -11,9 +11,9 @@ from pycocotools import mask as coco_mask
 import d2kit.data.transforms as T  # noqa: N812
 from d2kit.config import get_cfg
 from d2kit.data import DatasetMapper, MetadataCatalog
-from d2kit.data.dataset_mapper import image_to_tensor
 from d2kit.data.detection_utils import SizeMismatchError
 from d2kit.structures import BitMasks, BoxMode, PolygonMasks
+from d2kit.structures.image_list import image_to_tensor
 
 H, W = 40, 60
 

@@ -9,7 +9,7 @@ from PIL import Image, features
 
 from d2kit.data.detection_utils import read_image
 from d2kit.tracking import Sighting
-from d2kit.utils.image_files import IMAGE_SUFFIXES
+from d2kit.utils.file_io import IMAGE_SUFFIXES
 from d2kit.video import Selection, open_source
 from d2kit.video.overlay import draw_tracks
 from d2kit.visualization import Visualizer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from d2kit.curate.conversion import READERS
-from d2kit.curate.detect import detect_format
+from d2kit.curate.prepare import detect_format
 from d2kit.data.datasets.validate import DatasetError
 
 W, H = 40, 30

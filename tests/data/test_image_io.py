@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from d2kit.data import detection_utils as _image_io
 from d2kit.data import detection_utils as utils
-from d2kit.data import image_io as _image_io
 
 
 @pytest.fixture

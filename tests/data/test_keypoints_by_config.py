@@ -4,7 +4,7 @@ import pytest
 
 from d2kit.config import get_cfg
 from d2kit.data import MetadataCatalog
-from d2kit.data.keypoints import build_keypoint_flips, pairs_by_name
+from d2kit.data.dataset_mapper import build_keypoint_flips, pairs_by_name
 
 NAME = "zz_keypoints_by_config"
 FACE = ["nose", "left_eye", "right_eye"]

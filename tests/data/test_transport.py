@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from d2kit.data import build_detection_train_loader
-from d2kit.data.transport import CANNOT_SEND, SHARED_MEMORY, cause_of, telling_context
+from d2kit.data.loader import CANNOT_SEND, SHARED_MEMORY, cause_of, telling_context
 from tests.support.fault_runs import patience
 
 RECORDS = [

@@ -5,12 +5,12 @@ import pytest
 
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, DatasetError, MetadataCatalog
-from d2kit.engine.preflight.judge import build_object_warnings, build_schedule_warnings
 from d2kit.engine.preflight.records import (
     DefaultRecordCheck,
     build_learned_parts,
     check_same_classes,
 )
+from d2kit.engine.preflight.report import build_object_warnings, build_schedule_warnings
 from d2kit.structures import BoxMode
 
 NAME = "zz_preflight_records"

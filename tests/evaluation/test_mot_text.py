@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from d2kit.evaluation.mot_rows import read_mot_text
-from d2kit.evaluation.track_evaluation import evaluate_tracks
+from d2kit.evaluation.track_evaluation import evaluate_tracks, read_mot_text
 
 FORMS = {
     "six columns": "{f},{i},{x},20,20,24\n",

@@ -31,7 +31,7 @@ class Protection(NamedTuple):
 TRAINER = "d2kit/engine/default_trainer.py"
 BASE = "d2kit/engine/trainer_base.py"
 SAVING = "d2kit/checkpoint/detection_checkpoint.py"
-IMAGES = "d2kit/data/image_io.py"
+IMAGES = "d2kit/data/detection_utils.py"
 VALIDATE = "d2kit/data/datasets/validate.py"
 
 KILLS = "tests/faults/test_kills.py"
@@ -58,7 +58,7 @@ RESUME = (
                "with rng_scope(self.seed, position):",
                "with rng_scope(self.seed, position, worker.id if worker else 9):",
                f"{KILLS}::test_other_numbers_of_workers"),
-    Protection(3, "a process takes its slice of the global batch", "d2kit/data/batches.py",
+    Protection(3, "a process takes its slice of the global batch", "d2kit/data/common.py",
                "mine = slice(self.rank * share, (self.rank + 1) * share)", "mine = slice(0, share)",
                f"{KILLS}::test_two_processes_one_two"),
     Protection(4, "each step has its own seed", BASE, SEEDED, UNSEEDED,
@@ -133,7 +133,7 @@ PROCESSES = (
                "tests/faults/test_not_finite.py::"
                "test_all_ranks_stop_at_the_same_step_which_can_be_replayed"),
     Protection(22, "boxes are matched with anchors in parts",
-               "d2kit/modeling/boxes.py",
+               "d2kit/modeling/box_regression.py",
                "rows = max(1, max_pairs // max(1, len(boxes)))", "rows = len(gt_boxes)",
                "tests/faults/test_boxes.py"),
 )  # fmt: skip
@@ -153,7 +153,7 @@ DATA = (
     Protection(23, "the line of a worker's traceback is found", "d2kit/data/loader.py",
                "raise SampleError(_own_line(str(error))) from error", "raise",
                f"{PICTURES}::test_strict_is_one_line_from_a_worker_too"),
-    Protection(23, "skipped images are bounded", "d2kit/data/batches.py",
+    Protection(23, "skipped images are bounded", "d2kit/data/common.py",
                "if number > self.limit:", "if False:",
                f"{PICTURES}::test_one_damaged_image_more_than_allowed"),
     Protection(23, "skipped images are listed", TRAINER,

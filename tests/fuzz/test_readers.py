@@ -21,8 +21,7 @@ from d2kit.curate.conversion import READERS, WRITERS
 from d2kit.data.datasets import load_coco_json
 from d2kit.data.datasets.validate import read_json
 from d2kit.data.records import load_proposals_into_dataset
-from d2kit.evaluation.mot_rows import read_mot_text
-from d2kit.evaluation.track_evaluation import evaluate_tracks
+from d2kit.evaluation.track_evaluation import evaluate_tracks, read_mot_text
 from d2kit.utils.archives import extract_zip
 from d2kit.utils.event_storage import JSONWriter
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torchvision
 
-from d2kit.layers import ROIAlign, ROIAlignRotated, _roi_align_cpu, roi_align, roi_align_rotated
+from d2kit.layers import ROIAlign, ROIAlignRotated, roi_align, roi_align_rotated
+from d2kit.layers import roi_align as _roi_align_cpu
 
 
 def random_case(seed, n=2, channels=5):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from d2kit.modeling import build_model
-from d2kit.modeling.freezing import freeze_by_pattern
+from d2kit.modeling.meta_arch.build import freeze_by_pattern
 from tests.support.tiny_dense import tiny_dense_config
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from d2kit.config import get_cfg
 from d2kit.engine import DefaultPredictor
 from d2kit.predict import Predictor, show_result
-from d2kit.predict.inputs import to_array
+from d2kit.predict.predictor import to_array
 from d2kit.structures import Instances
 
 RGB = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)

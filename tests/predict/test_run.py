@@ -9,7 +9,7 @@ from PIL import Image
 
 from d2kit.predict import Predictor
 from d2kit.predict.run import KEPT, predict_files, write_coco
-from d2kit.utils.image_files import IMAGE_SUFFIXES, find_image_files
+from d2kit.utils.file_io import IMAGE_SUFFIXES, find_image_files
 
 
 @pytest.fixture(scope="module")

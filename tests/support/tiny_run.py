@@ -9,7 +9,7 @@ from torch import nn
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.engine import DefaultTrainer
-from d2kit.modeling.freezing import freeze_by_pattern
+from d2kit.modeling.meta_arch.build import freeze_by_pattern
 from d2kit.utils.file_io import atomic_write
 
 NAME = "engine_tests_tiny"

@@ -11,10 +11,10 @@ from torch import nn
 
 from d2kit.utils.collect_env import collect_env_info, collect_torch_env, get_env_module
 from d2kit.utils.colormap import colormap, random_color, random_colors
+from d2kit.utils.devices import is_fx_tracing
 from d2kit.utils.memory import _ignore_torch_cuda_oom, retry_if_cuda_oom
 from d2kit.utils.serialize import PicklableWrapper
 from d2kit.utils.testing import assert_instances_allclose
-from d2kit.utils.tracing import is_fx_tracing
 
 
 class OnCuda:

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from d2kit.data.groups import group_images
-from d2kit.video.extract import extract_frames
+from d2kit.data.records import group_images
+from d2kit.video.sources import extract_frames
 from tests.support.clips import ward_frames, write_video
 
 IMAGES = [image for image, _ in ward_frames(seconds=2.0)]  # 30 frames at 15 per second

@@ -8,7 +8,8 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from d2kit.tracking import Sighting
 from d2kit.video.overlay import draw_tracks
-from d2kit.visualization import Visualizer, _fonts
+from d2kit.visualization import Visualizer
+from d2kit.visualization import canvas as _fonts
 
 NAMES = "人車床"
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from d2kit.config import CfgNode, configurable
 from d2kit.contrib.deeplab.loss import DeepLabCE
 from d2kit.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
+from d2kit.layers.shape_spec import region_shape, shapes_of
 from d2kit.layers.weight_init import normal_fill, xavier_fill
 from d2kit.modeling import SEM_SEG_HEADS_REGISTRY
-from d2kit.modeling.shapes import region_shape, shapes_of
 from d2kit.utils import comm
 
 __all__ = ["DeepLabV3PlusHead"]

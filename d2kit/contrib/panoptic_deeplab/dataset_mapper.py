@@ -10,7 +10,7 @@ from d2kit.contrib.panoptic_deeplab.target_generator import PanopticDeepLabTarge
 from d2kit.data import MetadataCatalog
 from d2kit.data import detection_utils as utils
 from d2kit.data import transforms as T  # noqa: N812
-from d2kit.data.dataset_mapper import image_to_tensor
+from d2kit.structures.image_list import image_to_tensor
 
 __all__ = ["PanopticDeeplabDatasetMapper"]
 

@@ -34,6 +34,7 @@ from d2kit.contrib.point_rend.point_head import (
     roi_mask_point_loss,
 )
 from d2kit.layers import ShapeSpec
+from d2kit.layers.shape_spec import region_shape, shapes_of
 from d2kit.modeling.roi_heads.box_head import own_class
 from d2kit.modeling.roi_heads.fast_rcnn import region_count
 from d2kit.modeling.roi_heads.mask_head import (
@@ -41,8 +42,7 @@ from d2kit.modeling.roi_heads.mask_head import (
     mask_rcnn_inference,
     mask_rcnn_loss,
 )
-from d2kit.modeling.roi_heads.selection import SampledBitMasks
-from d2kit.modeling.shapes import region_shape, shapes_of
+from d2kit.modeling.sampling import SampledBitMasks
 from d2kit.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 

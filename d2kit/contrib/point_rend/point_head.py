@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec
+from d2kit.layers.shape_spec import region_shape
 from d2kit.layers.weight_init import msra_fill, normal_fill
-from d2kit.modeling.metrics import put_scalars
 from d2kit.modeling.roi_heads.box_head import add_fcs, own_class
 from d2kit.modeling.roi_heads.fast_rcnn import region_count
-from d2kit.modeling.shapes import region_shape
 from d2kit.structures import Instances
+from d2kit.utils.event_storage import put_scalars
 from d2kit.utils.registry import Registry
 
 POINT_HEAD_REGISTRY = Registry("POINT_HEAD")

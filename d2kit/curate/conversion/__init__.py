@@ -10,11 +10,11 @@ lose polygons and folders, and its CVAT files split objects of several parts.
 from d2kit.curate.conversion.common import (
     coco_files,
     read_coco_dataset,
+    read_folders,
     split_of,
     write_coco_dataset,
 )
 from d2kit.curate.conversion.cvat import read_cvat, write_cvat
-from d2kit.curate.conversion.folders import read_folders
 from d2kit.curate.conversion.foreign import IMAGE_FOLDERS, SPLITS, image_files, read_text
 from d2kit.curate.conversion.label_studio import is_label_studio, read_label_studio
 from d2kit.curate.conversion.labelme import read_labelme, write_labelme

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +18,7 @@ from d2kit.curate.conversion.foreign import (
     check_size,
     image_files,
 )
-from d2kit.curate.findings import true_area
+from d2kit.curate.findings import ImageFile, survey_images, true_area
 from d2kit.data.datasets.validate import (
     DatasetError,
     Problems,
@@ -27,6 +27,44 @@ from d2kit.data.datasets.validate import (
     read_json,
 )
 from d2kit.utils.file_io import atomic_write
+
+
+class SizedImages:
+    """Adds images to a builder with the sizes of their files; those without a file are counted.
+
+    Args:
+        builder: of the dataset.
+        finder: of its images.
+    """
+
+    def __init__(self, builder: CocoBuilder, finder: ImageFinder) -> None:
+        self.builder = builder
+        self.finder = finder
+        self._files: dict[str, ImageFile] = {}
+        self._names: dict[str, str | None] = {}
+        self._ids: dict[str, int] = {}
+
+    def survey(self, given: Iterable[str]) -> None:
+        """Find and decode the images that annotations name."""
+        near = self.builder.source.parent
+        self._names = {name: self.finder.find(name, near) for name in dict.fromkeys(given)}
+        known = [{"file_name": name} for name in self._names.values() if name]
+        self._files = survey_images(known, self.finder.root)
+
+    def id(self, given: str) -> int | None:
+        """Return the id of an image; None where its file is missing or damaged."""
+        name = self._names[given]
+        if name is None or self._files[name].problem:
+            if given not in self._ids:
+                self._ids[given] = -1
+                what = "was not found" if name is None else "cannot be read"
+                self.builder.lost[f"images whose file {what} (left out)"] += 1
+            return None
+        if name not in self._ids:
+            file = self._files[name]
+            self._ids[name] = self.builder.image(name, file.width, file.height)
+        return self._ids[name]
+
 
 Polygons = list[list[float]]
 
@@ -438,3 +476,32 @@ def write_coco_dataset(coco: Mapping[str, Any], path: Path) -> Counter[str]:
     with atomic_write(path, "w") as file:
         json.dump(coco, file, allow_nan=False)
     return Counter()
+
+
+def read_folders(
+    path: Path, images: Path | None = None, lost: Counter[str] | None = None
+) -> dict[str, Any]:
+    """Read ``cat/1.jpg`` and ``train/cat/1.jpg``: each image is one object as large as itself.
+
+    Such data say what is on a picture and not where: a detector of it finds what fills the picture.
+
+    Args:
+        path: the folder.
+        images: folder that names are relative to, by default `path`.
+        lost: counts the objects that are whole images.
+    """
+    root = images or path
+    builder = CocoBuilder(path, None, lost)
+    files = [f for f in image_files(path) if f.parent.parent == path or f.parent != path]
+    files = [f for f in files if f.parent != path and f.parent.name.lower() not in SPLITS]
+    names = {f.relative_to(root).as_posix(): f.parent.name for f in files}
+    sizes = survey_images([{"file_name": name} for name in names], root)
+    for name, label in names.items():
+        if sizes[name].problem:
+            builder.lost["images that cannot be read (left out)"] += 1
+            continue
+        width, height = sizes[name].width, sizes[name].height
+        image_id = builder.image(name, width, height)
+        builder.add(image_id, label, [0, 0, width, height])
+        builder.lost["places of objects (each box is its whole image)"] += 1
+    return builder.finish()

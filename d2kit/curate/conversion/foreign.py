@@ -11,8 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from d2kit.data.datasets.validate import DatasetError, short
-from d2kit.data.image_io import MAX_IMAGE_PIXELS
-from d2kit.utils.image_files import IMAGE_SUFFIXES
+from d2kit.utils.file_io import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val"}
 SPLITS |= {"validation": "val", "test": "test", "testing": "test"}

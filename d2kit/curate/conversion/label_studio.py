@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from d2kit.curate.conversion.common import CocoBuilder, turned_ellipse
+from d2kit.curate.conversion.common import CocoBuilder, SizedImages, turned_ellipse
 from d2kit.curate.conversion.foreign import ImageFinder, check_numbers, read_text
-from d2kit.curate.conversion.sizes import SizedImages
 from d2kit.data.datasets.validate import DatasetError, short
 
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")

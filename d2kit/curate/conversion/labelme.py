@@ -90,7 +90,7 @@ def read_labelme(
 
 def _embedded_size(text: str) -> Any:
     """Return the (width, height) of an embedded picture; labelme 3 wrote no sizes."""
-    from d2kit.data.image_io import open_image
+    from d2kit.data.detection_utils import open_image
 
     try:
         return open_image(base64.b64decode(text, validate=True), "imageData").size
@@ -136,7 +136,7 @@ def _shape(shape: Any, width: int, height: int) -> tuple[Any, str]:
 
 def _mask(text: Any, x: int, y: int, width: int, height: int) -> tuple[Any, str]:
     """Return the mask that a labelme file holds as a PNG of the object's box."""
-    from d2kit.data.image_io import load_upright, open_image
+    from d2kit.data.detection_utils import load_upright, open_image
 
     try:
         raw = base64.b64decode(text, validate=True)

@@ -27,7 +27,7 @@ from d2kit.curate.conversion.foreign import (
     image_root,
 )
 from d2kit.data.datasets.validate import DatasetError, all_numbers, path_problem, read_json
-from d2kit.data.image_io import read_label_map
+from d2kit.data.detection_utils import read_label_map
 from d2kit.utils.file_io import atomic_write
 
 INDEX = "instances.json"

@@ -8,9 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from d2kit.curate.conversion.common import CocoBuilder
+from d2kit.curate.conversion.common import CocoBuilder, SizedImages
 from d2kit.curate.conversion.foreign import ImageFinder, check_numbers, read_text
-from d2kit.curate.conversion.sizes import SizedImages
 from d2kit.data.datasets.validate import DatasetError, short
 
 TITLES = {

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from d2kit.curate.conversion.common import CocoBuilder, turned_ellipse
+from d2kit.curate.conversion.common import CocoBuilder, SizedImages, turned_ellipse
 from d2kit.curate.conversion.foreign import ImageFinder, check_numbers, read_text
-from d2kit.curate.conversion.sizes import SizedImages
 from d2kit.data.datasets.validate import DatasetError, read_json, short
 
 CLASS_KEYS = ("class", "label", "name", "category", "type", "object", "species")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from d2kit.data.datasets.validate import DatasetError, Problems, path_problem, read_json
-from d2kit.data.image_io import read_image, read_label_map
+from d2kit.data.detection_utils import read_image, read_label_map
 from d2kit.utils.file_io import atomic_write
 
 __all__ = ["write_ade20k_labels", "write_stuff_labels"]

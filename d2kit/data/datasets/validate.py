@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import hypot, isfinite
 from typing import Any
 
-from d2kit.data.datasets.rle import rle_problem
+from d2kit.structures.masks import rle_problem
 
 __all__ = [
     "MAX_LISTED",

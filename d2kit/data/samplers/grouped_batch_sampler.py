@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data.sampler import BatchSampler, Sampler
 
-from d2kit.data.batches import batches_by_group
+from d2kit.data.common import batches_by_group
 
 __all__ = ["GroupedBatchSampler"]
 

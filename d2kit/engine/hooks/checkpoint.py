@@ -15,7 +15,7 @@ from fvcore.common.checkpoint import PeriodicCheckpointer as FvcorePeriodicCheck
 from d2kit.checkpoint.files import oldest_first
 from d2kit.engine.hooks.average import WeightAveraging
 from d2kit.engine.trainer_base import HookBase
-from d2kit.utils.auxiliary import auxiliary
+from d2kit.utils.logger import auxiliary
 
 __all__ = ["BestCheckpointer", "PeriodicCheckpointer"]
 

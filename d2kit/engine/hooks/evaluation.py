@@ -377,3 +377,31 @@ def _jpeg(picture: np.ndarray) -> bytes:
     done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
     assert done
     return data.tobytes()
+
+
+class ReportHook(HookBase):
+    """Writes ``report.html`` and ``README.md`` after the last iteration; never ends a training.
+
+    Only the main process needs it; it belongs behind the hook that writes ``metrics.json``.
+
+    Args:
+        output_dir: folder of the run.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self._output_dir = output_dir
+
+    def after_train(self) -> None:
+        """Write the page, unless the training ended early; a failure is a warning."""
+        if self.trainer.iter < self.trainer.max_iter:
+            return
+        from d2kit.evaluation.report import write_report
+
+        try:
+            logger.info("Results page: %s", write_report(self._output_dir))
+        except Exception as error:  # weights and results are there: the page can be made again
+            logger.warning(
+                "No results page: %s. The training is complete; to try again: d2kit report %s",
+                error,
+                self._output_dir,
+            )

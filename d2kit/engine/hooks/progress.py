@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 from d2kit.engine.trainer_base import HookBase, TrainerBase
 from d2kit.solver import LRMultiplier
 from d2kit.utils import comm
-from d2kit.utils.auxiliary import auxiliary
 from d2kit.utils.events import EventWriter, JSONWriter
+from d2kit.utils.logger import auxiliary
 
 logger = logging.getLogger(__name__)
 

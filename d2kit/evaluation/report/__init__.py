@@ -39,7 +39,7 @@ def write_report(run: str | os.PathLike[str], output: str | os.PathLike[str] | N
         FileNotFoundError: `run` is no folder of a training.
         ValueError: its files are damaged, or `output` is a file that no report wrote.
     """
-    from d2kit.evaluation.report.card import CARD_MARK, make_card
+    from d2kit.evaluation.report.page import CARD_MARK, make_card
     from d2kit.evaluation.report.pictures import choose, draw_pairs
 
     found = read_run(run)

@@ -161,7 +161,7 @@ def compare_runs(
 
 
 def _by_group(truth: Any, pair: list[Any]) -> dict[str, tuple[float, float]]:
-    from d2kit.data.groups import group_images
+    from d2kit.data.records import group_images
 
     groups = group_images(truth.dataset)
     if not 1 < len(groups) < len(truth.dataset["images"]):

@@ -15,8 +15,8 @@ from d2kit.layers.weight_init import xavier_fill
 from d2kit.modeling.backbone.backbone import Backbone
 from d2kit.modeling.backbone.build import BACKBONE_REGISTRY
 from d2kit.modeling.backbone.resnet import build_resnet_backbone
+from d2kit.utils.devices import is_symbolic
 from d2kit.utils.registry import nearest_names
-from d2kit.utils.tracing import is_symbolic
 
 __all__ = [
     "FPN",

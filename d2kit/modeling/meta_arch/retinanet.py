@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import CycleBatchNormList, ShapeSpec, SyncBatchNorm, get_norm
+from d2kit.layers.shape_spec import region_shape, shapes_of
 from d2kit.layers.weight_init import normal_fill
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.backbone import build_backbone
-from d2kit.modeling.box_regression import Box2BoxTransform
-from d2kit.modeling.boxes import (
+from d2kit.modeling.box_regression import (
+    Box2BoxTransform,
     match_boxes,
     matched_classes,
     rows_or_zeros,
@@ -30,7 +31,6 @@ from d2kit.modeling.meta_arch.dense_detector import (
     build_shared_arguments,
     permute_to_N_HWA_K,
 )
-from d2kit.modeling.shapes import region_shape, shapes_of
 from d2kit.structures import Boxes, ImageList, Instances
 
 __all__ = ["RetinaNet", "RetinaNetHead", "permute_to_N_HWA_K"]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, get_norm
+from d2kit.layers.shape_spec import region_shape, shapes_of
 from d2kit.layers.weight_init import msra_fill
 from d2kit.modeling.backbone import Backbone, build_backbone
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.common import ImageNormalizer, semantic_targets
 from d2kit.modeling.postprocessing import sem_seg_postprocess
-from d2kit.modeling.shapes import region_shape, shapes_of
 from d2kit.utils import comm
 from d2kit.utils.registry import Registry
 

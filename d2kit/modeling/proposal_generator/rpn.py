@@ -14,12 +14,17 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat
+from d2kit.layers.losses import weighted, weights_per_loss
+from d2kit.layers.shape_spec import region_shape, shapes_of
 from d2kit.layers.weight_init import normal_fill
 from d2kit.modeling.anchor_generator import build_anchor_generator
-from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
-from d2kit.modeling.boxes import match_boxes, rows_or_zeros
+from d2kit.modeling.box_regression import (
+    Box2BoxTransform,
+    _dense_box_regression_loss,
+    match_boxes,
+    rows_or_zeros,
+)
 from d2kit.modeling.matcher import Matcher
-from d2kit.modeling.metrics import put_scalars, weighted, weights_per_loss
 from d2kit.modeling.overriding import overrides
 from d2kit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from d2kit.modeling.proposal_generator.proposal_utils import (
@@ -28,8 +33,8 @@ from d2kit.modeling.proposal_generator.proposal_utils import (
     top_of_level,
 )
 from d2kit.modeling.sampling import for_image, generator_of_image, subsample_masks
-from d2kit.modeling.shapes import region_shape, shapes_of
 from d2kit.structures import Boxes, ImageList, Instances
+from d2kit.utils.event_storage import put_scalars
 from d2kit.utils.registry import Registry
 
 __all__ = ["RPN", "RPN_HEAD_REGISTRY", "StandardRPNHead", "build_rpn_head"]

@@ -7,6 +7,7 @@ from torch import nn
 
 from d2kit.config import CfgNode
 from d2kit.layers import ShapeSpec
+from d2kit.layers.shape_spec import shapes_of
 from d2kit.modeling.backbone.resnet import BottleneckBlock, ResNet
 from d2kit.modeling.box_regression import Box2BoxTransform
 from d2kit.modeling.matcher import Matcher
@@ -15,7 +16,6 @@ from d2kit.modeling.roi_heads.box_head import build_box_head
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.modeling.roi_heads.keypoint_head import build_keypoint_head
 from d2kit.modeling.roi_heads.mask_head import build_mask_head
-from d2kit.modeling.shapes import shapes_of
 
 _KEY = "MODEL.ROI_HEADS.IN_FEATURES"
 

@@ -16,20 +16,20 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
+from d2kit.layers.losses import weighted, weights_per_loss
+from d2kit.layers.shape_spec import region_shape
 from d2kit.layers.weight_init import normal_fill
-from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
-from d2kit.modeling.boxes import split_like
-from d2kit.modeling.metrics import put_scalars, weighted, weights_per_loss
-from d2kit.modeling.roi_heads.detections import (
+from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss, split_like
+from d2kit.modeling.proposal_generator.proposal_utils import (
     boxes_of_class,
     fast_rcnn_inference,
     fast_rcnn_inference_single_image,
     suppress,
 )
-from d2kit.modeling.shapes import region_shape
 from d2kit.structures import Instances
 from d2kit.utils import comm
-from d2kit.utils.class_frequency import class_weights
+from d2kit.utils.event_storage import put_scalars
+from d2kit.utils.registry import class_weights
 
 __all__ = [
     "FastRCNNOutputLayers",

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.box_regression import Box2BoxTransform
-from d2kit.modeling.roi_heads.detections import fast_rcnn_inference
+from d2kit.modeling.proposal_generator.proposal_utils import fast_rcnn_inference
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.structures import Instances
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.modeling.boxes import check_classes, match_boxes, matched_classes
+from d2kit.modeling.box_regression import check_classes, match_boxes, matched_classes
 from d2kit.modeling.matcher import Matcher
-from d2kit.modeling.metrics import put_scalars
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from d2kit.modeling.roi_heads.build import (
@@ -29,14 +28,17 @@ from d2kit.modeling.roi_heads.build import (
 )
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.modeling.roi_heads.mask_head import build_mask_head
-from d2kit.modeling.roi_heads.selection import (
+from d2kit.modeling.sampling import (
     attach_targets,
     check_targets,
+    for_image,
+    generator_of_image,
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
+    subsample_labels,
 )
-from d2kit.modeling.sampling import for_image, generator_of_image, subsample_labels
 from d2kit.structures import Boxes, ImageList, Instances
+from d2kit.utils.event_storage import put_scalars
 from d2kit.utils.registry import Registry
 
 __all__ = [

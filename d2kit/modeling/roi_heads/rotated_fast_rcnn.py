@@ -12,13 +12,13 @@ from torch import Tensor
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.box_regression import Box2BoxTransformRotated
-from d2kit.modeling.proposal_generator.rrpn import check_rotated_loss, rotated_weights
-from d2kit.modeling.roi_heads.box_head import build_box_head
-from d2kit.modeling.roi_heads.build import build_pooler
-from d2kit.modeling.roi_heads.detections import (
+from d2kit.modeling.proposal_generator.proposal_utils import (
     fast_rcnn_inference,
     fast_rcnn_inference_single_image,
 )
+from d2kit.modeling.proposal_generator.rrpn import check_rotated_loss, rotated_weights
+from d2kit.modeling.roi_heads.box_head import build_box_head
+from d2kit.modeling.roi_heads.build import build_pooler
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from d2kit.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from d2kit.structures import Instances

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from d2kit.config import get_cfg
-from d2kit.engine.hooks.report import ReportHook
+from d2kit.engine.hooks.evaluation import ReportHook
 from d2kit.evaluation.report import compare_runs, write_report
 from d2kit.evaluation.report.figures import best_threshold, evaluate_results
 from tests.support import browser as chromium

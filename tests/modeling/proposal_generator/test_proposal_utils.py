@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from d2kit.modeling.boxes import match_boxes
+from d2kit.modeling.box_regression import match_boxes
 from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.proposal_generator.proposal_utils import (
     add_ground_truth_to_proposals,

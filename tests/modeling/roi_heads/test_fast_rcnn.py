@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from d2kit.layers import ShapeSpec, batched_nms
 from d2kit.modeling.box_regression import Box2BoxTransform
-from d2kit.modeling.roi_heads.detections import suppress
+from d2kit.modeling.proposal_generator.proposal_utils import suppress
 from d2kit.modeling.roi_heads.fast_rcnn import (
     FastRCNNOutputLayers,
     _log_classification_stats,

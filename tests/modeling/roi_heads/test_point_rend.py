@@ -17,8 +17,7 @@ from d2kit.contrib.point_rend.point_features import (
 )
 from d2kit.contrib.point_rend.point_head import roi_mask_point_loss
 from d2kit.modeling import build_model
-from d2kit.modeling.roi_heads.selection import SampledBitMasks
-from d2kit.modeling.sampling import per_image_seeds
+from d2kit.modeling.sampling import SampledBitMasks, per_image_seeds
 from d2kit.structures import BitMasks, Boxes, Instances, PolygonMasks
 from tests.support.tiny_heads import SIZE
 from tests.support.tiny_model import tiny_config, tiny_input

@@ -4,8 +4,7 @@ import torch
 from d2kit.modeling import build_roi_heads
 from d2kit.modeling.roi_heads import select_foreground_proposals
 from d2kit.modeling.roi_heads.roi_heads import select_proposals_with_visible_keypoints
-from d2kit.modeling.roi_heads.selection import SampledBitMasks
-from d2kit.modeling.sampling import per_image_seeds
+from d2kit.modeling.sampling import SampledBitMasks, per_image_seeds
 from d2kit.structures import BitMasks, Boxes, ImageList, Instances, Keypoints
 from d2kit.utils.events import EventStorage
 from tests.support.tiny_heads import SIZE, features, random_proposals
