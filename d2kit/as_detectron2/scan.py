@@ -65,6 +65,8 @@ class _Found:
     own_names: set[str] = field(default_factory=set)
     adders: set[str] = field(default_factory=set)
     judged: list[Use] = field(default_factory=list)
+    methods: list[tuple[str, str, str]] = field(default_factory=list)  # of subclasses alone
+    asked: set[str] = field(default_factory=set)  # every attribute that some code reads
 
 
 def scan(paths: Sequence[Path]) -> list[Use]:
@@ -86,8 +88,11 @@ def scan(paths: Sequence[Path]) -> list[Use]:
             else:
                 _read_yaml(path, found)
         except (SyntaxError, ValueError, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0]
-            found.judged.append(Use(str(path), "file", "cannot be read", False, reason))
+            found.judged.append(_unreadable(path, error))
+    for where, name, place in found.methods:
+        if name.partition(".")[2] not in found.asked:
+            fix = f"nothing calls it: {place} has no such step, so that the override has no effect"
+            found.judged.append(Use(where, "member", name, False, fix))
     uses = [_judge_symbol(where, name) for where, name in found.symbols]
     known = _known_keys(found.adders) if found.keys else {}
     uses += [_judge_key(where, name, found.own_keys, known) for where, name in found.keys]
@@ -95,27 +100,28 @@ def scan(paths: Sequence[Path]) -> list[Use]:
     return _once_per_file([*uses, *found.judged])
 
 
+def _unreadable(path: Path, error: Exception) -> Use:
+    reason = str(error).splitlines()[0]
+    named = re.match(rf"{re.escape(str(path))}:(\d+)", reason)
+    line = named[1] if named else getattr(error, "lineno", None) or 1
+    return Use(f"{path}:{line}", "file", "cannot be read", False, reason)
+
+
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            inside = (
-                p for p in sorted(path.rglob("*")) if p.suffix in (".py", ".ipynb", ".yaml", ".yml")
-            )
-            left_out = {".git", ".ipynb_checkpoints"}
+            suffixes, left_out = (".py", ".ipynb", ".yaml", ".yml"), {".git", ".ipynb_checkpoints"}
+            inside = (p for p in sorted(path.rglob("*")) if p.suffix in suffixes)
             yield from (p for p in inside if p.is_file() and not left_out & set(p.parts))
         else:
             yield path
 
 
 def _once_per_file(uses: list[Use]) -> list[Use]:
-    seen: set[tuple[str, str, str]] = set()
-    kept = []
+    first: dict[tuple[str, str, str], Use] = {}
     for use in uses:
-        key = (_file_of(use.where), use.kind, use.name)
-        if key not in seen:
-            seen.add(key)
-            kept.append(use)
-    return kept
+        first.setdefault((_file_of(use.where), use.kind, use.name), use)
+    return list(first.values())
 
 
 # ---------------------------------------------------------------- Python
@@ -136,6 +142,9 @@ class _Places:
         return f"{self.path}:cell {cell}:{line - self.starts[cell - 1] + 1}"
 
 
+_OF_PYTHON = r"\s*%%(time|timeit|capture|prun|writefile\s+\S+\.py)\b"  # what follows is Python
+
+
 def _read_notebook(path: Path, found: _Found) -> None:
     """Read the code cells as one text, without the lines for IPython (``%magic``, ``!command``)."""
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -147,10 +156,18 @@ def _read_notebook(path: Path, found: _Found) -> None:
         source = cell.get("source", "")
         text = source if isinstance(source, str) else "".join(source)
         places.starts.append(len(lines) + 1)
-        magic = text.lstrip().startswith("%%")
-        for line in text.splitlines() or [""]:
+        other = text.lstrip().startswith("%%") and not re.match(_OF_PYTHON, text)
+        code = []
+        for line in [] if other else text.splitlines():
             command = re.match(r"(\s*)(?:[%!?]|\w+\s*=\s*[%!]|.*\?$)", line)
-            lines.append(f"{command[1]}pass" if command else "" if magic else line)
+            code.append(f"{command[1]}pass" if command else line)
+        try:
+            ast.parse("\n".join(code))
+        except SyntaxError as error:  # the other cells are read all the same
+            where = places.of(len(lines) + (error.lineno or 1))
+            found.judged.append(Use(where, "file", "cannot be read", False, str(error)))
+            code = []
+        lines += code + [""] * (max(len(text.splitlines()), 1) - len(code))
     _read_python("\n".join(lines), places, found)
 
 
@@ -165,9 +182,16 @@ def _read_python(text: str, places: _Places, found: _Found) -> None:
             _read_registration(node, where, found)
         elif isinstance(node, ast.Call):
             _read_call(node, where, found)
-    for line, name, place in _missing_members(tree, modules):
-        fix = f"{place} has no such member: write the step in the subclass"
-        found.judged.append(Use(places.of(line), "member", name, False, fix))
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.asked.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.asked.add(node.value)
+    for line, name, place, used in _missing_members(tree, modules):
+        if used:
+            fix = f"{place} has no such member: write the step in the subclass"
+            found.judged.append(Use(places.of(line), "member", name, False, fix))
+        else:
+            found.methods.append((places.of(line), name, place))
     for line, name, raised in _wrongly_caught(tree, modules):
         fix = f"{name} raises {raised} here, no AssertionError: catch both"
         found.judged.append(Use(places.of(line), "exception", f"except around {name}", False, fix))
@@ -194,28 +218,40 @@ def _read_import(
 def _read_registration(node: ast.ClassDef | ast.FunctionDef, where: str, found: _Found) -> None:
     """Note what is registered; a name that Detectron2's registry holds is taken there too."""
     for decorator in node.decorator_list:
-        text = ast.unparse(decorator)
-        if "REGISTRY" not in text:
-            continue
-        found.own_names.add(node.name)
-        registry = text.split("_REGISTRY")[0].rpartition(".")[2]
-        if node.name in FIXED_NAMES.get(registry, "").split():
-            fix = f"{registry} of Detectron2 holds this name already: give the class another one"
-            found.judged.append(Use(where, "registry name", node.name, False, fix))
+        _note_registration(ast.unparse(decorator), node.name, where, found)
+
+
+def _note_registration(registry: str, name: str, where: str, found: _Found) -> None:
+    if "REGISTRY" not in registry:
+        return
+    found.own_names.add(name)
+    registry = registry.partition("_REGISTRY")[0].rpartition(".")[2]
+    if name in FIXED_NAMES.get(registry, "").split():
+        fix = f"{registry} of Detectron2 holds this name already: give the class another one"
+        found.judged.append(Use(where, "registry name", name, False, fix))
 
 
 def _read_call(node: ast.Call, where: str, found: _Found) -> None:
-    """Note probes for the installed distribution that nothing answers here."""
+    """Note registrations, keys in a list, and probes for the distribution without an answer."""
     name = ast.unparse(node.func).rpartition(".")[2]
     first = node.args[0] if node.args else None
+    if name == "register" and isinstance(first, ast.Name):
+        _note_registration(ast.unparse(node.func), first.id, where, found)
+    if name == "merge_from_list" and isinstance(first, ast.List | ast.Tuple):
+        keys = [part.value for part in first.elts[::2] if isinstance(part, ast.Constant)]
+        found.keys += [(where, key) for key in keys if isinstance(key, str)]
     named = isinstance(first, ast.Constant) and first.value == ORIGINAL
     if name in ("get_distribution", "require") and named:
         fix = "pkg_resources is gone from setuptools: ask importlib.metadata.version('detectron2')"
         found.judged.append(Use(where, "probe", f"{name}('{ORIGINAL}')", False, fix))
 
 
+_SECTION = re.compile(r"(MODEL|SOLVER|DATASETS|DATALOADER|INPUT|TEST)\b")  # others have a cfg, too
+
+
 def _read_chains(places: _Places, tree: ast.Module, modules: dict[str, str], found: _Found) -> None:
     """Collect ``comm.get_rank`` and ``cfg.MODEL.DEVICE``, each whole chain once."""
+    tree = _WithoutSubscripts().visit(tree)
     inner = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute) or id(node) in inner:
@@ -228,8 +264,21 @@ def _read_chains(places: _Places, tree: ast.Module, modules: dict[str, str], fou
         keys = _config_key(chain)
         if keys and isinstance(node.ctx, ast.Store):
             found.own_keys.add(keys)
-        elif keys:
+        elif keys and (modules or _SECTION.match(keys)):
             found.keys.append((where, keys))
+
+
+class _WithoutSubscripts(ast.NodeTransformer):
+    """Writes ``cfg["MODEL"]`` as ``cfg.MODEL``."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:  # noqa: N802 - ast's name
+        """Replace one subscript by an attribute, if it is a name in capitals."""
+        self.generic_visit(node)
+        key = node.slice.value if isinstance(node.slice, ast.Constant) else None
+        if not (isinstance(key, str) and key.isidentifier() and key == key.upper()):
+            return node
+        made = ast.Attribute(value=node.value, attr=key, ctx=node.ctx)
+        return ast.copy_location(made, node)
 
 
 def _config_key(chain: list[str]) -> str:
@@ -250,50 +299,56 @@ def _config_key(chain: list[str]) -> str:
 
 def _missing_members(
     tree: ast.Module, modules: Mapping[str, str]
-) -> Iterator[tuple[int, str, str]]:
-    """Yield each member that a class uses of d2kit's class above it, and that is not there.
+) -> Iterator[tuple[int, str, str, bool]]:
+    """Yield each member that a class uses, or defines anew, and that no class above it has.
 
-    Looked at are protected members through ``self`` and ``cls``, and all through ``super()``.
+    Looked at are protected members through ``self`` and ``cls``, all through ``super()``, and the
+    protected methods of classes above which stand classes of d2kit and of the module alone.
 
     Args:
         tree: the module's syntax tree.
         modules: name in the module -> dotted name of Detectron2.
 
     Returns:
-        Line, ``Class.member``, and the full name of the class that should have it.
+        Line, ``Class.member``, the class of d2kit that should have it, and whether it is used.
     """
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     for node in classes.values():
-        bases = list(_bases(node, classes, modules, ()))
+        above = [list(_bases(ast.unparse(base), classes, modules, ())) for base in node.bases]
+        bases = [base for found in above for base in found]
         if not bases:
             continue
-        own = _defined(node, classes, ())
+        first, own = bases[0], _defined(node, classes, ())
+        place = f"{first.__module__}.{first.__qualname__}"
         for line, member, through_super in _used(node):
             if member in own and not through_super:
                 continue
             if not any(has_member(base, member) for base in bases):
-                place = f"{bases[0].__module__}.{bases[0].__qualname__}"
-                yield line, f"{bases[0].__name__}.{member}", place
+                yield line, f"{first.__name__}.{member}", place, True
+        for part in node.body if all(above) else ():
+            protected = isinstance(part, ast.FunctionDef) and re.match(r"_(?!_)", part.name)
+            if protected and not any(has_member(base, part.name) for base in bases):
+                yield part.lineno, f"{node.name}.{part.name}", place, False
 
 
 def _bases(
-    node: ast.ClassDef,
+    base: str,
     classes: Mapping[str, ast.ClassDef],
     modules: Mapping[str, str],
     above: tuple[str, ...],
 ) -> Iterator[type]:
-    """Yield the classes of d2kit that a class extends, through others of the same module too."""
-    for base in node.bases:
-        chain = ast.unparse(base).split(".")
-        if chain[0] in modules:
-            try:
-                found = resolve(".".join([modules[chain[0]], *chain[1:]]))
-            except AttributeError:
-                continue
-            if isinstance(found, type):
-                yield found
-        elif len(chain) == 1 and chain[0] in classes and chain[0] not in above:
-            yield from _bases(classes[chain[0]], classes, modules, (*above, chain[0]))
+    """Yield the classes of d2kit that `base` is or extends, through others of the module too."""
+    chain = base.split(".")
+    if chain[0] in modules:
+        try:
+            found = resolve(".".join([modules[chain[0]], *chain[1:]]))
+        except AttributeError:
+            return
+        if isinstance(found, type):
+            yield found
+    elif base in classes and base not in above:
+        for further in classes[base].bases:
+            yield from _bases(ast.unparse(further), classes, modules, (*above, base))
 
 
 def _defined(
@@ -353,9 +408,6 @@ def _set_by(cls: type) -> frozenset[str]:
     return frozenset(_written(tree))
 
 
-# ---------------------------------------------------------------- exceptions
-
-
 def _wrongly_caught(tree: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, str, str]]:
     """Yield line, call and our types, where `except AssertionError` no longer catches.
 
@@ -413,10 +465,9 @@ def _read_yaml(path: Path, found: _Found) -> None:
         if re.search(r"^(MODEL|SOLVER|DATASETS|_BASE_|INPUT)\b", text, re.MULTILINE):
             raise
         return  # no config of Detectron2
-    if not isinstance(content, dict) or not {"MODEL", "SOLVER", "DATASETS", "_BASE_"} & set(
-        content
-    ):
-        return  # no config of Detectron2
+    sections = {"MODEL", "SOLVER", "DATASETS", "_BASE_"}
+    if not (isinstance(content, dict) and sections & set(content)):
+        return
     for key, value in _flat(content):
         where = places.get(key, f"{path}:0")
         if key != "_BASE_":
@@ -503,16 +554,9 @@ def _judge_value(where: str, key: str, value: str, own: set[str]) -> Use:
     from d2kit import modeling
     from d2kit.modeling import proposal_generator, roi_heads
 
-    places = (
-        modeling,
-        proposal_generator,
-        roi_heads,
-        proposal_generator.rpn,
-        modeling.anchor_generator,
-    )
-    registry = next(
-        getattr(place, REGISTRIES[key]) for place in places if hasattr(place, REGISTRIES[key])
-    )
+    places = [modeling, proposal_generator, proposal_generator.rpn, roi_heads]
+    places, name = [*places, modeling.anchor_generator], REGISTRIES[key]
+    registry = next(getattr(place, name) for place in places if hasattr(place, name))
     known = [name for name, _ in registry]
     if value in known or value in own or value == "PrecomputedProposals":
         return Use(where, "registry name", f"{key}: {value}", True)

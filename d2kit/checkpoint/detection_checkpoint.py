@@ -297,8 +297,12 @@ class DetectionCheckpointer(Checkpointer):
         self._loaded_run = (rest.pop("run", 0), rest.pop("run_started", 0.0))
         return rest
 
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        """Read a file of any format, without executing anything; user classes override it."""
+        return read_checkpoint(Path(f))
+
     def _load_file(self, filename: str) -> dict[str, Any]:
-        checkpoint = read_checkpoint(Path(filename))
+        checkpoint = self._torch_load(filename)
         if self._heuristics:
             checkpoint["matching_heuristics"] = True
         return checkpoint

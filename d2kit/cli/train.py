@@ -30,18 +30,19 @@ from d2kit.curate.conversion import READERS
 from d2kit.curate.prepare import SPLIT_METHODS, Prepared, prepare
 from d2kit.engine import user_errors
 from d2kit.engine.recipe import Budget, Choice, data_facts, make_recipe
+from d2kit.engine.resolve import choose_precision
 from d2kit.modeling import build_model
 from d2kit.structures import BitMasks, Boxes, Instances
 from d2kit.utils.file_io import atomic_write
 
-__all__ = ["Plan", "main", "parser", "plan", "train"]
+__all__ = ["LITE", "Plan", "best_base", "main", "parser", "plan", "seconds_per_iteration", "train"]
 
 LITE = "OwnData/mask_rcnn_lite0_FPN.yaml"
 SCRATCH = "OwnData/mask_rcnn_R_18_FPN_scratch.yaml"
 CONFIG = "train.yaml"
 PROBE = (240, 320)
 """Height and width of the images that the speed is measured with."""
-PROBE_STEPS = 3
+PROBE_STEPS = 5
 
 
 class Plan(NamedTuple):
@@ -180,7 +181,7 @@ def plan(
         )
     prepared = prepare(data, output / "data", format=format, test=test, split=split)
     cfg = get_cfg()
-    start, why = (base, "named by the user") if base else _base()
+    start, why = (base, "named by the user") if base else best_base()
     cfg.merge_from_file(start if Path(start).is_file() else model_zoo.get_config_file(start))
     facts = data_facts(prepared.data["train"])
     choices = [Choice("_BASE_", start, why)]
@@ -189,7 +190,8 @@ def plan(
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(facts.classes)
     cfg.MODEL.MASK_ON = facts.masks >= len(facts.boxes)
     batch = 2 if device == "cpu" else 4
-    seconds = _seconds_per_iteration(cfg, batch) if minutes else 0.0
+    cfg.SOLVER.IMS_PER_BATCH = batch
+    seconds = seconds_per_iteration(cfg) if minutes else 0.0
     budget = Budget(minutes, epochs, device, seconds, float(PROBE[0] * PROBE[1]), batch)
     choices += make_recipe(facts, budget)
     cfg.merge_from_list([part for c in choices[1:] for part in (c.key, c.value)])
@@ -206,7 +208,7 @@ def plan(
     return Plan(cfg, prepared, choices)
 
 
-def _base() -> tuple[str, str]:
+def best_base() -> tuple[str, str]:
     """Return the config to start from, and why."""
     try:
         metadata.version("timm")
@@ -216,15 +218,27 @@ def _base() -> tuple[str, str]:
     return LITE, "a backbone pretrained on ImageNet is installed"
 
 
-def _seconds_per_iteration(cfg: CfgNode, batch: int) -> float:
-    """Measure a training iteration on noise with two objects an image; the first is not counted."""
+def seconds_per_iteration(cfg: CfgNode, size: tuple[int, int] = PROBE) -> float:
+    """Measure a training iteration on noise with two objects an image; the first is not counted.
+
+    Args:
+        cfg: config of the model; SOLVER.IMS_PER_BATCH images are one iteration.
+        size: height and width of the images in pixels.
+
+    Returns:
+        Seconds, with a share for optimizer, averages and loading.
+    """
     model = build_model(cfg).train()
-    height, width = PROBE
+    device = next(model.parameters()).device
+    precision = torch.float32
+    if cfg.SOLVER.AMP.ENABLED:
+        precision = choose_precision(cfg.SOLVER.AMP.PRECISION, device) or precision
+    height, width = size
     inputs = []
-    for _ in range(batch):
-        target = Instances(PROBE)
-        corners = [[10.0, 10.0, 110.0, 150.0], [150.0, 40.0, 300.0, 220.0]]
-        target.gt_boxes = Boxes(torch.tensor(corners))
+    for _ in range(cfg.SOLVER.IMS_PER_BATCH):
+        target = Instances(size)
+        shares = [[0.05, 0.05, 0.35, 0.65], [0.45, 0.15, 0.95, 0.9]]
+        target.gt_boxes = Boxes(torch.tensor(shares) * torch.tensor([width, height] * 2))
         target.gt_classes = torch.zeros(2, dtype=torch.int64)
         target.gt_masks = BitMasks(torch.ones(2, height, width, dtype=torch.bool))
         image = torch.randint(0, 255, (3, height, width), dtype=torch.uint8)
@@ -232,12 +246,13 @@ def _seconds_per_iteration(cfg: CfgNode, batch: int) -> float:
     times = []
     for _ in range(PROBE_STEPS + 1):
         start = time.perf_counter()
-        sum(model(inputs).values()).backward()
-        device = next(model.parameters()).device
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            loss = sum(model(inputs).values())
+        loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return sorted(times[1:])[PROBE_STEPS // 2] * 1.15  # optimizer, averages, loading
+    return sorted(times[1:])[PROBE_STEPS // 2] * 1.15
 
 
 def write_config(made: Plan, output: Path) -> Path:

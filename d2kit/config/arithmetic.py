@@ -15,7 +15,7 @@ __all__ = ["ArithmeticRefused", "evaluate"]
 MAX_TEXT = 4096  # characters
 MAX_DEPTH = 60  # of brackets and of nodes
 MAX_STEPS = 6_000  # nodes computed; 20 ms
-MAX_ITEMS = 10_000  # elements of all lists made on the way
+MAX_ITEMS = 10_000  # elements of all lists made on the way, written out
 MAX_MAGNITUDE = 2**63
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -55,6 +55,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+_OF_NUMBERS = ("sum", "min", "max", "sorted")
+"""Functions that take numbers, or one list of numbers."""
+
+
 class ArithmeticRefused(ValueError):
     """The text is more than arithmetic over numbers, or too much of it."""
 
@@ -75,6 +79,8 @@ def evaluate(text: str) -> Any:
     """
     if len(text) > MAX_TEXT:
         raise ArithmeticRefused(f"the expression has {len(text)} characters, {MAX_TEXT} are enough")
+    if not text.isascii():
+        raise ArithmeticRefused("a letter that no number or operator has")
     _check_brackets(text)
     try:
         tree = ast.parse(text.strip(), mode="eval")
@@ -118,7 +124,18 @@ class _Computation:
             raise ArithmeticRefused(
                 f"'{_shown(node)}' ({type(node).__name__}) is not arithmetic over numbers"
             )
-        return self._checked(handler(self, node, names, depth + 1))
+        made = self._checked(handler(self, node, names, depth + 1))
+        if isinstance(made, list | tuple) and not isinstance(node, ast.Name):
+            self._count(made)
+        return made
+
+    def _count(self, made: list[Any] | tuple[Any, ...]) -> None:
+        """Charge a list as it would be written out: one inside it may stand there many times."""
+        waiting = [made]
+        while waiting:
+            part = waiting.pop()
+            self._grow(len(part))
+            waiting += [inner for inner in part if isinstance(inner, list | tuple)]
 
     def _checked(self, value: Any) -> Any:
         if isinstance(value, bool | list | tuple | range):
@@ -150,7 +167,6 @@ class _Computation:
 
     def sequence(self, node: ast.List | ast.Tuple, names: dict[str, Any], depth: int) -> Any:
         """A list or a tuple."""
-        self._grow(len(node.elts))
         kind = list if isinstance(node, ast.List) else tuple
         return kind(self.value(part, names, depth) for part in node.elts)
 
@@ -166,9 +182,8 @@ class _Computation:
         sizes = [len(x) for x in (left, right) if isinstance(x, list | tuple)]
         if isinstance(node.op, ast.Mult) and sizes:
             times = right if isinstance(left, list | tuple) else left
-            self._grow(sizes[0] * max(0, times) if isinstance(times, int) else 0)
-        elif sizes:
-            self._grow(sum(sizes))
+            if isinstance(times, int) and sizes[0] * times > MAX_ITEMS:
+                raise ArithmeticRefused(f"a list of more than {MAX_ITEMS} elements")
         elif isinstance(node.op, ast.Pow):
             _check_power(left, right)
         return operation(left, right)
@@ -191,13 +206,16 @@ class _Computation:
         arguments = [self.value(part, names, depth) for part in node.args]
         if node.func.id == "range":
             made = range(*arguments)
-            self._grow(len(made))  # an OverflowError, where it is beyond any list
+            if len(made) > MAX_ITEMS:  # an OverflowError, where it is beyond any list
+                raise ArithmeticRefused(f"a range of more than {MAX_ITEMS} elements")
             return made
         self._grow(sum(len(x) for x in arguments if isinstance(x, list | tuple | range)))
-        if node.func.id == "sum":
-            self.steps += sum(len(x) for x in arguments if isinstance(x, list | tuple | range))
-            if any(isinstance(x, list | tuple) for x in (*arguments[1:], *list(arguments[0]))):
-                raise ArithmeticRefused("sum() is for numbers")
+        if node.func.id in _OF_NUMBERS and arguments:
+            inner = arguments if len(arguments) > 1 else arguments[0]
+            if node.func.id == "sum":
+                inner = (*arguments[1:], *list(arguments[0]))
+            if isinstance(inner, list | tuple) and any(isinstance(x, list | tuple) for x in inner):
+                raise ArithmeticRefused(f"{node.func.id}() is for numbers")
         if node.func.id == "round" and len(arguments) > 1 and abs(arguments[1]) > 100:
             raise ArithmeticRefused("round() to more than 100 digits")
         return _FUNCTIONS[node.func.id](*arguments)
@@ -206,11 +224,10 @@ class _Computation:
         self, node: ast.ListComp | ast.GeneratorExp, names: dict[str, Any], depth: int
     ) -> list[Any]:
         """A list made by loops; of a generator, the list of what it yields."""
-        made = []
-        for inner in self._loops(node.generators, names, depth):
-            self._grow(1)
-            made.append(self.value(node.elt, inner, depth))
-        return made
+        return [
+            self.value(node.elt, inner, depth)
+            for inner in self._loops(node.generators, names, depth)
+        ]
 
     def _loops(
         self, loops: list[ast.comprehension], names: dict[str, Any], depth: int
@@ -236,6 +253,8 @@ class _Computation:
         values = [self.value(part, names, depth) for part in (node.left, *node.comparators)]
         if not all(type(op) in _COMPARE for op in node.ops):
             raise ArithmeticRefused(f"the comparison in '{_shown(node)}'")
+        if any(isinstance(value, list | tuple | range) for value in values):
+            raise ArithmeticRefused(f"'{_shown(node)}' compares lists; only numbers are compared")
         pairs = zip(node.ops, values, values[1:], strict=False)
         return all(_COMPARE[type(op)](a, b) for op, a, b in pairs)
 

@@ -188,7 +188,7 @@ def _masks(path: Path) -> tuple[Path, str] | None:
     if (path / "instances.json").is_file():
         return path, "mask PNGs, instances.json"
     for folder in sorted(p for p in path.rglob("*") if p.is_dir()):
-        if "mask" in folder.name.lower() and any(folder.glob("*.png")):
+        if "mask" in folder.name.lower() and any(folder.rglob("*.png")):
             return path, f"mask PNGs, {folder.name}/"
     return None
 
@@ -225,6 +225,8 @@ GROUPS = 4
 """Least number of videos that can be told by names before a split keeps them whole."""
 FRAMES = 5
 """Least median of their frames."""
+FEW_WITHOUT_MASK = 0.05
+"""Share of objects without a mask up to which they are left out, and not the others' masks."""
 
 
 class Prepared(NamedTuple):
@@ -283,6 +285,7 @@ def prepare(
     report = [f"{path}: {found.evidence}: {counts}"]
     report += [f"left out: {n} {what}" for what, n in sorted((+lost).items())]
     output.mkdir(parents=True, exist_ok=True)
+    _one_kind(coco, report)
     coco = _checked(coco, root, output / "all.json", report)
     parts = _parts(coco, test, split, seed, report)
     files = {}
@@ -290,6 +293,21 @@ def prepare(
         files[name] = output / f"{name}.json"
         _write(part, files[name])
     return Prepared(root, files, parts, report)
+
+
+def _one_kind(coco: dict[str, Any], report: list[str]) -> None:
+    """Take the masks from a dataset in which too many objects have none.
+
+    Objects that are left out are taught to be background, which costs more than masks.
+    """
+    objects = [a for a in coco["annotations"] if not a.get("iscrowd")]
+    bare = sum(not a.get("segmentation") for a in objects)
+    if FEW_WITHOUT_MASK * len(objects) < bare < len(objects):
+        report.append(
+            f"masks: {bare} of {len(objects)} objects have none: boxes are learned of all"
+        )
+        for a in objects:
+            a["segmentation"] = []
 
 
 def _write(coco: Mapping[str, Any], path: Path) -> None:

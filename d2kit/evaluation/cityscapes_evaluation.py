@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from d2kit.data.catalog import MetadataCatalog
 from d2kit.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
@@ -298,11 +301,23 @@ class CityscapesEvaluator(DatasetEvaluator):
                 f"dataset '{dataset_name}' has no {', '.join(missing)} in its metadata; "
                 f"{type(self).__name__} needs a dataset in Cityscapes' layout"
             )
+        self._cpu_device = torch.device("cpu")
+        self._logger = logger
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
         self._images: dict[str, Any] = {}
+        self.__dict__.pop("_working_dir", None)
+
+    @cached_property
+    def _working_dir(self) -> tempfile.TemporaryDirectory[str]:
+        """A folder of this round, for user classes that write files; none is made here."""
+        return tempfile.TemporaryDirectory(prefix="cityscapes_eval_")
+
+    @property
+    def _temp_dir(self) -> str:
+        return self._working_dir.name
 
     def _read(self, file_name: str, kind: str) -> np.ndarray:
         """Read the ground truth of an image: "instanceIds" or "labelIds"."""

@@ -30,7 +30,7 @@ from d2kit.evaluation.coco_results import (
     summary_table,
 )
 from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main, once_per_image
-from d2kit.structures import BoxMode
+from d2kit.structures import BoxMode, Instances
 from d2kit.utils.file_io import PathManager, atomic_write
 
 __all__ = [
@@ -182,17 +182,21 @@ class COCOEvaluator(DatasetEvaluator):
             outputs: per image a dict with ``instances`` (see `instances_to_coco_json`) and/or
                 ``proposals``.
         """
+        kinds = ("instances", "proposals")
         for image, output in zip(inputs, outputs, strict=True):
-            image_id = plain_id(image["image_id"])
-            prediction: dict[str, Any] = {"image_id": image_id}
-            if "instances" in output:
-                instances = output["instances"].to(self._cpu_device)
-                self._seen_tasks.update(t for f, t in _TASK_OF_FIELD.items() if instances.has(f))
-                prediction["instances"] = instances_to_coco_json(instances, image_id)
-            if "proposals" in output:
-                prediction["proposals"] = output["proposals"].to(self._cpu_device)
-            if len(prediction) > 1:
-                self._predictions.append(prediction)
+            held: dict[str, Any] = {k: output[k].to(self._cpu_device) for k in kinds if k in output}
+            if not held:
+                continue
+            held["image_id"] = image_id = plain_id(image["image_id"])
+            if "instances" in held:
+                held["instances"] = self._rows_of(held["instances"], image_id)
+            self._predictions.append(held)
+
+    def _rows_of(self, detected: Instances, image_id: int | str) -> list[dict[str, Any]]:
+        """Turn the instances of an image into results, and note which tasks they serve."""
+        fields = detected.get_fields()
+        self._seen_tasks |= {task for field, task in _TASK_OF_FIELD.items() if field in fields}
+        return instances_to_coco_json(detected, image_id)
 
     def evaluate(self, img_ids: Iterable[int] | None = None) -> dict[str, dict[str, float]]:
         """Compute the figures.

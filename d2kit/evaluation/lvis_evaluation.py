@@ -68,6 +68,11 @@ class LVISEvaluator(COCOEvaluator):
         if self._do_evaluation:
             _check_fields(self._coco_api, self._metadata.get("json_file") or dataset_name)
 
+    @property
+    def _lvis_api(self) -> Any:
+        """The ground truth; user classes read it."""
+        return self._coco_api
+
     def _eval_predictions(
         self, predictions: Sequence[Mapping[str, Any]], img_ids: Iterable[int] | None = None
     ) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from d2kit.data.catalog import MetadataCatalog
 from d2kit.data.datasets.pascal_voc import VocObject, read_voc_annotation, read_voc_split
@@ -52,6 +53,11 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
                 "PascalVOCDetectionEvaluator needs a dataset of register_pascal_voc"
             )
         self._dirname, self._split = metadata.dirname, metadata.split
+        # read by user classes alone
+        self._anno_file_template = os.path.join(metadata.dirname, "Annotations", "{}.xml")
+        split = os.path.join(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
+        self._image_set_path = split
+        self._cpu_device = torch.device("cpu")
         self._is_2007 = int(metadata.year) == 2007
         self._class_names = list(metadata.thing_classes)
         self._logger = logging.getLogger(__name__)
@@ -69,7 +75,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             outputs: per image a dict with ``instances``: `pred_boxes`, `scores`, `pred_classes`.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to("cpu")
+            instances = output["instances"].to(self._cpu_device)
             self._predictions.append(
                 {
                     "image_id": str(image["image_id"]),

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from d2kit.evaluation.backend import _detection_limits, _load_detections
@@ -177,17 +177,37 @@ class RotatedCOCOEvaluator(COCOEvaluator):
     def _evaluate_task(
         self, task: str, results: list[dict[str, Any]], ids: list[int] | None
     ) -> Any:
-        """Match results with the ground truth by rotated overlap."""
-        detections = _load_detections(self._coco_api, [_oriented(r) for r in results])
+        # a subclass's version may know of two arguments only
+        subset = {} if ids is None else {"img_ids": ids}
+        return self._evaluate_predictions_on_coco(self._coco_api, results, **subset)
+
+    def _evaluate_predictions_on_coco(
+        self,
+        coco_gt: Any,
+        coco_results: Sequence[Mapping[str, Any]],
+        img_ids: Iterable[int] | None = None,
+    ) -> Any:
+        """Match results with the ground truth by rotated overlap; user classes override it.
+
+        Args:
+            coco_gt: ground truth, as `_ground_truth` reads it.
+            coco_results: dicts of COCO's result format, boxes XYWH or XYWHA, with the dataset's
+                own category ids.
+            img_ids: evaluate these images only; None for all.
+
+        Returns:
+            The evaluation after ``evaluate``, ``accumulate`` and ``summarize``.
+        """
+        detections = _load_detections(coco_gt, [_oriented(r) for r in coco_results])
         if self._use_fast_impl:
-            coco_eval: Any = COCOeval_opt(self._coco_api, detections, "obb")
+            coco_eval: Any = COCOeval_opt(coco_gt, detections, "obb")
         else:
             from d2kit.evaluation.backend import RotatedCOCOeval
 
-            coco_eval = RotatedCOCOeval(self._coco_api, detections, "bbox")
+            coco_eval = RotatedCOCOeval(coco_gt, detections, "bbox")
         coco_eval.params.maxDets = _detection_limits(self._max_dets_per_image)
-        if ids is not None:
-            coco_eval.params.imgIds = ids
+        if img_ids is not None:
+            coco_eval.params.imgIds = list(img_ids)
         summary = io.StringIO()
         with contextlib.redirect_stdout(summary), warnings.catch_warnings():
             # no published tool does this; tests/evaluation/test_rotated_coco.py holds both backends
@@ -196,5 +216,5 @@ class RotatedCOCOEvaluator(COCOEvaluator):
             coco_eval.evaluate()
             coco_eval.accumulate()
             coco_eval.summarize()
-        logger.info("COCO summary for rotated %s:\n%s", task, summary.getvalue().rstrip())
+        logger.info("COCO summary for rotated boxes:\n%s", summary.getvalue().rstrip())
         return coco_eval

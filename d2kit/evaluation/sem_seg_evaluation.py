@@ -51,15 +51,16 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
     return counts.reshape(classes, classes + 1)
 
 
-def is_boundary(labels: np.ndarray) -> np.ndarray:
+def is_boundary(labels: np.ndarray, ratio_of_diagonal: float = BOUNDARY_RATIO) -> np.ndarray:
     """Mark the pixels that lie within the boundary of their own segment.
 
     Args:
         labels: (H, W) integers below 2**16.
+        ratio_of_diagonal: d below, relative to the diagonal of the image.
 
     Returns:
         (H, W) bool: whether another label, or the border of the image, is within d pixels along
-        both axes; d is `BOUNDARY_RATIO` of the diagonal, at least 1. For each class these are the
+        both axes; d is rounded, and at least 1. For each class these are the
         pixels that d erosions of its mask by 3 x 3 remove.
 
     Source: Cheng et al., "Boundary IoU", 2021, section 4 (arXiv 2103.16562).
@@ -67,7 +68,7 @@ def is_boundary(labels: np.ndarray) -> np.ndarray:
     import cv2
 
     height, width = labels.shape
-    reach = max(1, round(BOUNDARY_RATIO * float(np.hypot(height, width))))
+    reach = max(1, round(ratio_of_diagonal * float(np.hypot(height, width))))
     window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     # 1 more than the labels, so that the 0 of the border differs from all of them
     padded = np.pad(labels.astype(np.int32) + 1, 1).astype(np.uint16)
@@ -76,20 +77,26 @@ def is_boundary(labels: np.ndarray) -> np.ndarray:
     return np.asarray(highest != lowest)[1:-1, 1:-1]
 
 
-def boundary_iou_counts(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+def boundary_iou_counts(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    classes: int,
+    boundary: Callable[[np.ndarray], np.ndarray] = is_boundary,
+) -> np.ndarray:
     """Count the pixels of boundaries.
 
     Args:
         truth: (H, W) labels, as for `confusion`.
         predicted: (H, W) labels.
         classes: K.
+        boundary: (H, W) labels -> (H, W) bool.
 
     Returns:
         (2, K) int64: per class the pixels in both boundaries, and in one of them at least.
     """
     known = (truth >= 0) & (truth < classes)
-    of_truth = np.where(is_boundary(truth), truth, classes)[known].astype(np.int64)
-    of_predicted = np.where(is_boundary(predicted), predicted, classes)[known].astype(np.int64)
+    of_truth = np.where(boundary(truth), truth, classes)[known].astype(np.int64)
+    of_predicted = np.where(boundary(predicted), predicted, classes)[known].astype(np.int64)
     of_predicted = of_predicted.clip(0, classes)
     shared = np.bincount(of_truth[of_truth == of_predicted], minlength=classes + 1)
     either = np.bincount(of_truth, minlength=classes + 1) + np.bincount(
@@ -178,6 +185,9 @@ class SemSegEvaluator(DatasetEvaluator):
         self._ignore_label = metadata.get("ignore_label") if ignore_label is None else ignore_label
         to_index = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
         self._contiguous_id_to_dataset_id = {index: label for label, index in to_index.items()}
+        self._compute_boundary_iou = True
+        own = type(self)._mask_to_boundary is not SemSegEvaluator._mask_to_boundary
+        self._is_boundary = self._boundary_by_class if own else is_boundary
         self.reset()
 
     @staticmethod
@@ -221,9 +231,33 @@ class SemSegEvaluator(DatasetEvaluator):
             if self._ignore_label is not None:
                 truth = np.where(truth == self._ignore_label, self._num_classes, truth)
             self._conf_matrix += confusion(truth, predicted, self._num_classes)
-            self._boundary_counts += boundary_iou_counts(truth, predicted, self._num_classes)
+            if self._compute_boundary_iou:
+                self._boundary_counts += boundary_iou_counts(
+                    truth, predicted, self._num_classes, self._is_boundary
+                )
             if self._output_dir:
                 self._predictions += self.encode_json_sem_seg(predicted, image["file_name"])
+
+    def _mask_to_boundary(
+        self, mask: np.ndarray, dilation_ratio: float = BOUNDARY_RATIO
+    ) -> np.ndarray:
+        """Keep the boundary of a mask alone, for subclasses to replace.
+
+        Args:
+            mask: (H, W) uint8, 0 or 1: the pixels of one class.
+            dilation_ratio: width of the boundary, relative to the diagonal of the image.
+
+        Returns:
+            (H, W) uint8: 1 on the boundary inside the mask.
+        """
+        return mask * is_boundary(mask, dilation_ratio).astype(mask.dtype)
+
+    def _boundary_by_class(self, labels: np.ndarray) -> np.ndarray:
+        """Join what `_mask_to_boundary` of a subclass makes of each class."""
+        found = np.zeros(labels.shape, dtype=bool)
+        for label in np.unique(labels):
+            found |= self._mask_to_boundary((labels == label).astype(np.uint8)).astype(bool)
+        return found
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Compute the figures.
@@ -268,6 +302,8 @@ class SemSegEvaluator(DatasetEvaluator):
         }
         for index, name in enumerate(self._class_names):
             figures[f"IoU-{name}"] = iou[index]
+            if not self._compute_boundary_iou:
+                continue
             figures[f"BoundaryIoU-{name}"] = boundary[index]
             figures[f"min(IoU, B-Iou)-{name}"] = np.minimum(iou[index], boundary[index])
         figures["mACC"] = mean_of_defined(accuracy)

@@ -61,27 +61,18 @@ class DepthwiseSeparableConv2d(nn.Module):
         activation2: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.depthwise = Conv2d(
-            in_channels,
-            in_channels,
-            kernel_size=kernel_size,
-            padding=padding,
-            dilation=dilation,
-            groups=in_channels,
-            bias=not norm1,
-            norm=get_norm(norm1, in_channels),
-            activation=activation1,
-        )
-        self.pointwise = Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size=1,
-            bias=not norm2,
-            norm=get_norm(norm2, out_channels),
-            activation=activation2,
-        )
-        msra_fill(self.depthwise)
-        msra_fill(self.pointwise)
+        area = {"kernel_size": kernel_size, "padding": padding, "dilation": dilation}
+        area["groups"] = in_channels  # one filter for each channel
+        steps = {
+            "depthwise": (in_channels, norm1, activation1, area),
+            "pointwise": (out_channels, norm2, activation2, {"kernel_size": 1}),
+        }
+        for name, (channels, norm, activation, shape) in steps.items():
+            after = {"norm": get_norm(norm, channels), "activation": activation}
+            # a norm has a bias of its own
+            self.add_module(name, Conv2d(in_channels, channels, bias=not norm, **shape, **after))
+        for convolution in self.children():
+            msra_fill(convolution)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both convolutions to `x` (N, C, H, W)."""

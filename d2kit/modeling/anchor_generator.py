@@ -78,6 +78,10 @@ def _per_level(name: str, values: Sequence[Any], num_levels: int) -> list[tuple[
     return [tuple(float(v) for v in row) for row in rows]
 
 
+def _sizes(features: Sequence[Tensor]) -> list[Sequence[int]]:
+    return [feature.shape[-2:] for feature in features]
+
+
 class _GridAnchors(nn.Module):
     """Cell anchors repeated at every cell of every feature map."""
 
@@ -100,7 +104,7 @@ class _GridAnchors(nn.Module):
         # the cell anchors, so the identity of that tensor says whether an entry is still good.
         self._grids: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
-    def _calculate_anchors(self, *rows: Sequence[Sequence[float]]) -> BufferList:
+    def _cells(self, *rows: Sequence[Sequence[float]]) -> BufferList:
         """Make the cell anchors of rows, one per level, of sizes, aspect ratios (and angles)."""
         make: Any = type(self).generate_cell_anchors  # type: ignore[attr-defined]
         return BufferList(map(make, *rows))
@@ -115,14 +119,18 @@ class _GridAnchors(nn.Module):
         """Number of anchors at each cell, for each feature map."""
         return self.num_anchors
 
-    def _grid_anchors(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Anchors of each feature map, (H * W * A, box_dim)."""
-        if len(features) != self.num_features:
+    def _grid_anchors(self, grid_sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return the anchors of each feature map (H * W * A, box_dim); user classes override it.
+
+        Args:
+            grid_sizes: height and width of each map.
+        """
+        if len(grid_sizes) != self.num_features:
             raise ValueError(
                 f"anchor generator: made for {self.num_features} feature maps (strides "
-                f"{self.strides}), got {len(features)}."
+                f"{self.strides}), got {len(grid_sizes)}."
             )
-        sizes: list[Any] = [feature.shape[-2:] for feature in features]
+        sizes: list[Any] = list(grid_sizes)
         if is_symbolic():
             return [
                 self._make_grid(i, h, w, *step)
@@ -203,6 +211,12 @@ class DefaultAnchorGenerator(_GridAnchors):
         ratio_rows = _per_level("aspect_ratios", aspect_ratios, len(strides))
         super().__init__(self._calculate_anchors(size_rows, ratio_rows), strides, offset)
 
+    def _calculate_anchors(
+        self, sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[Sequence[float]]
+    ) -> BufferList:
+        """Make the cell anchors of all levels, one row each; user classes override it."""
+        return self._cells(sizes, aspect_ratios)
+
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         """Constructor arguments from `cfg.MODEL.ANCHOR_GENERATOR` and the features' strides."""
@@ -247,7 +261,7 @@ class DefaultAnchorGenerator(_GridAnchors):
         Raises:
             ValueError: another number of feature maps than strides.
         """
-        return [Boxes(anchors) for anchors in self._grid_anchors(features)]
+        return [Boxes(anchors) for anchors in self._grid_anchors(_sizes(features))]
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
@@ -312,6 +326,15 @@ class RotatedAnchorGenerator(_GridAnchors):
         cells = self._calculate_anchors(size_rows, ratio_rows, angle_rows)
         super().__init__(cells, strides, offset)
 
+    def _calculate_anchors(
+        self,
+        sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[Sequence[float]],
+        angles: Sequence[Sequence[float]],
+    ) -> BufferList:
+        """Make the cell anchors of all levels, one row each; user classes override it."""
+        return self._cells(sizes, aspect_ratios, angles)
+
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         """Constructor arguments from `cfg.MODEL.ANCHOR_GENERATOR` and the features' strides."""
@@ -356,7 +379,7 @@ class RotatedAnchorGenerator(_GridAnchors):
         Raises:
             ValueError: another number of feature maps than strides.
         """
-        return [RotatedBoxes(anchors) for anchors in self._grid_anchors(features)]
+        return [RotatedBoxes(anchors) for anchors in self._grid_anchors(_sizes(features))]
 
 
 def build_anchor_generator(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:

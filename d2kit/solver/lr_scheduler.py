@@ -156,6 +156,10 @@ class WarmupLR(LRScheduler):
         """Return the factor on the initial rate at `step`, were there no warm-up."""
         raise NotImplementedError
 
+    def _compute_values(self) -> list[float | Tensor]:
+        """Return the learning rate of each group; user classes call or override it."""
+        return self.get_lr()
+
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group for the coming step."""
         step = self.last_epoch

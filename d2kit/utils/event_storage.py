@@ -70,13 +70,13 @@ class EventStorage:
 
     def __init__(self, start_iter: int = 0) -> None:
         self._iter = start_iter
-        self._prefix = ""
+        self._current_prefix = ""
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
-        self._latest: dict[str, tuple[float, int]] = {}
-        self._hints: dict[str, bool] = {}
+        self._latest_scalars: dict[str, tuple[float, int]] = {}
+        self._smoothing_hints: dict[str, bool] = {}
         self._pending: list[tuple[str, Tensor | float, int]] = []
         self._pending_tensors = 0
-        self._images: list[tuple[str, Any, int]] = []
+        self._vis_data: list[tuple[str, Any, int]] = []
         self._histograms: list[dict[str, Any]] = []
 
     def put_image(self, img_name: str, img_tensor: Tensor | np.ndarray) -> None:
@@ -86,7 +86,7 @@ class EventStorage:
             img_name: its name.
             img_tensor: (3, H, W) RGB, uint8 in [0, 255] or floating point in [0, 1].
         """
-        self._images.append((self._prefix + img_name, img_tensor, self._iter))
+        self._vis_data.append((self._current_prefix + img_name, img_tensor, self._iter))
 
     def put_scalar(
         self,
@@ -106,11 +106,11 @@ class EventStorage:
         Raises:
             ValueError: if a tensor has not one element, or the hint is not that of earlier values.
         """
-        name = self._prefix + name
-        if self._hints.setdefault(name, smoothing_hint) != smoothing_hint:
+        name = self._current_prefix + name
+        if (former := self._smoothing_hints.setdefault(name, smoothing_hint)) != smoothing_hint:
             raise ValueError(
-                f"scalar '{name}' was put with smoothing_hint={self._hints[name]} before, now "
-                f"with {smoothing_hint}; use one of them everywhere"
+                f"scalar '{name}' was put with smoothing_hint={former} before, now with "
+                f"{smoothing_hint}; use one of them everywhere"
             )
         if isinstance(value, Tensor):
             if value.numel() != 1:
@@ -140,7 +140,7 @@ class EventStorage:
         for index, (name, value, iteration) in enumerate(self._pending):
             number = numbers[index] if index in numbers else float(value)
             self._history[name].update(number, iteration)
-            self._latest[name] = (number, iteration)
+            self._latest_scalars[name] = (number, iteration)
         self._pending.clear()
         self._pending_tensors = 0
 
@@ -159,7 +159,7 @@ class EventStorage:
         for name in sorted(self._history):
             if _MEASURED.search(name):
                 continue
-            smoothed = bool(self._hints.get(name))
+            smoothed = bool(self._smoothing_hints.get(name))
             count = self.count_samples(name, window) if smoothed else 1
             values = [[float(x), int(i)] for x, i in self._history[name].values()[-count:]]
             if smoothed:
@@ -171,10 +171,13 @@ class EventStorage:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned, so that writers go on as if nothing had happened."""
         for name, values in state_dict.get("smoothed", {}).items():
-            self._hints[name] = True
+            self._smoothing_hints[name] = True
             for value, iteration in values:
                 self._history[name].update(value, iteration)
-                self._latest[name] = (value, iteration)  # its line may not have been written
+                self._latest_scalars[name] = (
+                    value,
+                    iteration,
+                )  # its line may not have been written
         for name, (value, iteration) in state_dict.get("last", {}).items():
             self.put_scalar(name, value, smoothing_hint=False, cur_iter=iteration)
 
@@ -199,7 +202,7 @@ class EventStorage:
         edges = torch.linspace(low, high, bins + 1)
         self._histograms.append(
             {
-                "tag": self._prefix + hist_name,
+                "tag": self._current_prefix + hist_name,
                 "min": low,
                 "max": high,
                 "num": values.numel(),
@@ -234,7 +237,7 @@ class EventStorage:
     def latest(self) -> Mapping[str, tuple[float, int]]:
         """Return name -> (last value, its iteration)."""
         self._fetch()
-        return self._latest
+        return self._latest_scalars
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
         """Return name -> (value, iteration) where hinted scalars are medians.
@@ -245,7 +248,7 @@ class EventStorage:
         return {
             name: (
                 self._history[name].median(self.count_samples(name, window_size))
-                if self._hints[name]
+                if self._smoothing_hints[name]
                 else value,
                 iteration,
             )
@@ -268,7 +271,7 @@ class EventStorage:
 
     def smoothing_hints(self) -> dict[str, bool]:
         """Return name -> whether writers may smooth it."""
-        return self._hints
+        return self._smoothing_hints
 
     def step(self) -> None:
         """Go to the next iteration; call it once after each training step's values were written."""
@@ -291,20 +294,20 @@ class EventStorage:
     @contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
         """Put ``name/`` before the names of everything that is put in the block."""
-        former = self._prefix
-        self._prefix = name.rstrip("/") + "/"
+        former = self._current_prefix
+        self._current_prefix = name.rstrip("/") + "/"
         try:
             yield
         finally:
-            self._prefix = former
+            self._current_prefix = former
 
     def images(self) -> list[tuple[str, Any, int]]:
         """Return the images that wait: name, as it was put, iteration."""
-        return list(self._images)
+        return list(self._vis_data)
 
     def clear_images(self) -> None:
         """Forget the images, usually after they were written."""
-        self._images.clear()
+        self._vis_data.clear()
 
     def clear_histograms(self) -> None:
         """Forget the histograms, usually after they were written."""

@@ -239,7 +239,7 @@ class InstanceDrawing(DrawingBase):
         order = np.argsort(-np.nan_to_num(areas), kind="stable").tolist()
         for index in order:
             if shapes is not None:
-                self._fill_mask(shapes[index].mask, colors[index], None, alpha)
+                self._fill_shape(shapes[index], colors[index], alpha)
             if rows is not None:
                 self.draw_box(rows[index], alpha=_BOX_ALPHA, edge_color=colors[index])
         for person in () if points is None else points:
@@ -251,6 +251,14 @@ class InstanceDrawing(DrawingBase):
             else:
                 self._draw_label(text, colors[index], extents[index])
         return self.output
+
+    def _fill_shape(self, shape: GenericMask, color: Any, alpha: float) -> None:
+        """Fill the pixels of a mask; its polygons, where a subclass draws these by itself."""
+        if type(self).draw_polygon is DrawingBase.draw_polygon:
+            self._fill_mask(shape.mask, color, None, alpha)
+            return
+        for outline in shape.polygons:
+            self.draw_polygon(np.asarray(outline).reshape(-1, 2), color, alpha=alpha)
 
     def overlay_rotated_instances(
         self,
@@ -347,9 +355,9 @@ class InstanceDrawing(DrawingBase):
         array = np.asarray(boxes, dtype=np.float64)
         return array if array.ndim == 2 else array.reshape(-1, 4)
 
-    def _convert_masks(self, masks: Any, boxes: Any = None) -> list[GenericMask]:
+    def _convert_masks(self, masks_or_polygons: Any, boxes: Any = None) -> list[GenericMask]:
         """Return masks of any form as `GenericMask`; `ROIMasks` are pasted into `boxes`."""
-        height, width = self.output.height, self.output.width
+        masks, height, width = masks_or_polygons, self.output.height, self.output.width
         if hasattr(masks, "to_bitmasks"):
             masks = masks.to_bitmasks(boxes, height, width, 0.5)
         if isinstance(masks, BitMasks):

@@ -75,8 +75,8 @@ class VideoVisualizer:
         classes, labels, masks = visualizer._prediction_parts(fields)
         colors = visualizer._class_colors(classes, jittering=False)
         if colors is None and "ID" in fields:
-            ids = [int(i) for i in fields["ID"]]
-            colors = self._assign_colors_by_id(ids)
+            ids = _identities(predictions)
+            colors = self._assign_colors_by_id(predictions)
             labels = [f"#{i} {label}" for i, label in zip(ids, labels or [""] * count, strict=True)]
         elif colors is None:
             boxes = fields.get("pred_boxes")
@@ -130,8 +130,9 @@ class VideoVisualizer:
         self._next_color += 1
         return color
 
-    def _assign_colors_by_id(self, ids: Sequence[int]) -> list[Any]:
-        """Return the colour of each identity; an identity never changes its colour."""
+    def _assign_colors_by_id(self, instances: Instances) -> list[Any]:
+        """Return the colour of each identity, `ID`; an identity never changes its colour."""
+        ids = _identities(instances)
         for identity in ids:
             if identity not in self._assigned_colors:
                 self._assigned_colors[identity] = self._new_color()
@@ -198,3 +199,7 @@ def _to_rle(masks: Sequence[GenericMask]) -> list[Any]:
     from pycocotools import mask as mask_util
 
     return [mask_util.encode(np.asfortranarray(mask.mask)) for mask in masks]
+
+
+def _identities(instances: Instances) -> list[int]:
+    return [int(identity) for identity in instances.ID]

@@ -202,3 +202,11 @@ def test_every_test_that_compatibility_names_exists():
             if name:
                 text = (ROOT / path).read_text(encoding="utf-8")
                 assert re.search(rf"(def|class) {name}\b", text), f"{path}::{name}"
+
+
+def test_every_difference_names_a_test():
+    text = (ROOT / "COMPATIBILITY.md").read_text(encoding="utf-8")
+    tables = text.split("| difference | why | test |\n|---|---|---|\n")[1:]
+    rows = [row for table in tables for row in table.split("\n\n")[0].splitlines()]
+    assert len(rows) > 60
+    assert [row for row in rows if "`tests/" not in row and not row.endswith("| the same |")] == []

@@ -1,6 +1,7 @@
 """The report on somebody's code, and every symbol that public code imports."""
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -170,3 +171,107 @@ def test_exceptions_that_are_no_longer_caught(tmp_path, call, kind, told):
     if told:
         assert missing[0].where.endswith("code.py:7")
         assert "ValueError" in missing[0].fix
+
+
+EACH_KIND = """
+import importlib.metadata
+import pkg_resources
+from detectron2.config import CfgNode, get_cfg
+from detectron2.export import Caffe2Tracer
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.roi_heads import StandardROIHeads
+from torch import nn
+
+class Heads(StandardROIHeads):
+    def forward(self, *a):
+        return self._own(self._sample_proposals(*a), self._not_there(a), super().neither(a))
+
+    def _own(self, *a):
+        return a
+
+    def _forward_box(self, *a):
+        return super()._forward_box(*a)
+
+    def _nobody_calls_it(self, *a):
+        return a
+
+@META_ARCH_REGISTRY.register()
+class GeneralizedRCNN(nn.Module):
+    pass
+
+META_ARCH_REGISTRY.register(RetinaNet)
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg, shape):
+    return None
+
+cfg = get_cfg()
+cfg.MODEL.MINE = CfgNode({"A": 1})
+print(cfg.MODEL.MINE.A, cfg["MODEL"]["MINE"]["A"], cfg["MODEL"]["WRONG"])
+cfg.merge_from_list(["SOLVER.BASE_LRR", 0.1])
+print(importlib.metadata.version("detectron2"), pkg_resources.get_distribution("detectron2"))
+try:
+    Matcher([0.7, 0.3], [0, 1])
+except AssertionError:
+    pass
+"""
+TOLD = {
+    "detectron2.export.Caffe2Tracer": 5,
+    "StandardROIHeads._not_there": 13,
+    "StandardROIHeads.neither": 13,
+    "Heads._nobody_calls_it": 21,
+    "GeneralizedRCNN": 25,
+    "RetinaNet": 28,
+    "MODEL.WRONG": 36,
+    "SOLVER.BASE_LRR": 37,
+    "get_distribution('detectron2')": 38,
+    "except around Matcher": 40,
+}
+
+
+def test_each_kind_is_told_with_its_line(tmp_path):
+    (tmp_path / "code.py").write_text(EACH_KIND)
+    missing = [use for use in scan([tmp_path]) if not use.supported]
+    lines = {use.name: int(use.where.rpartition(":")[2]) for use in missing}
+    assert lines == TOLD
+    assert all(use.fix for use in missing)
+    assert "10 of " in report(missing).splitlines()[0]
+
+
+def test_a_config_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "other.py").write_text("def f(cfg):\n    return cfg.USE_OCR.X, cfg.LINES\n")
+    (tmp_path / "part.py").write_text("def f(cfg):\n    return cfg.MODEL.WRONG\n")
+    assert [use.name for use in scan([tmp_path])] == ["MODEL.WRONG"]
+
+
+def test_arithmetic_is_read_and_other_tags_are_told_with_their_line(tmp_path):
+    tag = 'SOLVER:\n  STEPS: !!python/object/apply:eval ["{}"]\n'
+    (tmp_path / "good.yaml").write_text(tag.format("[i for i in range(3)]"))
+    (tmp_path / "bad.yaml").write_text(tag.format("open('x')"))
+    missing = [use for use in scan([tmp_path]) if not use.supported]
+    assert [use.where for use in missing] == [f"{tmp_path / 'bad.yaml'}:2"]
+
+
+def test_cells_of_a_notebook(tmp_path):
+    cells = [
+        "%matplotlib inline\n!pip list\nfrom detectron2.export import Caffe2Tracer",
+        "%%time\nfrom detectron2.layers import ShapeSpecs\nif ShapeSpecs:\n    files = !ls",
+        "%%bash\nfrom detectron2.nothing import this",
+        "print 'old'",
+        "%%writefile train.py\nfrom detectron2.data import nothing_here",
+        "",
+        "from detectron2.config import get_cfg\nget_cfg?\ncfg = get_cfg()\ncfg.SOLVER.BASE_LRR",
+    ]
+    kinds = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    whole = {"cells": [{**kinds, "source": text} for text in cells], "metadata": {}}
+    (tmp_path / "n.ipynb").write_text(json.dumps({**whole, "nbformat": 4, "nbformat_minor": 5}))
+    missing = [use for use in scan([tmp_path]) if not use.supported]
+    places = {use.where.partition(":")[2]: use.name for use in missing}
+    assert places == {
+        "cell 1:3": "detectron2.export.Caffe2Tracer",
+        "cell 2:2": "detectron2.layers.ShapeSpecs",
+        "cell 4:1": "cannot be read",
+        "cell 5:2": "detectron2.data.nothing_here",
+        "cell 7:4": "SOLVER.BASE_LRR",
+    }

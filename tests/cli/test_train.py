@@ -8,7 +8,7 @@ import pytest
 
 import d2kit
 from d2kit.cli.recipe import main as recipe_main
-from d2kit.cli.train import main
+from d2kit.cli.train import main, train
 from d2kit.config import get_cfg
 from d2kit.curate.conversion import WRITERS
 from d2kit.curate.prepare import prepare
@@ -88,6 +88,21 @@ def test_splits(names, expected, tmp_path):
         assert not videos[0] & videos[1]
 
 
+@pytest.mark.parametrize(("bare", "masks"), [(1, 19), (2, 0), (20, 0)])
+def test_objects_without_a_mask(bare, masks, tmp_path):
+    """One of many is left out; more of them, and all objects are learned as boxes."""
+    coco = drawn(tmp_path / "set", 20)
+    for a in coco["annotations"][:bare]:
+        a["segmentation"] = []
+    (tmp_path / "set/labels.json").write_text(json.dumps(coco))
+    made = prepare(tmp_path / "set", tmp_path / "out")
+    objects = [a for part in made.data.values() for a in part["annotations"]]
+    assert sum(bool(a["segmentation"]) for a in objects) == masks
+    assert len(objects) == (masks or 20)
+    told = " ".join(made.report)
+    assert ("2 of 20 objects have none" in told) == (bare == 2)
+
+
 def test_recipe_is_printed(tmp_path, capsys):
     coco = drawn(tmp_path / "set", 6)
     write("voc", coco, tmp_path / "set")
@@ -104,15 +119,37 @@ def test_no_labels_are_one_message(tmp_path, capsys):
     assert "2 pictures and no annotations" in capsys.readouterr().err
 
 
+def as_roboflow(folder):
+    """Draw pictures in the folders train and valid, each with its own `_annotations.coco.json`."""
+    for part, count in (("train", 8), ("valid", 3)):
+        coco = drawn(folder / part, count)
+        # Roboflow's class 0 is only the group of the others.
+        coco["categories"].insert(0, {"id": 0, "name": "boxes", "supercategory": "none"})
+        coco["categories"][1]["supercategory"] = "boxes"
+        (folder / part / "_annotations.coco.json").write_text(json.dumps(coco))
+
+
+def test_the_same_in_python():
+    assert d2kit.train is train
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["voc", "yolo", "labelme", "cvat", "via", "coco"])
-def test_one_command_trains(name, tmp_path):
-    write(name, drawn(tmp_path / "set"), tmp_path / "set")
+@pytest.mark.parametrize("name", ["voc", "yolo", "labelme", "cvat", "via", "roboflow"])
+def test_one_command_to_a_page(name, tmp_path):
+    if name == "roboflow":
+        as_roboflow(tmp_path / "set")
+    else:
+        write(name, drawn(tmp_path / "set"), tmp_path / "set")
     out = tmp_path / "run"
-    results = d2kit.train(tmp_path / "set", out, epochs=1, opts=QUICK.split())
-    assert results["bbox"]["AP"] >= 0
-    assert ("segm" in results) == (name != "voc")
-    assert (out / "model_final.pth").is_file()
+    main(["--data", str(tmp_path / "set"), "--output", str(out), "--epochs", "1", *QUICK.split()])
     cfg = get_cfg()
     cfg.merge_from_file(str(out / "train.yaml"))
     assert cfg.SOLVER.MAX_ITER == 2
+    assert name != "roboflow" or cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1
+    assert (out / "model_final.pth").is_file()
+    page = (out / "report.html").read_text()
+    assert "<html" in page
+    assert cfg.DATASETS.TEST[0] in page
+    metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert metrics[-1]["bbox/AP"] >= 0
+    assert ("segm/AP" in metrics[-1]) == (name != "voc")

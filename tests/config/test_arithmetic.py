@@ -64,7 +64,11 @@ def test_hostile_expressions_are_refused_at_once_and_nothing_is_done():
     texts = [t for t in HOSTILE.replace("\n", "|").split("|") if t.strip()] + deep
     texts += ["[x for a in range(9000) for x in range(0)]", "1 if 1 else " * 300 + "1"]
     texts += ["[x for x in range(9999) if x > 99999] * 2", "lambda:" * 500 + "1", "~" * 2000 + "1"]
-    texts += ["1 | 1", "x\0", "", " ", "#"]
+    texts += ["1 | 1", "x\0", "", " ", "#", "max()", "sum()", "sorted()", "len()", "list(1)"]
+    bomb = "[" * 6 + "1" + "] * 99" * 6  # few lists, each many times in the next
+    texts += [bomb, f"[x for x in [1] if {bomb} == {bomb}]", f"max({bomb}, {bomb})"]
+    texts += ["[[a for x in range(2900)] for a in [[0] * 5000]]", f"sorted([{bomb}, {bomb}])"]
+    texts += ["[x for x in range(900) if [0] * 4000 == [0] * 4000]", "e\u0301", "\uff11 + 1"]
     assert len(texts) >= 100
     code = """
 import sys, time, tracemalloc

@@ -33,11 +33,11 @@ def keys(coco, **budget):
 SHAPES = {
     "tiny objects": (
         dataset(200, (14, 14)),
-        {"INPUT.MIN_SIZE_TEST": 480, "TEST.BEST_METRIC": "segm/AP", "MODEL.MASK_ON": True},
+        {"INPUT.MIN_SIZE_TEST": 448, "TEST.BEST_METRIC": "segm/AP", "MODEL.MASK_ON": True},
     ),
     "long objects": (
         dataset(200, (400, 40), masks=False),
-        {"INPUT.MIN_SIZE_TEST": 256, "MODEL.MASK_ON": False, "TEST.BEST_METRIC": "bbox/AP"},
+        {"INPUT.MIN_SIZE_TEST": 240, "MODEL.MASK_ON": False, "TEST.BEST_METRIC": "bbox/AP"},
     ),
     "12 images": (
         dataset(12, (200, 150)),
@@ -76,7 +76,7 @@ def test_anchors_follow_long_objects():
     choices = {c.key: c for c in make_recipe(facts, Budget())}
     sizes = np.array(choices["MODEL.ANCHOR_GENERATOR.SIZES"].value).ravel()
     (ratios,) = choices["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"].value
-    boxes = facts.boxes * choices["INPUT.MIN_SIZE_TEST"].value
+    boxes = facts.boxes * choices["INPUT.MIN_SIZE_TRAIN"].value[-1]
     before = anchor_recall(boxes, np.array([16, 32, 64, 128, 256]), np.array([0.5, 1, 2]))
     after = anchor_recall(boxes, sizes, np.array(ratios))
     assert before < 0.5
@@ -97,12 +97,15 @@ def test_time_sets_the_length_and_then_the_size():
     coco = dataset(120, (200, 300))
     plenty = keys(coco, minutes=600, seconds=0.5)
     assert plenty["SOLVER.MAX_ITER"] == 1800
-    assert plenty["INPUT.MIN_SIZE_TEST"] == 256
+    assert plenty["INPUT.MIN_SIZE_TRAIN"][-1] == 256
     short = keys(coco, minutes=10, seconds=1.0)
-    assert short["INPUT.MIN_SIZE_TEST"] == 192
+    assert short["INPUT.MIN_SIZE_TRAIN"][-1] == 192
     spent = short["SOLVER.MAX_ITER"] * (0.4 + 0.6 * 192 * 256 / (240 * 320))
     assert 0.8 * 600 < spent <= 0.85 * 600
     assert keys(coco, epochs=3)["SOLVER.MAX_ITER"] == 180
+    odd = keys(coco, epochs=16.67)
+    assert odd["SOLVER.MAX_ITER"] == 1001
+    assert 3 * odd["TEST.EVAL_PERIOD"] < 1001 <= 4 * odd["TEST.EVAL_PERIOD"]
 
 
 def test_objects_without_a_mask_make_a_box_model():

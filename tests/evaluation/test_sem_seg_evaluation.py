@@ -132,6 +132,25 @@ def test_boundary_is_what_erosion_removes(size):
         np.testing.assert_array_equal(is_boundary(labels) & (labels == value), expected)
 
 
+def test_boundaries_can_be_left_out(data, monkeypatch):
+    whole = run(data)["sem_seg"]
+    monkeypatch.setattr(
+        "d2kit.evaluation.sem_seg_evaluation.boundary_iou_counts", lambda *_: pytest.fail("counted")
+    )
+    monkeypatch.setattr(SemSegEvaluator, "reset", without_boundaries(SemSegEvaluator.reset))
+    left = run(data)["sem_seg"]
+    assert set(whole) - set(left) == {k for k in whole if "Boundary" in k or k.startswith("min(")}
+    assert left == pytest.approx({k: whole[k] for k in left}, nan_ok=True)
+
+
+def without_boundaries(reset):
+    def wrapped(self):
+        self._compute_boundary_iou = False
+        reset(self)
+
+    return wrapped
+
+
 def test_predictions_are_written(data, tmp_path):
     results = run(data, str(tmp_path / "out"))
     entries = json.loads((tmp_path / "out/sem_seg_predictions.json").read_text())

@@ -83,9 +83,9 @@ def test_grids_are_kept_per_size_and_forgotten_in_time():
 def test_kept_grids_follow_the_module():
     generator = small()
     features = grids((3, 2), (2, 1))
-    assert generator._grid_anchors(features)[0].dtype == torch.float32
+    assert generator._grid_anchors([x.shape[-2:] for x in features])[0].dtype == torch.float32
     generator.to(torch.float64)
-    assert generator._grid_anchors(features)[0].dtype == torch.float64
+    assert generator._grid_anchors([x.shape[-2:] for x in features])[0].dtype == torch.float64
     generator.cell_anchors = BufferList([torch.ones(2, 4)] * 2)
     assert len(generator(features)[0]) == 12
     assert len(copy.deepcopy(generator)(features)[1]) == 4

@@ -11,6 +11,7 @@ from project.patient_video.analyze import analyze
 from project.patient_video.calibrate import DETECTORS, cases, score
 from project.patient_video.compare import compare
 from project.patient_video.degrade import Detector, degrade, store_detections
+from project.patient_video.demo import CONFIG, SHORTER, fitting_recipe
 from project.patient_video.shaking import ShakingParams
 from project.patient_video.track_demo import track_and_report
 from project.patient_video.tracks import read_tracks
@@ -23,6 +24,20 @@ def ward(tmp_path_factory):
     root = tmp_path_factory.mktemp("ward")
     generate(root, WardSpec(train_videos=1, test_videos=1, seconds=14.0, width=160), workers=1)
     return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "expected"), [(0.0, SHORTER), (1e9, CONFIG)])
+def test_the_demo_takes_the_recipe_that_the_machine_has_time_for(limit, expected, capsys):
+    small = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "96"]
+    assert fitting_recipe(small, limit) == expected
+    told = capsys.readouterr().out
+    assert expected.name in told
+    assert ("the shorter recipe" in told) == (expected == SHORTER)
+    cfg = get_cfg()
+    cfg.merge_from_file(str(expected))
+    assert cfg.DATASETS.TEST == ("patient_video_test",)
+    assert cfg.OUTPUT_DIR == "output/patient_video_demo"
 
 
 def test_the_patient_of_bad_detections_is_followed_and_the_shaking_found(ward, tmp_path):

@@ -103,7 +103,7 @@ def test_images_and_histograms():
     storage = EventStorage(5)
     storage.put_image("picture", torch.zeros(3, 2, 2))
     storage.put_histogram("weights", torch.tensor([0.0, 1.0, 1.0, 4.0]), bins=4)
-    assert [(name, step) for name, _, step in storage._images] == [("picture", 5)]
+    assert [(name, step) for name, _, step in storage._vis_data] == [("picture", 5)]
     histogram = storage._histograms[0]
     assert histogram["bucket_counts"] == [1.0, 2.0, 0.0, 1.0]
     assert histogram["bucket_limits"] == [1.0, 2.0, 3.0, 4.0]
@@ -111,7 +111,7 @@ def test_images_and_histograms():
     assert (histogram["sum"], histogram["sum_squares"]) == (6.0, 18.0)
     storage.clear_images()
     storage.clear_histograms()
-    assert not storage._images
+    assert not storage._vis_data
     assert not storage._histograms
 
 
@@ -246,7 +246,7 @@ def test_tensorboard(tmp_path):
         storage.put_histogram("weights", torch.arange(4.0), bins=2)
         writer = TensorboardXWriter(str(tmp_path))
         writer.write()
-        assert not storage._images
+        assert not storage._vis_data
         storage.step()
         storage.put_scalar("loss", 4.0)
         writer.write()

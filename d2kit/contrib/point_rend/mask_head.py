@@ -8,9 +8,7 @@ Source: PointRend: Image Segmentation as Rendering (Kirillov et al. 2020).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from d2kit.config import CfgNode, configurable
 from d2kit.contrib.point_rend.point_features import (
     generate_regular_grid_point_coords,
+    get_point_coords_wrt_image,
     get_uncertain_point_coords_on_grid,
     get_uncertain_point_coords_with_randomness,
     point_sample,
@@ -28,13 +27,12 @@ from d2kit.contrib.point_rend.point_features import (
     uniform_points,
 )
 from d2kit.contrib.point_rend.point_head import (
-    POINT_HEAD_REGISTRY,
     ConvFCHead,
     build_point_head,
     roi_mask_point_loss,
 )
 from d2kit.layers import ShapeSpec
-from d2kit.layers.shape_spec import region_shape, shapes_of
+from d2kit.layers.shape_spec import shapes_of
 from d2kit.modeling.roi_heads.box_head import own_class
 from d2kit.modeling.roi_heads.fast_rcnn import region_count
 from d2kit.modeling.roi_heads.mask_head import (
@@ -61,6 +59,72 @@ def build_point_shape(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeS
     return ShapeSpec(channels=sum(shape.channels or 0 for shape in shapes), height=1, width=1)
 
 
+def build_coarse_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """Build the head of `PointRendMaskHead` for whole regions."""
+    node = cfg.MODEL.ROI_MASK_HEAD
+    classes = 1 if node.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    return ConvFCHead(
+        build_region_shape(cfg, input_shape),
+        output_shape=(classes, node.OUTPUT_SIDE_RESOLUTION, node.OUTPUT_SIDE_RESOLUTION),
+        conv_dim=node.CONV_DIM,
+        fc_dims=[node.FC_DIM] * node.NUM_FC,
+    )
+
+
+def build_point_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """Return the point head of `PointRendMaskHead` and its numbers of points, if it is on.
+
+    Raises:
+        ValueError: if the numbers of classes of the two heads differ.
+    """
+    if not cfg.MODEL.ROI_MASK_HEAD.POINT_HEAD_ON:
+        return {}
+    point, classes = cfg.MODEL.POINT_HEAD, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if classes != point.NUM_CLASSES:
+        raise ValueError(
+            "MODEL.POINT_HEAD.NUM_CLASSES must be MODEL.ROI_HEADS.NUM_CLASSES, got "
+            f"{point.NUM_CLASSES} and {classes}"
+        )
+    return {
+        "point_head": build_point_head(cfg, build_point_shape(cfg, input_shape)),
+        "train_num_points": point.TRAIN_NUM_POINTS,
+        "oversample_ratio": point.OVERSAMPLE_RATIO,
+        "importance_sample_ratio": point.IMPORTANCE_SAMPLE_RATIO,
+        "subdivision_steps": point.SUBDIVISION_STEPS,
+        "subdivision_num_points": point.SUBDIVISION_NUM_POINTS,
+    }
+
+
+def build_implicit_arguments(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """Return both heads of `ImplicitPointRendMaskHead` and its numbers of points.
+
+    Raises:
+        ValueError: if the point head has weights of its own.
+    """
+    node, point = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
+    point_head: Any = build_point_head(cfg, build_point_shape(cfg, input_shape))
+    if not hasattr(point_head, "num_params"):
+        raise ValueError(
+            "ImplicitPointRendMaskHead predicts the weights of its point head: set "
+            f"MODEL.POINT_HEAD.NAME ImplicitPointHead, got {point.NAME}"
+        )
+    parameter_head = ConvFCHead(
+        build_region_shape(cfg, input_shape),
+        output_shape=(point_head.num_params,),
+        conv_dim=node.CONV_DIM,
+        fc_dims=[node.FC_DIM] * node.NUM_FC,
+    )
+    return {
+        "parameter_head": parameter_head,
+        "point_head": point_head,
+        "first_side": node.OUTPUT_SIDE_RESOLUTION,
+        "train_num_points": point.TRAIN_NUM_POINTS,
+        "subdivision_steps": point.SUBDIVISION_STEPS,
+        "subdivision_num_points": point.SUBDIVISION_NUM_POINTS,
+        "params_l2_regularizer": cfg.MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER,
+    }
+
+
 class SamplingMaskHead(nn.Module):
     """Base of mask heads that sample feature maps at points of the boxes by themselves.
 
@@ -69,6 +133,9 @@ class SamplingMaskHead(nn.Module):
         point_in_features: names of the levels of the point head, likewise.
         feature_scales: name -> 1 / stride.
         coarse_side: samples per side that the head for whole regions gets.
+        train_num_points: points per region in training.
+        subdivision_steps: doublings of the mask's side at inference.
+        subdivision_num_points: points that are predicted at each of them.
     """
 
     not_deterministic_on_cuda = "grid_sample (backward)"
@@ -79,12 +146,18 @@ class SamplingMaskHead(nn.Module):
         point_in_features: Sequence[str],
         feature_scales: dict[str, float],
         coarse_side: int,
+        train_num_points: int = 14 * 14,
+        subdivision_steps: int = 5,
+        subdivision_num_points: int = 28 * 28,
     ) -> None:
         super().__init__()
-        self.coarse_in_features = list(coarse_in_features)
-        self.point_in_features = list(point_in_features)
-        self.feature_scales = feature_scales
-        self.coarse_side = coarse_side
+        self.roi_pooler_in_features = list(coarse_in_features)
+        self.mask_point_in_features = list(point_in_features)
+        self._feature_scales = feature_scales
+        self.roi_pooler_size = coarse_side
+        self.mask_point_train_num_points = train_num_points
+        self.mask_point_subdivision_steps = subdivision_steps
+        self.mask_point_subdivision_num_points = subdivision_num_points
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -110,24 +183,79 @@ class SamplingMaskHead(nn.Module):
             "coarse_side": cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
         }
 
-    def _pooled(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """Sample a regular grid over each box (R, C, S, S)."""
-        count = sum(map(len, boxes))
-        first = features[self.coarse_in_features[0]]
-        grid = generate_regular_grid_point_coords(count, self.coarse_side, first.device)
-        sampled, _ = self._sample(features, self.coarse_in_features, boxes, grid)
-        return sampled.unflatten(2, (self.coarse_side, self.coarse_side))
+    def _roi_pooler(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
+        """Sample a regular grid over each box (R, C, S, S); user classes override it.
 
-    def _sample(
+        Args:
+            features: per level of `roi_pooler_in_features` (N, C, Hi, Wi).
+            boxes: per image.
+        """
+        side, names = self.roi_pooler_size, self.roi_pooler_in_features
+        grid = generate_regular_grid_point_coords(sum(map(len, boxes)), side, features[0].device)
+        scales = [self._feature_scales[name] for name in names]
+        sampled, _ = point_sample_fine_grained_features(features, scales, boxes, grid)
+        return sampled.unflatten(2, (side, side))
+
+    def _pooled(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """Return the samples that the head for whole regions gets."""
+        return self._roi_pooler([features[name] for name in self.roi_pooler_in_features], boxes)
+
+    def _point_features(
+        self, features: dict[str, Tensor], boxes: list[Boxes], points: Tensor
+    ) -> Tensor:
+        """Return the features of points (R, C, P)."""
+        names = self.mask_point_in_features
+        levels = [features[name] for name in names]
+        scales = [self._feature_scales[name] for name in names]
+        return point_sample_fine_grained_features(levels, scales, boxes, points)[0]
+
+    def _get_point_logits(
+        self, fine_grained_features: Tensor, point_coords: Tensor, representation: Tensor
+    ) -> Tensor:
+        """Return the logits of points (R, K, P); user classes override it.
+
+        Args:
+            fine_grained_features: (R, C, P).
+            point_coords: (R, P, 2) in [0, 1] of the boxes.
+            representation: what the head for whole regions made of each.
+        """
+        raise NotImplementedError
+
+    def _first_mask(
+        self, representation: Tensor, classes: Tensor, predict: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return the logits (R, 1, S, S) that subdivision begins with."""
+        raise NotImplementedError
+
+    def _subdivision_inference(
         self,
         features: dict[str, Tensor],
-        names: list[str],
-        boxes: list[Boxes],
-        points: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        levels = [features[name] for name in names]
-        scales = [self.feature_scales[name] for name in names]
-        return point_sample_fine_grained_features(levels, scales, boxes, points)
+        mask_representations: Tensor,
+        instances: list[Instances],
+    ) -> Tensor:
+        """Refine each region's own mask; user classes override it.
+
+        Args:
+            features: name -> (N, C, Hi, Wi).
+            mask_representations: see `_get_point_logits`.
+            instances: per image, with `pred_boxes` and `pred_classes`.
+
+        Returns:
+            (R, 1, M, M) logits.
+        """
+        boxes = [x.pred_boxes for x in instances]
+        classes = torch.cat([x.pred_classes for x in instances])
+
+        def predict(points: Tensor) -> Tensor:
+            fine = self._point_features(features, boxes, points)
+            return own_class(self._get_point_logits(fine, points, mask_representations), classes)
+
+        return subdivide(
+            self._first_mask(mask_representations, classes, predict),
+            predict,
+            self.mask_point_subdivision_steps,
+            self.mask_point_subdivision_num_points,
+        )
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -143,11 +271,11 @@ class PointRendMaskHead(SamplingMaskHead):
         coarse_side: see there.
         coarse_head: (R, C, S, S) -> logits (R, K or 1, M, M).
         point_head: see `StandardPointHead`; None: the coarse mask is the result.
-        train_num_points: points per region in training.
+        train_num_points: see there, as the other two of its kind.
         oversample_ratio: see `get_uncertain_point_coords_with_randomness`.
         importance_sample_ratio: see there.
-        subdivision_steps: doublings of the mask's side at inference.
-        subdivision_num_points: points that are predicted at each of them.
+        subdivision_steps: see `SamplingMaskHead`.
+        subdivision_num_points: see there.
         vis_period: see `mask_rcnn_loss`.
     """
 
@@ -168,14 +296,20 @@ class PointRendMaskHead(SamplingMaskHead):
         subdivision_num_points: int = 28 * 28,
         vis_period: int = 0,
     ) -> None:
-        super().__init__(coarse_in_features, point_in_features, feature_scales, coarse_side)
+        super().__init__(
+            coarse_in_features,
+            point_in_features,
+            feature_scales,
+            coarse_side,
+            train_num_points,
+            subdivision_steps,
+            subdivision_num_points,
+        )
         self.coarse_head = coarse_head
         self.point_head = point_head
-        self.train_num_points = train_num_points
-        self.oversample_ratio = oversample_ratio
-        self.importance_sample_ratio = importance_sample_ratio
-        self.subdivision_steps = subdivision_steps
-        self.subdivision_num_points = subdivision_num_points
+        self.mask_point_on = point_head is not None
+        self.mask_point_oversample_ratio = oversample_ratio
+        self.mask_point_importance_sample_ratio = importance_sample_ratio
         self.vis_period = vis_period
 
     @classmethod
@@ -185,34 +319,22 @@ class PointRendMaskHead(SamplingMaskHead):
         Raises:
             ValueError: if the numbers of classes of the two heads differ; see also the base class.
         """
-        node, classes = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        arguments = super().from_config(cfg, input_shape)
-        cells = node.OUTPUT_SIDE_RESOLUTION
-        arguments |= {
-            "coarse_head": ConvFCHead(
-                build_region_shape(cfg, input_shape),
-                output_shape=(1 if node.CLS_AGNOSTIC_MASK else classes, cells, cells),
-                conv_dim=node.CONV_DIM,
-                fc_dims=[node.FC_DIM] * node.NUM_FC,
-            ),
+        return {
+            **super().from_config(cfg, input_shape),
             "vis_period": cfg.VIS_PERIOD,
+            **cls._init_roi_head(cfg, input_shape),
+            **cls._init_point_head(cfg, input_shape),
         }
-        if node.POINT_HEAD_ON:
-            point = cfg.MODEL.POINT_HEAD
-            if classes != point.NUM_CLASSES:
-                raise ValueError(
-                    "MODEL.POINT_HEAD.NUM_CLASSES must be MODEL.ROI_HEADS.NUM_CLASSES, got "
-                    f"{point.NUM_CLASSES} and {classes}"
-                )
-            arguments |= {
-                "point_head": build_point_head(cfg, build_point_shape(cfg, input_shape)),
-                "train_num_points": point.TRAIN_NUM_POINTS,
-                "oversample_ratio": point.OVERSAMPLE_RATIO,
-                "importance_sample_ratio": point.IMPORTANCE_SAMPLE_RATIO,
-                "subdivision_steps": point.SUBDIVISION_STEPS,
-                "subdivision_num_points": point.SUBDIVISION_NUM_POINTS,
-            }
-        return arguments
+
+    @classmethod
+    def _init_roi_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the arguments of the head for whole regions; user classes override it."""
+        return {"coarse_head": build_coarse_head(cfg, input_shape)}
+
+    @classmethod
+    def _init_point_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the arguments of the point head, if it is on; user classes override it."""
+        return build_point_arguments(cfg, input_shape)
 
     def forward(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         """Compute the losses in training, or the masks.
@@ -231,56 +353,55 @@ class PointRendMaskHead(SamplingMaskHead):
         coarse = self.coarse_head(self._pooled(features, boxes))
         if self.training:
             losses = {"loss_mask": mask_rcnn_loss(coarse, instances, self.vis_period)}
-            if self.point_head is not None:
-                losses["loss_mask_point"] = self._point_loss(features, coarse, boxes, instances)
+            if self.mask_point_on:
+                points, labels = self._sample_train_points(coarse, instances)
+                fine = self._point_features(features, boxes, points)
+                logits = self._get_point_logits(fine, points, coarse)
+                losses["loss_mask_point"] = roi_mask_point_loss(logits, instances, labels)
             return losses
-        classes = torch.cat([x.pred_classes for x in instances])
-        masks = own_class(coarse, classes)
-        if self.point_head is not None:
-            masks = self._subdivided(features, coarse, boxes, classes)
+        if self.mask_point_on:
+            masks = self._subdivision_inference(features, coarse, instances)
+        else:
+            masks = own_class(coarse, torch.cat([x.pred_classes for x in instances]))
         mask_rcnn_inference(masks, instances)
         return instances
 
-    def _point_logits(
-        self, features: dict[str, Tensor], coarse: Tensor, boxes: list[Boxes], points: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the point head's logits (R, K, P), and the points in pixels."""
-        assert self.point_head is not None
-        fine, places = self._sample(features, self.point_in_features, boxes, points)
-        return self.point_head(fine, point_sample(coarse, points)), places
-
-    def _point_loss(
-        self,
-        features: dict[str, Tensor],
-        coarse: Tensor,
-        boxes: list[Boxes],
-        instances: list[Instances],
+    def _get_point_logits(
+        self, fine_grained_features: Tensor, point_coords: Tensor, representation: Tensor
     ) -> Tensor:
-        empty = torch.zeros(0, dtype=torch.int64, device=coarse.device)
+        """Return the point head's logits (R, K, P); `representation` is the coarse mask."""
+        assert self.point_head is not None
+        return self.point_head(fine_grained_features, point_sample(representation, point_coords))
+
+    def _sample_train_points(
+        self, coarse_mask: Tensor, instances: list[Instances]
+    ) -> tuple[Tensor, Tensor]:
+        """Choose the points to train on; user classes override it.
+
+        Args:
+            coarse_mask: (R, K, S, S) logits.
+            instances: per image, with `gt_classes`, `gt_masks` and `proposal_boxes`.
+
+        Returns:
+            Points (R, P, 2) in [0, 1] of the boxes, and their labels (R, P) in [0, 1].
+        """
+        empty = torch.zeros(0, dtype=torch.int64, device=coarse_mask.device)
         classes = torch.cat([empty, *(x.gt_classes for x in instances if len(x))])
         points = get_uncertain_point_coords_with_randomness(
-            coarse,
+            coarse_mask,
             lambda logits: -own_class(logits, classes).abs(),
-            self.train_num_points,
-            self.oversample_ratio,
-            self.importance_sample_ratio,
+            self.mask_point_train_num_points,
+            self.mask_point_oversample_ratio,
+            self.mask_point_importance_sample_ratio,
             regions_per_image=[len(x) for x in instances],
         )
-        logits, places = self._point_logits(features, coarse, boxes, points)
-        return roi_mask_point_loss(logits, instances, point_labels(instances, places))
+        return points, labels_of_points(instances, points)
 
-    def _subdivided(
-        self, features: dict[str, Tensor], coarse: Tensor, boxes: list[Boxes], classes: Tensor
+    def _first_mask(
+        self, representation: Tensor, classes: Tensor, predict: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Refine each region's own mask: logits (R, 1, M, M)."""
-        return subdivide(
-            own_class(coarse, classes),
-            lambda points: own_class(
-                self._point_logits(features, coarse, boxes, points)[0], classes
-            ),
-            self.subdivision_steps,
-            self.subdivision_num_points,
-        )
+        del predict
+        return own_class(representation, classes)
 
 
 def subdivide(
@@ -307,6 +428,12 @@ def subdivide(
         refined = predict(points).to(mask.dtype)
         mask = mask.flatten(2).scatter(2, index.unsqueeze(1), refined).view_as(mask)
     return mask
+
+
+def labels_of_points(instances: list[Instances], points: Tensor) -> Tensor:
+    """Sample the ground-truth masks at points (R, P, 2) in [0, 1] of the `proposal_boxes`."""
+    boxes = torch.cat([x.proposal_boxes.tensor for x in instances])
+    return point_labels(instances, get_point_coords_wrt_image(boxes, points))
 
 
 @torch.no_grad()
@@ -346,95 +473,6 @@ def _bitmaps(masks: BitMasks | PolygonMasks, image_size: tuple[int, int]) -> tup
     return BitMasks.from_polygon_masks(distinct, *image_size).tensor, index
 
 
-@POINT_HEAD_REGISTRY.register()
-class ImplicitPointHead(nn.Module):
-    """A network for points without weights of its own: they are given for each region.
-
-    Args:
-        input_channels: C of the features of a point; even.
-        num_classes: K, or 1 for masks that do not depend on the class.
-        fc_dims: width of each hidden layer.
-        image_feature_enabled: whether a point is described by its features.
-        positional_encoding_enabled: whether it is described by its place in the box; with both,
-            the two are added.
-
-    Raises:
-        ValueError: if a point is described by nothing, or C is odd.
-
-    Source: Cheng et al. 2022, section 5; the encoding: Fourier Features (Tancik et al. 2020),
-    section 6.1, Gaussian.
-    """
-
-    positional_encoding_gaussian_matrix: Tensor
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        input_channels: int,
-        num_classes: int,
-        fc_dims: Sequence[int],
-        image_feature_enabled: bool = True,
-        positional_encoding_enabled: bool = True,
-    ) -> None:
-        super().__init__()
-        if not (image_feature_enabled or positional_encoding_enabled) or input_channels % 2:
-            raise ValueError(
-                "ImplicitPointHead needs image features or encoded positions, of an even number "
-                f"of channels, got {image_feature_enabled}, {positional_encoding_enabled} and "
-                f"{input_channels}"
-            )
-        self.image_feature_enabled = image_feature_enabled
-        self.positional_encoding_enabled = positional_encoding_enabled
-        if positional_encoding_enabled:
-            directions = torch.randn(2, input_channels // 2)
-            self.register_buffer("positional_encoding_gaussian_matrix", directions)
-        self.layer_shapes = list(pairwise([input_channels, *fc_dims, num_classes]))
-        self.num_params = sum((size + 1) * width for size, width in self.layer_shapes)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Return the constructor's arguments for `cfg`."""
-        node, implicit = cfg.MODEL.POINT_HEAD, cfg.MODEL.IMPLICIT_POINTREND
-        return {
-            "input_channels": region_shape(input_shape, "ImplicitPointHead")[0],
-            "num_classes": 1 if node.CLS_AGNOSTIC_MASK else node.NUM_CLASSES,
-            "fc_dims": [node.FC_DIM] * node.NUM_FC,
-            "image_feature_enabled": implicit.IMAGE_FEATURE_ENABLED,
-            "positional_encoding_enabled": implicit.POS_ENC_ENABLED,
-        }
-
-    def forward(
-        self, fine_grained_features: Tensor, point_coords: Tensor, parameters: Tensor
-    ) -> Tensor:
-        """Compute the logits of points.
-
-        Args:
-            fine_grained_features: (R, C, P).
-            point_coords: (R, P, 2) in [0, 1] of the boxes.
-            parameters: (R, num_params), the weights and biases of all layers in order.
-
-        Returns:
-            (R, K, P).
-        """
-        x = fine_grained_features if self.image_feature_enabled else 0 * fine_grained_features
-        if self.positional_encoding_enabled:
-            x = x + self._encoded(point_coords).to(x.dtype)
-        sizes = [n for size, width in self.layer_shapes for n in (size * width, width)]
-        parts = parameters.split(sizes, dim=1)
-        last = len(self.layer_shapes) - 1
-        for i, (size, width) in enumerate(self.layer_shapes):
-            weight, bias = parts[2 * i].view(-1, width, size), parts[2 * i + 1].unsqueeze(2)
-            x = torch.baddbmm(bias, weight, x)
-            x = x if i == last else x.relu()
-        return x
-
-    def _encoded(self, point_coords: Tensor) -> Tensor:
-        """Return sines and cosines of places (R, C, P)."""
-        angle = 2 * math.pi * (2 * point_coords - 1) @ self.positional_encoding_gaussian_matrix
-        return torch.cat([angle.sin(), angle.cos()], dim=2).transpose(1, 2)
-
-
 @ROI_MASK_HEAD_REGISTRY.register()
 class ImplicitPointRendMaskHead(SamplingMaskHead):
     """A head that predicts the weights of each region's point head, and that point head.
@@ -447,9 +485,9 @@ class ImplicitPointRendMaskHead(SamplingMaskHead):
         parameter_head: (R, C, S, S) -> (R, num_params).
         point_head: see `ImplicitPointHead`.
         first_side: cells per side of the mask that subdivision begins with.
-        train_num_points: points per region in training, drawn uniformly.
-        subdivision_steps: doublings of the mask's side at inference.
-        subdivision_num_points: points that are predicted at each of them.
+        train_num_points: see `SamplingMaskHead`, as the next two; drawn uniformly.
+        subdivision_steps: see there.
+        subdivision_num_points: see there.
         params_l2_regularizer: factor of the mean over regions of the parameters' squared norm.
     """
 
@@ -469,13 +507,18 @@ class ImplicitPointRendMaskHead(SamplingMaskHead):
         subdivision_num_points: int = 28 * 28,
         params_l2_regularizer: float = 1e-5,
     ) -> None:
-        super().__init__(coarse_in_features, point_in_features, feature_scales, coarse_side)
+        super().__init__(
+            coarse_in_features,
+            point_in_features,
+            feature_scales,
+            coarse_side,
+            train_num_points,
+            subdivision_steps,
+            subdivision_num_points,
+        )
         self.parameter_head = parameter_head
         self.point_head = point_head
         self.first_side = first_side
-        self.train_num_points = train_num_points
-        self.subdivision_steps = subdivision_steps
-        self.subdivision_num_points = subdivision_num_points
         self.params_l2_regularizer = params_l2_regularizer
 
     @classmethod
@@ -485,29 +528,12 @@ class ImplicitPointRendMaskHead(SamplingMaskHead):
         Raises:
             ValueError: if the point head has weights of its own; see also the base class.
         """
-        arguments = super().from_config(cfg, input_shape)
-        node, point = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
-        point_head: Any = build_point_head(cfg, build_point_shape(cfg, input_shape))
-        if not hasattr(point_head, "num_params"):
-            raise ValueError(
-                "ImplicitPointRendMaskHead predicts the weights of its point head: set "
-                f"MODEL.POINT_HEAD.NAME ImplicitPointHead, got {point.NAME}"
-            )
-        return {
-            **arguments,
-            "parameter_head": ConvFCHead(
-                build_region_shape(cfg, input_shape),
-                output_shape=(point_head.num_params,),
-                conv_dim=node.CONV_DIM,
-                fc_dims=[node.FC_DIM] * node.NUM_FC,
-            ),
-            "point_head": point_head,
-            "first_side": node.OUTPUT_SIDE_RESOLUTION,
-            "train_num_points": point.TRAIN_NUM_POINTS,
-            "subdivision_steps": point.SUBDIVISION_STEPS,
-            "subdivision_num_points": point.SUBDIVISION_NUM_POINTS,
-            "params_l2_regularizer": cfg.MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER,
-        }
+        return {**super().from_config(cfg, input_shape), **cls._init_point_head(cfg, input_shape)}
+
+    @classmethod
+    def _init_point_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the arguments of the point head and of its parameters; user classes override."""
+        return build_implicit_arguments(cfg, input_shape)
 
     def forward(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         """Compute the losses in training, or the masks; see `PointRendMaskHead.forward`.
@@ -519,42 +545,39 @@ class ImplicitPointRendMaskHead(SamplingMaskHead):
         boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
         parameters = self.parameter_head(self._pooled(features, boxes))
         if self.training:
-            return self._losses(features, parameters, boxes, instances)
-        classes = torch.cat([x.pred_classes for x in instances])
-
-        def predict(points: Tensor) -> Tensor:
-            return own_class(self._logits(features, parameters, boxes, points)[0], classes)
-
-        regions, side = len(parameters), self.first_side
-        grid = generate_regular_grid_point_coords(regions, side, parameters.device)
-        mask = predict(grid).view(regions, 1, side, side)
-        mask = subdivide(mask, predict, self.subdivision_steps, self.subdivision_num_points)
-        mask_rcnn_inference(mask, instances)
+            points, labels = self._uniform_sample_train_points(instances)
+            fine = self._point_features(features, boxes, points)
+            logits = self._get_point_logits(fine, points, parameters)
+            size = parameters.square().sum() / region_count(parameters)
+            return {
+                "loss_mask_point": roi_mask_point_loss(logits, instances, labels),
+                "loss_mask_params": size * self.params_l2_regularizer,
+            }
+        mask_rcnn_inference(self._subdivision_inference(features, parameters, instances), instances)
         return instances
 
-    def _logits(
-        self, features: dict[str, Tensor], parameters: Tensor, boxes: list[Boxes], points: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the logits of points (R, K, P), and the points in pixels."""
-        fine, places = self._sample(features, self.point_in_features, boxes, points)
-        return self.point_head(fine, points, parameters), places
+    def _get_point_logits(
+        self, fine_grained_features: Tensor, point_coords: Tensor, representation: Tensor
+    ) -> Tensor:
+        """Return the logits of points (R, K, P); `representation`: the regions' parameters."""
+        return self.point_head(fine_grained_features, point_coords, representation)
 
-    def _losses(
-        self,
-        features: dict[str, Tensor],
-        parameters: Tensor,
-        boxes: list[Boxes],
-        instances: list[Instances],
-    ) -> dict[str, Tensor]:
-        regions, device = len(parameters), parameters.device
+    def _uniform_sample_train_points(self, instances: list[Instances]) -> tuple[Tensor, Tensor]:
+        """Draw the points to train on; see `PointRendMaskHead._sample_train_points`."""
         per_image = [len(x) for x in instances]
         points = uniform_points(
-            regions, self.train_num_points, device, per_image, "implicit_points"
+            sum(per_image),
+            self.mask_point_train_num_points,
+            instances[0].proposal_boxes.device,
+            per_image,
+            "implicit_points",
         )
-        logits, places = self._logits(features, parameters, boxes, points)
-        labels = point_labels(instances, places)
-        size = parameters.square().sum() / region_count(parameters)
-        return {
-            "loss_mask_point": roi_mask_point_loss(logits, instances, labels),
-            "loss_mask_params": size * self.params_l2_regularizer,
-        }
+        return points, labels_of_points(instances, points)
+
+    def _first_mask(
+        self, representation: Tensor, classes: Tensor, predict: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        del classes
+        regions, side = len(representation), self.first_side
+        grid = generate_regular_grid_point_coords(regions, side, representation.device)
+        return predict(grid).view(regions, 1, side, side)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -170,3 +171,92 @@ class StandardPointHead(nn.Module):
             if self.coarse_pred_each_layer:
                 x = torch.cat([x, coarse_features], dim=1)
         return self.predictor(x)
+
+
+@POINT_HEAD_REGISTRY.register()
+class ImplicitPointHead(nn.Module):
+    """A network for points without weights of its own: they are given for each region.
+
+    Args:
+        input_channels: C of the features of a point; even.
+        num_classes: K, or 1 for masks that do not depend on the class.
+        fc_dims: width of each hidden layer.
+        image_feature_enabled: whether a point is described by its features.
+        positional_encoding_enabled: whether it is described by its place in the box; with both,
+            the two are added.
+
+    Raises:
+        ValueError: if a point is described by nothing, or C is odd.
+
+    Source: Cheng et al. 2022, section 5; the encoding: Fourier Features (Tancik et al. 2020),
+    section 6.1, Gaussian.
+    """
+
+    positional_encoding_gaussian_matrix: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_channels: int,
+        num_classes: int,
+        fc_dims: Sequence[int],
+        image_feature_enabled: bool = True,
+        positional_encoding_enabled: bool = True,
+    ) -> None:
+        super().__init__()
+        if not (image_feature_enabled or positional_encoding_enabled) or input_channels % 2:
+            raise ValueError(
+                "ImplicitPointHead needs image features or encoded positions, of an even number "
+                f"of channels, got {image_feature_enabled}, {positional_encoding_enabled} and "
+                f"{input_channels}"
+            )
+        self.image_feature_enabled = image_feature_enabled
+        self.positional_encoding_enabled = positional_encoding_enabled
+        if positional_encoding_enabled:
+            directions = torch.randn(2, input_channels // 2)
+            self.register_buffer("positional_encoding_gaussian_matrix", directions)
+        self.layer_shapes = list(pairwise([input_channels, *fc_dims, num_classes]))
+        self.num_params = sum((size + 1) * width for size, width in self.layer_shapes)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg`."""
+        node, implicit = cfg.MODEL.POINT_HEAD, cfg.MODEL.IMPLICIT_POINTREND
+        return {
+            "input_channels": region_shape(input_shape, "ImplicitPointHead")[0],
+            "num_classes": 1 if node.CLS_AGNOSTIC_MASK else node.NUM_CLASSES,
+            "fc_dims": [node.FC_DIM] * node.NUM_FC,
+            "image_feature_enabled": implicit.IMAGE_FEATURE_ENABLED,
+            "positional_encoding_enabled": implicit.POS_ENC_ENABLED,
+        }
+
+    def forward(
+        self, fine_grained_features: Tensor, point_coords: Tensor, parameters: Tensor
+    ) -> Tensor:
+        """Compute the logits of points.
+
+        Args:
+            fine_grained_features: (R, C, P).
+            point_coords: (R, P, 2) in [0, 1] of the boxes.
+            parameters: (R, num_params), the weights and biases of all layers in order.
+
+        Returns:
+            (R, K, P).
+        """
+        x = fine_grained_features if self.image_feature_enabled else 0 * fine_grained_features
+        if self.positional_encoding_enabled:
+            x = x + self._encoded(point_coords).to(x.dtype)
+        sizes = [n for size, width in self.layer_shapes for n in (size * width, width)]
+        parts = parameters.split(sizes, dim=1)
+        last = len(self.layer_shapes) - 1
+        for i, (size, width) in enumerate(self.layer_shapes):
+            weight, bias = parts[2 * i].view(-1, width, size), parts[2 * i + 1].unsqueeze(2)
+            x = torch.baddbmm(bias, weight, x)
+            x = x if i == last else x.relu()
+        return x
+
+    def _encoded(self, point_coords: Tensor) -> Tensor:
+        """Return sines and cosines of places (R, C, P)."""
+        angle = 2 * math.pi * (2 * point_coords - 1) @ self.positional_encoding_gaussian_matrix
+        return torch.cat([angle.sin(), angle.cos()], dim=2).transpose(1, 2)

@@ -54,6 +54,8 @@ class _EpochSampler(Sampler[int]):
         """
         if start < 0:
             raise ValueError(f"stream expects a start >= 0, got {start}")
+        if type(self)._infinite_indices is not _EpochSampler._infinite_indices:
+            return itertools.islice(self._infinite_indices(), start, None)
         return self._stream(start)
 
     def _stream(self, start: int) -> Iterator[int]:
@@ -63,7 +65,8 @@ class _EpochSampler(Sampler[int]):
             start = max(start - len(epoch), 0)
 
     def _infinite_indices(self) -> Iterator[int]:
-        return self.stream()
+        """Yield the global stream from its start; user classes override it."""
+        return self._stream(0)
 
     def __iter__(self) -> Iterator[int]:
         """Yield this process's share: every `world_size`-th index of the global stream."""
@@ -94,7 +97,8 @@ class TrainingSampler(_EpochSampler):
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
         super().__init__()
-        self._records = np.arange(_check_size(size, "TrainingSampler"))
+        self._size = _check_size(size, "TrainingSampler")
+        self._records = np.arange(self._size)
         self._shuffle = shuffle
         self._seed = _seed_or_shared(seed)
 

@@ -274,9 +274,12 @@ class RotationTransform(Transform):
             raise NotImplementedError("a rotation with expand=False cuts corners off: no inverse")
         if self.angle % 360 == 0:
             return NoOpTransform()
-        back = RotationTransform(self.bound_h, self.bound_w, -self.angle, interp=self.interp)
-        x0, y0 = (back.bound_w - self.w) // 2, (back.bound_h - self.h) // 2
-        return TransformList([back, CropTransform(x0, y0, self.w, self.h)])
+        turned = {"h": self.bound_h, "w": self.bound_w, "angle": -self.angle}
+        upright = RotationTransform(**turned, interp=self.interp)
+        # each rotation keeps the middle in the middle, so the border is equal on opposite sides
+        border = np.subtract((upright.bound_w, upright.bound_h), (self.w, self.h)) // 2
+        window = CropTransform(*border.tolist(), self.w, self.h)
+        return TransformList([upright, window])
 
 
 # Pillow's numbers of its resampling filters, so that Pillow is imported only where it is used

@@ -52,15 +52,19 @@ class EvalHook(HookBase):
 
     def after_step(self) -> None:
         """Evaluate, if it is time; after the last iteration `after_train` does."""
-        done = self.trainer.iter + 1
-        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
-            self._do_eval()
-            self.evaluated = self._done_here = done
+        steps = self.trainer.iter + 1
+        if steps == self.trainer.max_iter or not self._is_due(steps):
+            return
+        self._do_eval()
+        self.evaluated = self._done_here = steps
+
+    def _is_due(self, steps: int) -> bool:
+        """Tell whether so many iterations are a multiple of the interval."""
+        return self._period > 0 and steps > 0 and steps % self._period == 0
 
     def missed(self, start_iter: int) -> bool:
         """Tell whether a run that resumes at an iteration should have evaluated just before it."""
-        due = self._remember and self._period > 0 and start_iter % self._period == 0
-        return due and start_iter > 0 and self.evaluated != start_iter
+        return self._remember and self._is_due(start_iter) and self.evaluated != start_iter
 
     def after_train(self) -> None:
         """Evaluate, unless the training failed; then forget the function."""

@@ -218,15 +218,14 @@ class LRScheduler(HookBase):
 
     def before_train(self) -> None:
         """Choose the group whose rate is recorded; make a scheduler of a schedule."""
-        self._optimizer = self._optimizer or self.trainer.optimizer
-        if isinstance(self.scheduler, ParamScheduler):
-            self._scheduler = LRMultiplier(
-                self._optimizer,
-                self.scheduler,
-                self.trainer.max_iter,
-                last_iter=self.trainer.iter - 1,
-            )
-        self._best_param_group_id = self.get_best_param_group_id(self._optimizer)
+        run, schedule = self.trainer, self.scheduler
+        optimizer: Optimizer = run.optimizer if self._optimizer is None else self._optimizer
+        self._optimizer, chosen = optimizer, self.get_best_param_group_id(optimizer)
+        self._best_param_group_id = chosen
+        if isinstance(schedule, ParamScheduler):
+            # the scheduler counts steps done, and goes on where the training stands
+            steps = {"max_iter": run.max_iter, "last_iter": run.iter - 1}
+            self._scheduler = LRMultiplier(optimizer, schedule, **steps)
 
     @staticmethod
     def get_best_param_group_id(optimizer: Optimizer) -> int:

@@ -215,12 +215,20 @@ class MultiScaleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (N, H, W, dim) to (N, H / stride_q, W / stride_q, dim_out), rounded up."""
-        normed = self.norm1(x)
-        shortcut = x if self.proj is None else self.proj(normed)
+        attended = self._beside(self.attn, self.norm1(x), x)
+        return attended + self.drop_path(self.mlp(self.norm2(attended)))
+
+    def _beside(self, attention: nn.Module, normed: Tensor, x: Tensor) -> Tensor:
+        """Add what attention makes of the tokens to those that pass it by.
+
+        Tokens change their channels and their number in the attention: those beside it follow by a
+        linear map of the normalised ones and by max-pooling (MViTv2, section 4.1).
+        """
+        passed = self.proj(normed) if self.proj is not None else x
         if self.pool_skip is not None:
-            shortcut = self.pool_skip(shortcut.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = shortcut + self.drop_path(self.attn(normed))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+            grid = self.pool_skip(passed.movedim(3, 1))
+            passed = grid.movedim(1, 3)
+        return passed + self.drop_path(attention(normed))
 
 
 _drop_path = drop_path  # `MultiScaleBlock` has an argument of that name
@@ -325,7 +333,7 @@ class MViT(Backbone):
             )
             self.blocks.append(block)
         self._add_outputs(out_features, embed_dim, patch_stride[0], norm_layer)
-        self.apply(init_transformer_weights)
+        self.apply(self._init_weights)
         self._freeze(freeze_at)
 
     def _add_outputs(
@@ -342,6 +350,10 @@ class MViT(Backbone):
                 self.add_module(f"{name}_norm", norm_layer(embed_dim * 2**stage))
         self._size_divisibility = stride * 2 ** (len(self._stage_ends) - 1)
 
+    def _init_weights(self, m: nn.Module) -> None:
+        """Initialise one layer; user classes override it."""
+        init_transformer_weights(m)
+
     def _freeze(self, freeze_at: int) -> None:
         if freeze_at >= 1:
             freeze_module(self.patch_embed)
@@ -351,6 +363,10 @@ class MViT(Backbone):
             last = list(self._stage_ends)[min(freeze_at - 2, len(self._stage_ends) - 1)]
             for block in self.blocks[: last + 1]:
                 freeze_module(block)
+
+    @property
+    def _last_block_indexes(self) -> tuple[int, ...]:
+        return tuple(self._stage_ends)
 
     @property
     def size_divisibility(self) -> int:
@@ -366,17 +382,20 @@ class MViT(Backbone):
         Returns:
             `scale2`, ... to (N, C, H / stride, W / stride), rounded up.
         """
-        x = self.patch_embed(x)
+        tokens = self.patch_embed(x)
         if self.pos_embed is not None:
-            size = (x.shape[1], x.shape[2])
-            x = x + positions_for(self.pos_embed, size, self.pretrain_use_cls_token)
-        maps = {}
-        for i, block in enumerate(self.blocks):
-            x = run_block(block, x, self.use_act_checkpoint)
-            name = self._stage_ends.get(i)
-            if name in self._out_features:
-                maps[name] = getattr(self, f"{name}_norm")(x).permute(0, 3, 1, 2).contiguous()
-        return {name: maps[name] for name in self._out_features}
+            grid = (tokens.shape[1], tokens.shape[2])
+            tokens = tokens + positions_for(self.pos_embed, grid, self.pretrain_use_cls_token)
+        maps = dict.fromkeys(self._out_features, tokens)  # in the order that was asked for
+        first = 0
+        for last, name in self._stage_ends.items():
+            for block in self.blocks[first : last + 1]:
+                tokens = run_block(block, tokens, self.use_act_checkpoint)
+            first = last + 1
+            if name in maps:
+                norm = self.get_submodule(f"{name}_norm")
+                maps[name] = norm(tokens).movedim(3, 1).contiguous()
+        return maps
 
 
 class _Scales:

@@ -324,12 +324,12 @@ class SwinTransformer(Backbone):
                 f"out_indices {list(out_indices)}."
             )
         self.use_checkpoint, self.out_indices = use_checkpoint, tuple(out_indices)
-        norm = norm_layer if patch_norm else None
-        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, norm)
-        self.absolute_pos_embed: nn.Parameter | None = None
-        if ape:
-            side = pretrain_img_size // patch_size
-            self.absolute_pos_embed = learnt_positions(1, embed_dim, side, side)
+        self.ape, self.patch_norm, self.frozen_stages = ape, patch_norm, frozen_stages
+        self.patch_embed = PatchEmbed(
+            patch_size, in_chans, embed_dim, norm_layer if patch_norm else None
+        )
+        side = pretrain_img_size // patch_size
+        self.absolute_pos_embed = learnt_positions(1, embed_dim, side, side) if ape else None
         self.pos_drop = nn.Dropout(drop_rate)
         options = (mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
@@ -351,11 +351,12 @@ class SwinTransformer(Backbone):
             merging = PatchMerging(width, norm_layer) if i < stages - 1 else None
             self.layers.append(_Stage(blocks, merging))
         self._add_outputs(widths, patch_size, norm_layer)
-        self.apply(init_transformer_weights)
-        self._freeze(frozen_stages)
+        self.apply(self._init_weights)
+        self._freeze_stages()
 
     def _add_outputs(self, widths: Sequence[int], patch_size: int, norm_layer: Norm) -> None:
         """Add the norms of the returned maps and state their shapes."""
+        self.num_features, self.num_layers, self.embed_dim = list(widths), len(widths), widths[0]
         for i in self.out_indices:
             self.add_module(f"norm{i}", norm_layer(widths[i]))
         self._out_features = [f"p{i}" for i in self.out_indices]
@@ -363,14 +364,19 @@ class SwinTransformer(Backbone):
         self._out_feature_strides = {f"p{i}": patch_size * 2**i for i in self.out_indices}
         self._size_divisibility = patch_size * 2 ** (len(widths) - 1)
 
-    def _freeze(self, frozen_stages: int) -> None:
-        if frozen_stages >= 0:
+    def _init_weights(self, m: nn.Module) -> None:
+        """Initialise one layer; user classes override it."""
+        init_transformer_weights(m)
+
+    def _freeze_stages(self) -> None:
+        """Freeze the leading parts that `frozen_stages` names; user classes call or override it."""
+        if self.frozen_stages >= 0:
             freeze_module(self.patch_embed)
-        if frozen_stages >= 1 and self.absolute_pos_embed is not None:
+        if self.frozen_stages >= 1 and self.absolute_pos_embed is not None:
             freeze_module(self.absolute_pos_embed)
-        if frozen_stages >= 2:
+        if self.frozen_stages >= 2:
             freeze_module(self.pos_drop)
-        for stage in self.layers[: max(frozen_stages - 1, 0)]:
+        for stage in self.layers[: max(self.frozen_stages - 1, 0)]:
             freeze_module(stage)
 
     @property

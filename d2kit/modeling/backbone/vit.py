@@ -111,6 +111,7 @@ class SimpleFeaturePyramid(Backbone):
         strides = [int(stride / factor) for factor in scale_factors]
         _assert_strides_are_log2_contiguous(strides)
         self.net, self.in_feature, self.top_block = net, in_feature, top_block
+        self.scale_factors = list(scale_factors)
         self._square_pad = square_pad
         self._size_divisibility = strides[-1]
         self._stages = [int(math.log2(s)) for s in strides]
@@ -126,6 +127,11 @@ class SimpleFeaturePyramid(Backbone):
         self._out_features = [f"p{level}" for level in levels]
         self._out_feature_strides = {f"p{level}": 2**level for level in levels}
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The layers of each level, fine to coarse, without those of `top_block`."""
+        return [getattr(self, f"simfp_{stage}") for stage in self._stages]
 
     @property
     def size_divisibility(self) -> int:
@@ -148,8 +154,8 @@ class SimpleFeaturePyramid(Backbone):
         """
         below = self.net(x)
         levels = {
-            f"p{stage}": getattr(self, f"simfp_{stage}")(below[self.in_feature])
-            for stage in self._stages
+            f"p{stage}": layers(below[self.in_feature])
+            for stage, layers in zip(self._stages, self.stages, strict=True)
         }
         if self.top_block is not None:
             source = str(self.top_block.in_feature)
@@ -427,8 +433,12 @@ class ViT(Backbone):
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}
-        self.apply(init_transformer_weights)
+        self.apply(self._init_weights)
         self._freeze(freeze_at)
+
+    def _init_weights(self, m: nn.Module) -> None:
+        """Initialise one layer; user classes override it."""
+        init_transformer_weights(m)
 
     def _freeze(self, freeze_at: int) -> None:
         if freeze_at >= 1:

@@ -16,6 +16,7 @@ from d2kit.modeling.box_regression import (
     Box2BoxTransform,
     Box2BoxTransformLinear,
     _dense_box_regression_loss,
+    finite_rows,
 )
 from d2kit.modeling.meta_arch.common import ImageNormalizer, show_detections, to_input_size
 from d2kit.modeling.overriding import overrides
@@ -489,7 +490,7 @@ class OneStageDetector(DenseDetector):
 
         Source: Focal Loss for Dense Object Detection (Lin et al. 2017), section 4, Inference.
         """
-        best, classes, chosen, sources = [], [], [], []
+        best, columns, chosen, sources = [], [], [], []
         for anchor, score, delta in zip(anchors, scores, deltas, strict=True):
             _, rows = top_of_level(score.amax(dim=2), self.test_topk_candidates)
             by_class = rows.unsqueeze(-1).expand(-1, -1, score.shape[2])
@@ -497,12 +498,13 @@ class OneStageDetector(DenseDetector):
             values, index = top_of_level(pairs, self.test_topk_candidates)
             rows = rows.gather(1, index // score.shape[2])
             best.append(values)
-            classes.append(index % score.shape[2])
+            columns.append(index)
             chosen.append(delta.gather(1, rows.unsqueeze(-1).expand(-1, -1, 4)))
             sources.append(anchor.tensor[rows])
         source, delta = torch.cat(sources, dim=1), torch.cat(chosen, dim=1)
         boxes = self.box2box_transform.apply_deltas(delta.flatten(0, 1), source.flatten(0, 1))
-        return boxes.view_as(source), torch.cat(best, dim=1), torch.cat(classes, dim=1)
+        classes = torch.cat(columns, dim=1) % scores[0].shape[2]
+        return boxes.view_as(source), torch.cat(best, dim=1), classes
 
     def _detections(
         self,
@@ -523,10 +525,14 @@ class OneStageDetector(DenseDetector):
             Per image `pred_boxes` (clipped only if `test_clip_boxes`), `scores` and
             `pred_classes`, best first.
         """
-        usable = (scores > self.test_score_thresh) & torch.isfinite(boxes).all(dim=2)
+        usable = (scores > self.test_score_thresh) & finite_rows(boxes)
+        # in one table, as each choice by a mask is a wait of the host for CUDA
+        numbers = (scores.unsqueeze(2), classes.unsqueeze(2).to(boxes.dtype))
+        table = torch.cat((boxes, *numbers), dim=2)
         results = []
         for i, image_size in enumerate(image_sizes):
-            box, score, label = (x[i][usable[i]] for x in (boxes, scores, classes))
+            rows = table[i][usable[i]]
+            box, score, label = rows[:, :4], rows[:, 4], rows[:, 5].long()
             if self.test_clip_boxes:
                 clipped = Boxes(box)
                 clipped.clip(image_size)

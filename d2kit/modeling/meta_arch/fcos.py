@@ -23,6 +23,7 @@ from d2kit.modeling.box_regression import Box2BoxTransformLinear, matched_classe
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.dense_detector import OneStageDetector, build_shared_arguments
 from d2kit.modeling.meta_arch.retinanet import RetinaNetHead
+from d2kit.modeling.overriding import overrides
 from d2kit.structures import Boxes, ImageList, Instances
 
 __all__ = ["FCOS", "FCOSHead"]
@@ -53,27 +54,38 @@ def smallest_box_around(
 
     Source: section 3.2; centre sampling: Tian et al. (2020).
     """
+    count = sum(map(len, places))
+    smallest = places[0].new_full((count,), torch.inf)
+    index = torch.zeros_like(smallest, dtype=torch.int64)
+    rows = max(1, max_pairs // max(1, count))
+    for start in range(0, len(gt_boxes), rows):
+        area, row = areas_of_fitting(places, gt_boxes[start : start + rows], radius).min(dim=0)
+        index = torch.where(area < smallest, row + start, index)
+        smallest = torch.minimum(smallest, area)
+    return index, smallest < torch.inf
+
+
+def areas_of_fitting(places: Sequence[Tensor], gt_boxes: Boxes, radius: float) -> Tensor:
+    """Return the area of each box at the places that may learn it, else infinity: (G, A).
+
+    Args:
+        places: see `smallest_box_around`.
+        gt_boxes: G boxes.
+        radius: see `smallest_box_around`.
+    """
     all_places = torch.cat(list(places))
     centers = (all_places[:, :2] + all_places[:, 2:]) / 2
     strides = all_places[:, 2] - all_places[:, 0]
     nearest, farthest = 4 * strides, 8 * strides
     nearest[: len(places[0])] = 0
     farthest[len(all_places) - len(places[-1]) :] = torch.inf
-    smallest = torch.full_like(strides, torch.inf)
-    index = torch.zeros_like(strides, dtype=torch.int64)
-    rows = max(1, max_pairs // max(1, len(all_places)))
-    areas = gt_boxes.area()
-    for start in range(0, len(gt_boxes), rows):
-        boxes = gt_boxes.tensor[start : start + rows, None]
-        low, high = centers - boxes[..., :2], boxes[..., 2:] - centers  # (G, A, 2)
-        reach = torch.maximum(low, high).amax(dim=2)
-        fits = (torch.minimum(low, high).amin(dim=2) > 0) & (reach >= nearest) & (reach <= farthest)
-        if radius > 0:  # the distance to the centre is half the difference of opposite sides
-            fits &= (low - high).abs().amax(dim=2) < 2 * radius * strides
-        area, row = torch.where(fits, areas[start : start + rows, None], torch.inf).min(dim=0)
-        index = torch.where(area < smallest, row + start, index)
-        smallest = torch.minimum(smallest, area)
-    return index, smallest < torch.inf
+    boxes = gt_boxes.tensor[:, None]
+    low, high = centers - boxes[..., :2], boxes[..., 2:] - centers  # (G, A, 2)
+    reach = torch.maximum(low, high).amax(dim=2)
+    fits = (torch.minimum(low, high).amin(dim=2) > 0) & (reach >= nearest) & (reach <= farthest)
+    if radius > 0:  # the distance to the centre is half the difference of opposite sides
+        fits &= (low - high).abs().amax(dim=2) < 2 * radius * strides
+    return torch.where(fits, gt_boxes.area()[:, None], torch.inf)
 
 
 def centerness(places: Tensor, boxes: Tensor) -> Tensor:
@@ -153,6 +165,7 @@ class FCOS(OneStageDetector):
             **kwargs,
         )
         self.center_sampling_radius = center_sampling_radius
+        self._matches_itself = overrides(self, FCOS, "_match_anchors")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -200,12 +213,31 @@ class FCOS(OneStageDetector):
         """
         labels, boxes = [], []
         for gt in gt_instances:
-            index, positive = smallest_box_around(
-                [x.tensor for x in anchors], gt.gt_boxes, self.center_sampling_radius
-            )
+            index, positive = self._responsible(gt.gt_boxes, anchors)
             boxes.append(rows_or_zeros(gt.gt_boxes.tensor, index))
             labels.append(matched_classes(gt.gt_classes, index, positive, self.num_classes))
         return labels, boxes
+
+    def _match_anchors(self, gt_boxes: Boxes, anchors: list[Boxes]) -> Tensor:
+        """Return how well each ground truth fits each place, for subclasses to replace.
+
+        Args:
+            gt_boxes: G boxes of one image.
+            anchors: per level, A places in all.
+
+        Returns:
+            (G, A): 1 / area where the place may learn the box, else 0; the highest is learnt.
+        """
+        places = [x.tensor for x in anchors]
+        return 1 / areas_of_fitting(places, gt_boxes, self.center_sampling_radius)
+
+    def _responsible(self, gt_boxes: Boxes, anchors: list[Boxes]) -> tuple[Tensor, Tensor]:
+        """Find the ground truth of every place, see `smallest_box_around`."""
+        if self._matches_itself and len(gt_boxes):
+            quality, index = self._match_anchors(gt_boxes, anchors).max(dim=0)
+            return index, quality > 0
+        places = [x.tensor for x in anchors]
+        return smallest_box_around(places, gt_boxes, self.center_sampling_radius)
 
     def losses(
         self,

@@ -200,7 +200,14 @@ class GeneralizedRCNN(ImageNormalizer):
                     result.pred_masks = ROIMasks(result.pred_masks[:, 0], whole_pixels=True)
         return self._postprocess(results, batched_inputs, image_sizes)
 
-    _postprocess = staticmethod(to_input_size)  # under this name user classes call it
+    @staticmethod
+    def _postprocess(
+        instances: list[Instances],
+        batched_inputs: list[dict[str, Any]],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Any]]:
+        """See `to_input_size`; user classes call or override it."""
+        return to_input_size(instances, batched_inputs, image_sizes)
 
 
 @META_ARCH_REGISTRY.register()

@@ -196,6 +196,11 @@ class SemSegFPNHead(nn.Module):
             return None, self.losses(scores, targets)
         return self._upsampled(scores), {}
 
+    @property
+    def scale_heads(self) -> list[nn.Module]:
+        """The layers of each level, in the order of `in_features`."""
+        return [self.get_submodule(name) for name in self.in_features]
+
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         """Return logits (N, K, H / common_stride, W / common_stride).
 
@@ -203,8 +208,8 @@ class SemSegFPNHead(nn.Module):
             features: name -> (N, C, Hi, Wi).
         """
         merged: Any = 0
-        for name in self.in_features:
-            merged = merged + getattr(self, name)(features[name])
+        for name, head in zip(self.in_features, self.scale_heads, strict=True):
+            merged = merged + head(features[name])
         return self.predictor(merged)
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from d2kit.modeling.box_regression import (
     boxes_of,
     clip_to_images,
+    finite_rows,
     sides_of,
     suppress_by_group,
     true_rows,
@@ -112,7 +113,7 @@ def suppress_and_trim(
         One `Instances` per image.
     """
     boxes, scores = boxes.float(), scores.float()
-    finite = torch.isfinite(boxes).all(dim=-1) & torch.isfinite(scores)
+    finite = finite_rows(boxes) & finite_rows(scores.unsqueeze(-1))
     clipped = clip_to_images(boxes, image_sizes)
     usable = finite & (sides_of(clipped) > min_box_size).all(dim=-1)
     if is_symbolic():
@@ -298,7 +299,7 @@ def fast_rcnn_inference_single_image(
     Returns:
         Detections, and the row of `boxes` from which each came.
     """
-    finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+    finite = finite_rows(boxes) & finite_rows(scores)
     rows, classes = ((scores[:, :-1] > score_thresh) & finite.unsqueeze(1)).nonzero(as_tuple=True)
     chosen = boxes_of_class(boxes, rows, classes, box_dim)
     return suppress(

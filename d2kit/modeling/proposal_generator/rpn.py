@@ -89,15 +89,20 @@ class StandardRPNHead(nn.Module):
                 raise ValueError(f"MODEL.RPN.CONV_DIMS: expected positive or -1, got {dim}")
             widths.append(widths[-1] if dim == -1 else dim)
         convs = {
-            f"conv{k}": Conv2d(before, after, 3, padding=1, activation=nn.ReLU())
+            f"conv{k}": self._get_rpn_conv(before, after)
             for k, (before, after) in enumerate(pairwise(widths))
         }
         # a lone convolution has no number in the names of the published weights
         self.conv = convs["conv0"] if len(convs) == 1 else nn.Sequential(OrderedDict(convs))
         self.objectness_logits = nn.Conv2d(widths[-1], num_anchors, kernel_size=1)
         self.anchor_deltas = nn.Conv2d(widths[-1], num_anchors * box_dim, kernel_size=1)
-        for layer in (*convs.values(), self.objectness_logits, self.anchor_deltas):
-            normal_fill(layer, std=0.01)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                normal_fill(layer, std=0.01)
+
+    def _get_rpn_conv(self, in_channels: int, out_channels: int) -> nn.Module:
+        """Make one 3x3 convolution with its activation; user classes override it."""
+        return Conv2d(in_channels, out_channels, 3, padding=1, activation=nn.ReLU())
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:

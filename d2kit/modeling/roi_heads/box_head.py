@@ -161,6 +161,16 @@ class FastRCNNConvFCHead(nn.Module):
             "conv_norm": head.NORM,
         }
 
+    @property
+    def conv_norm_relus(self) -> list[nn.Module]:
+        """The convolutions, each with its norm and activation."""
+        return [self.get_submodule(name) for name in self.conv_names]
+
+    @property
+    def fcs(self) -> list[nn.Module]:
+        """The fully connected layers."""
+        return [self.get_submodule(name) for name in self.fc_names]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled features (R, C, H, W) to (R, D), or (R, D, H, W) without FC layers."""
         x = in_turn(self, self.conv_names, x)

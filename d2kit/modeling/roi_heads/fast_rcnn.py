@@ -19,7 +19,12 @@ from d2kit.layers import ShapeSpec
 from d2kit.layers.losses import weighted, weights_per_loss
 from d2kit.layers.shape_spec import region_shape
 from d2kit.layers.weight_init import normal_fill
-from d2kit.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss, split_like
+from d2kit.modeling.box_regression import (
+    Box2BoxTransform,
+    _dense_box_regression_loss,
+    finite_rows,
+    split_like,
+)
 from d2kit.modeling.proposal_generator.proposal_utils import (
     boxes_of_class,
     fast_rcnn_inference,
@@ -448,7 +453,7 @@ class FastRCNNOutputLayers(nn.Module):
             sources = p.proposal_boxes.tensor[rows]
             chosen = boxes_of_class(deltas, rows, classes, sources.shape[1])
             boxes = self.box2box_transform.apply_deltas(chosen, sources)
-            finite = torch.isfinite(boxes).all(dim=1).nonzero().squeeze(1)
+            finite = finite_rows(boxes).nonzero().squeeze(1)
             result, index = suppress(
                 boxes[finite],
                 scores[finite],

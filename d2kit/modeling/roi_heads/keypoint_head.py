@@ -218,6 +218,7 @@ class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead):
     ) -> None:
         super().__init__(num_keypoints=num_keypoints, **kwargs)
         channels = region_shape(input_shape, "KRCNNConvDeconvUpsampleHead")[0]
+        self.up_scale = 2  # of the bilinear step
         self.conv_names = add_convs(self, "conv_fcn", channels, conv_dims)
         channels = conv_dims[-1] if conv_dims else channels
         self.score_lowres = nn.ConvTranspose2d(
@@ -237,4 +238,5 @@ class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead):
     def layers(self, x: Tensor) -> Tensor:
         """Map pooled features (R, C, H, W) to logits (R, K, 4H, 4W)."""
         x = self.score_lowres(in_turn(self, self.conv_names, x))
-        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+        factor = float(self.up_scale)
+        return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)

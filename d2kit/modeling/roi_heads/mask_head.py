@@ -227,6 +227,11 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
             "conv_norm": head.NORM,
         }
 
+    @property
+    def conv_norm_relus(self) -> list[nn.Module]:
+        """The 3x3 convolutions, each with its norm and activation."""
+        return [self.get_submodule(name) for name in self.conv_names]
+
     def layers(self, x: Tensor) -> Tensor:
         """Map pooled features (R, C, H, W) to logits (R, K, 2H, 2W)."""
         return self.predictor(torch.relu_(self.deconv(in_turn(self, self.conv_names, x))))

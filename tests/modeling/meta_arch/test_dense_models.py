@@ -188,12 +188,12 @@ def test_pictures_and_counts_go_to_the_event_storage(name):
     with EventStorage(2) as storage:
         model([labelled_input(0), labelled_input(1)])
         assert storage.latest()["num_pos_anchors"][0] > 0
-        ((title, picture, _),) = storage._images
+        ((title, picture, _),) = storage._vis_data
     assert title == "Top: GT bounding boxes; Bottom: 20 Highest Scoring Results"
     assert picture.shape == (3, 128, 80)
     with EventStorage(3) as storage:
         model([labelled_input(0)])
-        assert storage._images == []
+        assert storage._vis_data == []
 
 
 @pytest.mark.parametrize("name", LOSSES)

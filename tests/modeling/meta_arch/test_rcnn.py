@@ -141,7 +141,7 @@ def test_statistics_and_pictures_go_to_the_event_storage():
     with EventStorage(2) as storage:
         detector([tiny_input(0), tiny_input(1)])
         names = set(storage.latest())
-        pictures = {name: image for name, image, _ in storage._images}
+        pictures = {name: image for name, image, _ in storage._vis_data}
     assert names >= {
         "rpn/num_pos_anchors",
         "rpn/num_neg_anchors",
@@ -161,7 +161,7 @@ def test_statistics_and_pictures_go_to_the_event_storage():
     }
     with EventStorage(3) as storage:
         detector([tiny_input(0)])
-        assert storage._images == []
+        assert storage._vis_data == []
 
 
 def test_diverged_training_is_an_error_that_names_the_part():

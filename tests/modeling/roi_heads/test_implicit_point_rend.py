@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from d2kit.contrib.point_rend import ImplicitPointRendMaskHead, add_pointrend_config
-from d2kit.contrib.point_rend.mask_head import ImplicitPointHead
+from d2kit.contrib.point_rend.point_head import ImplicitPointHead
 from d2kit.modeling import build_model
 from d2kit.structures import BitMasks, Boxes, Instances
 from tests.modeling.roi_heads.test_point_rend import OPTIONS
