@@ -596,6 +596,4 @@ def report(uses: Sequence[Use]) -> str:
         rows = [[use.where, use.name, use.fix] for use in missing]
         widths = [None, 48, 60]  # a place that is cut in two cannot be clicked
         lines.append(tabulate(rows, ["where", "not supported", "fix"], maxcolwidths=widths))
-    if not uses:
-        return "No use of Detectron2 was found."
-    return "\n\n".join(lines)
+    return "\n\n".join(lines) if uses else "No use of Detectron2 was found."

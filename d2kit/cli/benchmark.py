@@ -1,6 +1,7 @@
 """Measure d2kit beside torchvision, in turn in one process; every figure comes with its ratio.
 
 d2kit benchmark --task inference [--size 800 1216] [--threads 2] [--repeats 7] [--device cpu cuda]
+d2kit benchmark --exports onnx/ openvino/ --size 800 1088   # beside the model they were made of
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,12 @@ import torchvision
 from tabulate import tabulate
 
 from d2kit import model_zoo
+from d2kit.cli.export import drawn_picture
 from d2kit.config import get_cfg
+from d2kit.export import load_exported, read_config
+from d2kit.export.backends import CONFIG
 from d2kit.modeling import build_model, optimize_for_inference
+from d2kit.predict.predictor import build_loaded_model
 
 MODELS = {
     "Faster R-CNN": ("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "fasterrcnn_resnet50_fpn"),
@@ -218,6 +224,44 @@ def inference(args: argparse.Namespace) -> list[dict]:
     return results
 
 
+def exports(args: argparse.Namespace) -> list[dict]:
+    """Time exported folders beside the model that the first was made of, on a drawn picture.
+
+    The config of the first folder names the weights of the model. Every row has a difference from
+    the plain model: largest of boxes, relative, and of scores, or share of pixels of masks.
+    """
+    cfg = read_config(args.exports[0])
+    stored = get_cfg()
+    stored.merge_from_file(str(args.exports[0] / CONFIG))
+    cfg.merge_from_list(["MODEL.WEIGHTS", stored.MODEL.WEIGHTS, "MODEL.DEVICE", "cpu"])
+    plain = build_loaded_model(cfg)
+    models: dict[str, Any] = {"d2kit plain": plain, "d2kit": optimize_for_inference(plain)}
+    for folder in args.exports:
+        models[str(folder)] = load_exported(folder, threads=args.threads)
+    picture = torch.from_numpy(drawn_picture(*args.size).transpose(2, 0, 1).copy())
+    inputs = [{"image": picture, "height": args.size[0], "width": args.size[1]}]
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        first = {name: model(inputs) for name, model in models.items()}  # also warms up
+        for _ in range(args.repeats):
+            for name, model in models.items():
+                times[name].append(seconds(partial(model, inputs), "cpu"))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    rows = [
+        {
+            "model": name,
+            "s / image": round(median[name], 3),
+            "times as fast": round(median["d2kit plain"] / median[name], 2),
+            "fastest run": round(min(times[name]), 3),
+            "found": len(first[name][0]["instances"]),
+            "difference": f"{difference(first['d2kit plain'], first[name]):.0e}",
+        }
+        for name in models
+    ]
+    print(tabulate(rows, "keys", tablefmt="github", disable_numparse=True))
+    return rows
+
+
 def columns(result: dict, key: str) -> dict[str, object]:
     """Return what the table shows of one library on one device."""
     base = "d2kit" if key == "d2kit plain" else key
@@ -256,9 +300,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", nargs="+", default=["cpu"], help="e.g. cpu cuda")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--exports", type=Path, nargs="+", default=[], metavar="FOLDER")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    results = inference(args)
+    results = exports(args) if args.exports else inference(args)
     print(machine(args))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

@@ -19,7 +19,11 @@ from d2kit.engine import user_errors
 from d2kit.export.backends import FILES, RUNNERS
 from d2kit.export.folder import export_model
 
-__all__ = ["build_metadata_of", "export_config", "main", "parser"]
+__all__ = ["build_metadata_of", "drawn_picture", "export_config", "main", "parser"]
+
+
+CALIBRATION = 32
+"""Most pictures by which the ranges of activations are measured."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +44,13 @@ def parser() -> argparse.ArgumentParser:
         help="MIN MAX: sides to resize pictures to; dynamic: those of INPUT.*_SIZE_TEST",
     )
     made.add_argument("--half", action="store_true", help="store weights in 16 bits")
+    made.add_argument(
+        "--int8",
+        type=Path,
+        metavar="FOLDER",
+        help="compute in 8 bits, by the ranges of activations on the pictures of this folder (32 "
+        "are enough); it differs from the model, which is reported and not refused",
+    )
     made.add_argument("--output", type=Path, default=Path("output/export"))
     made.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys")
     return made
@@ -51,11 +62,23 @@ def main(argv: list[str] | None = None) -> None:
     size, opts = _split_size(args.size, [*args.opts, *rest])
     with user_errors():
         cfg = _config(args.config_file, size, opts)
-        report = export_config(cfg, args.format, args.output, image_file=args.image, half=args.half)
+        report = export_config(
+            cfg,
+            args.format,
+            args.output,
+            image_file=args.image,
+            half=args.half,
+            int8_folder=args.int8,
+        )
     apart = ", ".join(f"{name} {value:.2g}" for name, value in report["worst"].items())
     print(
         f"{args.output / FILES[args.format]}: {len(report['pictures'])} pictures, at most {apart}"
     )
+    if args.int8:
+        print(
+            "8 bits: what they cost tells d2kit train --eval-only --config-file "
+            f"{args.output} DATASETS.TEST \"('NAME',)\""
+        )
     if not report["detections"] and "sem_seg" not in report["worst"]:
         print("warning: nothing was detected in them: check again with --image and objects in it")
 
@@ -87,6 +110,7 @@ def export_config(
     *,
     image_file: Path | None = None,
     half: bool = False,
+    int8_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Build the model of a config, load its weights and export it.
 
@@ -96,6 +120,7 @@ def export_config(
         output: folder to write; ``config.yaml`` is put beside the model.
         image_file: picture with objects; None: one is drawn.
         half: store weights in 16 bits.
+        int8_folder: pictures by which activations are measured, to compute in 8 bits; None: 32.
 
     Returns:
         See `export_model`.
@@ -113,13 +138,28 @@ def export_config(
         resized = resize.get_transform(image).apply_image(image)
         return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1), np.float32))
 
-    image = _drawn() if image_file is None else read_image(str(image_file), cfg.INPUT.FORMAT)
+    image = drawn_picture() if image_file is None else read_image(str(image_file), cfg.INPUT.FORMAT)
+    calibration: list[np.ndarray] = []
+    if int8_folder is not None:
+        from d2kit.predict import find_images
+
+        files = find_images([int8_folder])
+        chosen = files[:: -(-len(files) // CALIBRATION)]  # spread over the folder
+        calibration = [read_image(str(file), cfg.INPUT.FORMAT) for file in chosen]
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     metadata = build_metadata_of(cfg)
-    report = export_model(model, kind, output, image, to_input, metadata=metadata, half=half)
-    (output / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
-    return report
+    return export_model(
+        model,
+        kind,
+        output,
+        image,
+        to_input,
+        metadata=metadata,
+        config=cfg.dump(),
+        half=half,
+        calibration=calibration,
+    )
 
 
 def build_metadata_of(cfg: CfgNode) -> dict[str, Any]:
@@ -143,11 +183,12 @@ def build_metadata_of(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _drawn() -> np.ndarray:
-    """Return a picture (480, 640, 3) uint8 of rectangles, for models whose objects are unknown."""
+def drawn_picture(height: int = 480, width: int = 640) -> np.ndarray:
+    """Return a picture (H, W, 3) uint8 of rectangles, for models whose objects are unknown."""
     random = np.random.default_rng(0)
-    image = np.tile(np.linspace(0, 120, 640, dtype=np.uint8)[None, :, None], (480, 1, 3))
+    image = np.tile(np.linspace(0, 120, width, dtype=np.uint8)[None, :, None], (height, 1, 3))
     for _ in range(20):
-        x, y, w, h = (random.random(4) * (560, 400, 160, 140)).astype(int)
-        image[y : y + h + 10, x : x + w + 10] = random.integers(0, 255, 3, dtype=np.uint8)
+        x, y, w, h = random.random(4) * (width * 7 / 8, height * 5 / 6, width / 4, height * 0.3)
+        rows, columns = slice(int(y), int(y + h) + 10), slice(int(x), int(x + w) + 10)
+        image[rows, columns] = random.integers(0, 255, 3, dtype=np.uint8)
     return image

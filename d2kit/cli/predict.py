@@ -2,6 +2,7 @@ r"""Run a model on images or folders: overlay pictures and COCO JSON.
 
 d2kit predict --config-file run/config.yaml --input a.jpg folder/ [--output predictions] \
               [--confidence-threshold 0.5] [--tile 800] MODEL.WEIGHTS run/model_final.pth
+d2kit predict --config-file exported/ --input a.jpg    # a folder of d2kit export
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import cv2
 from tabulate import tabulate
 from tqdm import tqdm
 
-from d2kit.config import get_cfg
 from d2kit.engine import user_errors
+from d2kit.export import is_exported, read_config
 from d2kit.modeling.facts import build_facts
 from d2kit.predict import Predictor
 from d2kit.predict.run import predict_files, write_coco
@@ -35,7 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--config-file", required=True, help="YAML file, or folder of an export")
     parser.add_argument("--input", nargs="+", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("output/predictions"))
     parser.add_argument(
@@ -72,8 +73,7 @@ def main(argv: list[str] | None = None, register: Callable[[], None] | None = No
     cv2.setNumThreads(0)
     if register is not None:
         register()
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
+    cfg = read_config(args.config_file)
     cfg.merge_from_list(args.opts)
     inputs = find_image_files(args.input)
     if not inputs.files:
@@ -81,8 +81,11 @@ def main(argv: list[str] | None = None, register: Callable[[], None] | None = No
         reasons.append(inputs.describe_left_out() or "no image in the inputs")
         raise FileNotFoundError("; ".join(map(one_line, reasons)))
     confidence = args.confidence_threshold
-    if confidence is None and build_facts(cfg).score_key not in args.opts:
-        confidence = 0.5
+    facts = build_facts(cfg)
+    if confidence is None and facts.score_key not in args.opts:
+        # what an exported model leaves out cannot come back
+        exported = is_exported(cfg.MODEL.WEIGHTS)
+        confidence = max(0.5, (facts.score_threshold or 0.0) if exported else 0.0)
     predictor = Predictor(cfg, batch_size=args.batch_size, tile=args.tile, confidence=confidence)
     names = predictor.class_names
     stream = predict_files(predictor, inputs.files, args.output)

@@ -26,8 +26,9 @@ from typing import Any
 import cv2
 from tabulate import tabulate
 
-from d2kit.config import CfgNode, get_cfg
+from d2kit.config import CfgNode
 from d2kit.engine import user_errors
+from d2kit.export import read_config
 from d2kit.utils.text import one_line
 from d2kit.video import (
     BLUR_MODES,
@@ -53,7 +54,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--config-file", required=True)
+    add("--config-file", required=True, help="YAML file, or folder of an export")
     add("--input", default="", help="video, folder of pictures, or number of a camera")
     add("--output", type=Path, required=True, help="folder for the results")
     add("--tracker", choices=sorted(TRACKERS), help="default: TRACKER_HEADS.TRACKER_NAME")
@@ -77,8 +78,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_cfg(args: argparse.Namespace) -> CfgNode:
     """Return the config of a command line."""
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
+    cfg = read_config(args.config_file)
     cfg.merge_from_list(args.opts)
     if args.tracker:
         cfg.TRACKER_HEADS.TRACKER_NAME = TRACKERS[args.tracker]

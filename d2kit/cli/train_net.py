@@ -5,6 +5,7 @@ Several GPUs:     d2kit train --num-gpus 8 --config-file ...
 CPU processes:    d2kit train --num-processes 2 --config-file ... MODEL.DEVICE cpu
 torchrun:         torchrun --nproc-per-node 8 -m d2kit train --config-file ...
 Go on / evaluate: --resume / --eval-only [MODEL.WEIGHTS file]
+An export:        --eval-only --config-file exported/
 Look first:       --dry-run checks everything, prints what would be trained, and stops
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from d2kit.checkpoint import DetectionCheckpointer
-from d2kit.config import CfgNode, get_cfg
+from d2kit.config import CfgNode
 from d2kit.engine import (
     DefaultTrainer,
     HookBase,
@@ -28,6 +29,7 @@ from d2kit.engine import (
 from d2kit.engine.hooks import EvalHook
 from d2kit.engine.hooks.evaluation import ReportHook
 from d2kit.evaluation import verify_results
+from d2kit.export.backends import build_exported, is_exported, read_config
 from d2kit.utils import comm
 
 
@@ -53,9 +55,13 @@ class Trainer(DefaultTrainer):
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Return the frozen config of `args`, with logging and seeds set up."""
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
+    cfg = read_config(args.config_file)
     cfg.merge_from_list(args.opts)
+    if is_exported(cfg.MODEL.WEIGHTS) and (cfg.TEST.AUG.ENABLED or not args.eval_only):
+        raise ValueError(
+            f"{cfg.MODEL.WEIGHTS} is an exported model: it can be evaluated (--eval-only, "
+            "TEST.AUG.ENABLED False), not trained; train the model that it was made of"
+        )
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
@@ -89,10 +95,12 @@ def run(args: argparse.Namespace, register: Callable[[], None] | None = None) ->
                 trainer.preflight()
                 return {}
             return dict(trainer.train())
-        model = Trainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        check_evaluated_weights(checkpointer, args.allow_untrained)
+        exported = is_exported(cfg.MODEL.WEIGHTS)
+        model: Any = build_exported(cfg) if exported else Trainer.build_model(cfg)
+        if not exported:
+            checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            check_evaluated_weights(checkpointer, args.allow_untrained)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_TTA(cfg, model))

@@ -1,7 +1,7 @@
 """Models outside of Python: tracing, for TorchScript, ONNX and torch.export."""
 
 from d2kit.config import CfgNode
-from d2kit.export.backends import ExportedModel, load_exported
+from d2kit.export.backends import ExportedModel, is_exported, load_exported, read_config
 from d2kit.export.flatten import TracingAdapter, flatten_to_tuple
 from d2kit.export.folder import export_model
 from d2kit.export.torchscript import dump_torchscript_IR
@@ -14,7 +14,9 @@ __all__ = [
     "dump_torchscript_IR",
     "export_model",
     "flatten_to_tuple",
+    "is_exported",
     "load_exported",
+    "read_config",
 ]
 
 STABLE_ONNX_OPSET_VERSION = 11

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from d2kit import __version__
-from d2kit.export.backends import FILES, METADATA, RUNNERS, ExportedModel, sha256
+from d2kit.export.backends import CONFIG, FILES, METADATA, RUNNERS, ExportedModel, sha256
 from d2kit.export.formats import ONNX_OPSET, WRITERS
 from d2kit.export.graph import DetectorGraph, detector_graph
 from d2kit.export.parity import TOLERANCE, compare, parity_pictures, worst
@@ -31,7 +31,9 @@ def export_model(
     to_input: Callable[[np.ndarray], Tensor],
     *,
     metadata: Mapping[str, Any] | None = None,
+    config: str | None = None,
     half: bool = False,
+    calibration: Sequence[np.ndarray] = (),
 ) -> dict[str, Any]:
     """Write a model in another format, and keep it only if it gives what the model gives.
 
@@ -42,53 +44,57 @@ def export_model(
         image: (H, W, 3) uint8 that shows objects, as `to_input` takes it.
         to_input: image -> float32 (C, H', W'), as the model wants it.
         metadata: what else ``metadata.json`` shall hold: classes, sizes, thresholds.
+        config: text of ``config.yaml``, which `d2kit.Predictor` needs; None: none.
         half: store weights in 16 bits (onnx, openvino).
+        calibration: pictures by which activations are measured, to compute in 8 bits (onnx,
+            openvino); differences are then reported and not refused.
 
     Returns:
         The report, which is also in the folder: per picture differences, and the largest of all.
 
     Raises:
-        ValueError: if `kind` is unknown, the model cannot be written so, or the export gives
-            something else than the model; nothing of it is then left.
+        ValueError: if the model cannot be written so, or the export differs from it; no file stays.
         ImportError: if the format's package is missing.
     """
     if kind not in WRITERS:
         raise ValueError(f"unknown format '{kind}': expected one of {list(WRITERS)}")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    file = output / FILES[kind]
-    files = [file, file.with_suffix(".bin")] if kind == "openvino" else [file]
-    written = [*files, output / METADATA, output / REPORT]
+    written = [output / name for name in (*_files(kind), METADATA, REPORT, CONFIG)]
     _remove(written)
     original, graph = DetectorGraph(model.eval()), detector_graph(model)
-    example = to_input(image)
     try:
-        WRITERS[kind](graph, example, file, half)
-        graph(example)
-        content = {
-            **{**(metadata or {}), **_facts(model, kind, half)},
-            "outputs": list(graph.output_names),
-            "sha256": {part.name: sha256(part) for part in files},
-        }
-        exported = ExportedModel(RUNNERS[kind](file, None), content)
+        seen, file = [to_input(one) for one in calibration], output / FILES[kind]
+        WRITERS[kind](graph, to_input(image), file, half, seen)
+        graph(to_input(image))
+        if config is not None:
+            (output / CONFIG).write_text(config, encoding="utf-8")
+        content = {**(metadata or {}), **_facts(model, graph, kind, half), "int8": bool(seen)}
+        content["sha256"] = {part.name: sha256(part) for part in written if part.is_file()}
+        exported = ExportedModel(RUNNERS[kind](file, torch.get_num_threads(), "cpu"), content)
         report = _check(original, exported, image, to_input, half)
+        if report["problems"] and not seen:
+            found = "; ".join(report["problems"][:5])
+            raise ValueError(f"the {kind} export differs from the model and was deleted: {found}")
     except BaseException:
         _remove(written)
         raise
-    if report["problems"]:
-        _remove(written)
-        found = "; ".join(report["problems"][:5])
-        raise ValueError(f"the {kind} export differs from the model and was deleted: {found}")
     for name, value in ((METADATA, content), (REPORT, report)):
         with atomic_write(output / name, "w") as stream:
             json.dump(value, stream, indent=1)
     return report
 
 
-def _facts(model: nn.Module, kind: str, half: bool) -> dict[str, Any]:
+def _files(kind: str) -> list[str]:
+    """Return the names of the files of a format."""
+    return ["model.xml", "model.bin"] if kind == "openvino" else [FILES[kind]]
+
+
+def _facts(model: nn.Module, graph: DetectorGraph, kind: str, half: bool) -> dict[str, Any]:
     """Return what a user of the file needs to know, beside its outputs."""
     return {
         "format": kind,
+        "outputs": list(graph.output_names),
         "half": half,
         "d2kit": __version__,
         "opset": ONNX_OPSET if kind in ("onnx", "openvino") else None,

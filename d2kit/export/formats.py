@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,23 @@ ONNX_OPSET = 20
 _HALF_FROM = 1024  # weights with fewer numbers stay in 32 bits
 
 
-def write_torchscript(graph: DetectorGraph, image: Tensor, file: Path, half: bool) -> None:
+def write_torchscript(
+    graph: DetectorGraph, image: Tensor, file: Path, half: bool, seen: Sequence[Tensor]
+) -> None:
     """Trace the graph on `image` (C, H, W) and save it."""
-    _no_half(half, "torchscript")
+    _only_whole(half, seen, "torchscript")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sizes in checks, which decide nothing
         torch.jit.trace(graph, (image,), check_trace=False).save(str(file))
 
 
-def write_torch_export(graph: DetectorGraph, image: Tensor, file: Path, half: bool) -> None:
+def write_torch_export(
+    graph: DetectorGraph, image: Tensor, file: Path, half: bool, seen: Sequence[Tensor]
+) -> None:
     """Export the graph as an ExportedProgram and save it."""
     import torchvision  # noqa: F401 - registers the shapes of its operators
 
-    _no_half(half, "torch_export")
+    _only_whole(half, seen, "torch_export")
     size = torch.export.Dim.DYNAMIC
     program = torch.export.export(
         graph, (image,), dynamic_shapes={"image": {1: size, 2: size}}, strict=False
@@ -41,8 +45,10 @@ def write_torch_export(graph: DetectorGraph, image: Tensor, file: Path, half: bo
     torch.export.save(program, str(file))
 
 
-def write_onnx(graph: DetectorGraph, image: Tensor, file: Path, half: bool) -> None:
-    """Export the graph in ONNX's own operators."""
+def write_onnx(
+    graph: DetectorGraph, image: Tensor, file: Path, half: bool, seen: Sequence[Tensor]
+) -> None:
+    """Export the graph in ONNX's own operators; in 8 bits where pictures to measure are given."""
     try:
         import onnx
     except ImportError as error:
@@ -71,6 +77,8 @@ def write_onnx(graph: DetectorGraph, image: Tensor, file: Path, half: bool) -> N
             )
     finally:
         logger.setLevel(level)
+    if seen:
+        _store_int8(file, seen)
     model = onnx.load(str(file))
     onnx.checker.check_model(model)
     if half:
@@ -81,7 +89,9 @@ def write_onnx(graph: DetectorGraph, image: Tensor, file: Path, half: bool) -> N
         raise ValueError(f"the graph needs operators that ONNX does not have: {sorted(foreign)}")
 
 
-def write_openvino(graph: DetectorGraph, image: Tensor, file: Path, half: bool) -> None:
+def write_openvino(
+    graph: DetectorGraph, image: Tensor, file: Path, half: bool, seen: Sequence[Tensor]
+) -> None:
     """Export the graph as OpenVINO's model.xml and model.bin, through ONNX."""
     try:
         import openvino
@@ -91,18 +101,56 @@ def write_openvino(graph: DetectorGraph, image: Tensor, file: Path, half: bool) 
         ) from error
     between = file.with_suffix(".onnx")
     try:
-        write_onnx(graph, image, between, False)
+        write_onnx(graph, image, between, False, seen)
         model = openvino.convert_model(str(between))
         openvino.save_model(model, str(file), compress_to_fp16=half)
     finally:
         between.unlink(missing_ok=True)
 
 
-def _no_half(half: bool, kind: str) -> None:
-    if half:
+def _only_whole(half: bool, seen: Sequence[Tensor], kind: str) -> None:
+    if half or seen:
         raise ValueError(
-            f"--half stores weights in 16 bits, which onnx and openvino can; {kind} cannot"
+            "--half and --int8 store weights in 16 and 8 bits, which onnx and openvino can; "
+            f"{kind} cannot"
         )
+
+
+def _store_int8(file: Path, seen: Sequence[Tensor]) -> None:
+    """Quantise convolutions and matrices of an ONNX file after training, by onnxruntime.
+
+    Weights per channel with sign, activations per tensor by the range that they have on `seen`.
+    """
+    try:
+        from onnxruntime import quantization
+    except ImportError as error:
+        raise ImportError(
+            f"8 bits need onnxruntime: pip install 'd2kit[onnx]' ({error})"
+        ) from error
+
+    class Pictures(quantization.CalibrationDataReader):  # type: ignore[misc]
+        left = iter(seen)
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self.left, None)
+            return None if image is None else {"image": image.numpy()}
+
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # it advises a step that is not needed here
+    try:
+        quantization.quantize_static(
+            str(file),
+            str(file),
+            Pictures(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "ConvTranspose", "Gemm", "MatMul"],
+            per_channel=True,
+            reduce_range=True,  # 7 bits: without VNNI a sum of two products overflows 16 bits
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+    finally:
+        logging.getLogger().setLevel(level)
 
 
 def _store_half(model: Any) -> None:
@@ -128,7 +176,7 @@ def _store_half(model: Any) -> None:
     model.graph.node.extend(nodes)
 
 
-WRITERS: dict[str, Callable[[DetectorGraph, Tensor, Path, bool], None]] = {
+WRITERS: dict[str, Callable[[DetectorGraph, Tensor, Path, bool, Sequence[Tensor]], None]] = {
     "torchscript": write_torchscript,
     "onnx": write_onnx,
     "torch_export": write_torch_export,

@@ -27,14 +27,17 @@ def parity_pictures(image: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns:
         Name -> (H', W', 3) uint8: turned by 90 degrees, the left two thirds mirrored, two copies
-        side by side with many objects, and grey without any.
+        side by side with many objects, and a faint gradient without any.
     """
     height, width = image.shape[:2]
+    # not one grey: all its places score the same, and which of them are kept is chance
+    rows, columns = np.mgrid[0 : max(1, height * 3 // 4), 0:width]
+    gradient = 90 + 30 * rows / height + 20 * columns / width
     pictures = {
         "turned": np.rot90(image),
         "cut and mirrored": image[:, : max(1, width * 2 // 3)][:, ::-1],
         "two side by side": np.concatenate([image, image[::-1]], axis=1),
-        "grey": np.full((max(1, height * 3 // 4), width, 3), 110, np.uint8),
+        "empty": np.repeat(gradient[..., None], 3, axis=2).astype(np.uint8),
     }
     return {name: np.ascontiguousarray(picture) for name, picture in pictures.items()}
 

@@ -17,6 +17,7 @@ from torch import nn
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode, get_cfg
 from d2kit.data.detection_utils import build_augmentation, convert_PIL_to_numpy, read_image
+from d2kit.export.backends import build_exported, is_exported, read_config
 from d2kit.layers import nms
 from d2kit.modeling import build_model, optimize_for_inference
 from d2kit.modeling.facts import build_facts, build_with_thresholds
@@ -159,8 +160,13 @@ def _share(name: str, value: Any) -> float:
     return number
 
 
-def build_loaded_model(cfg: CfgNode) -> nn.Module:
-    """Return the model of a config with the weights of MODEL.WEIGHTS, for inference."""
+def build_loaded_model(cfg: CfgNode) -> Any:
+    """Return the model of a config with the weights of MODEL.WEIGHTS, for inference.
+
+    Where MODEL.WEIGHTS is the folder of an export, it is that one.
+    """
+    if is_exported(cfg.MODEL.WEIGHTS):
+        return build_exported(cfg)
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model
@@ -173,7 +179,8 @@ class Predictor:
     neighbours that the network sees at the same size: a result does not depend on the batch.
 
     Args:
-        config: a config, a YAML file, or a name of the model zoo.
+        config: a config, a YAML file, a name of the model zoo, or the folder of an export
+            (``d2kit export``), whose model is then run.
         weights: file, URL or zoo name; None: ``MODEL.WEIGHTS`` of the config, or the published
             weights of a name of the model zoo.
         device: "cpu", "cuda:0", 0, "auto", ...; None: ``MODEL.DEVICE``; the CPU, with a warning,
@@ -190,8 +197,9 @@ class Predictor:
         optimize: fold fixed batch normalisation into convolutions (equal outputs, faster).
 
     Raises:
-        ValueError: for an option out of its range.
+        ValueError: for an option out of its range, or one that is inside an exported model.
         FileNotFoundError: if config or weights cannot be found.
+        ImportError: if the package that runs an export is not installed.
 
     Example:
         >>> predictor = Predictor("run/config.yaml", "run/model_final.pth")  # doctest: +SKIP
@@ -232,7 +240,8 @@ class Predictor:
         # a model that we do not know has no threshold that we could set
         self._least = least if self.facts.score_key is None else None
         model = build_loaded_model(self.cfg)
-        self.model = optimize_for_inference(model) if optimize else model
+        folded = optimize and isinstance(model, nn.Module)  # an export is folded already
+        self.model = optimize_for_inference(model) if folded else model
         self.metadata = build_metadata(self.cfg)
         self._resize = build_augmentation(self.cfg, is_train=False)[0]
 
@@ -433,17 +442,19 @@ def build_inference_cfg(
     device: str | int | torch.device | None,
     confidence: float | None,
 ) -> CfgNode:
-    """Return an own, changeable config of a node, a file, or a name of the zoo."""
+    """Return an own, changeable config of a node, a file, a folder, or a name of the zoo."""
     if isinstance(config, CfgNode):
         cfg = config.clone()
     else:
         from d2kit import model_zoo
 
         path = os.fspath(config)
-        cfg = get_cfg()
-        if os.path.isfile(path):
-            cfg.merge_from_file(path)
+        if os.path.isdir(path) and weights is not None:
+            raise ValueError(f"{path} holds a model: leave out weights ({weights}), or the folder")
+        if os.path.exists(path):
+            cfg = read_config(path)
         else:
+            cfg = get_cfg()
             cfg.merge_from_file(model_zoo.get_config_file(path))
             weights = weights or model_zoo.get_checkpoint_url(path)
     cfg.defrost()
@@ -465,7 +476,7 @@ def init_detector(
     """Build a detector and load its weights; MMDetection's first call, with its arguments.
 
     Args:
-        config: a config, a YAML file, or a name of the model zoo.
+        config: a config, a YAML file, a name of the model zoo, or the folder of an export.
         checkpoint: file, URL or zoo name; Detectron2's, torchvision's and MMDetection's are read.
         device: "cpu", "cuda:0", ...; None: ``MODEL.DEVICE`` of the config.
         cfg_options: config keys that differ, e.g. ``{"INPUT.MIN_SIZE_TEST": 480}``.

@@ -15,6 +15,7 @@ import numpy as np
 
 from d2kit.data.detection_utils import read_image
 from d2kit.evaluation.coco_evaluation import instances_to_coco_json
+from d2kit.export.backends import METADATA, is_exported
 from d2kit.predict.predictor import ColorOrder, Image, Predictor, check_color, to_array
 from d2kit.structures import Instances
 from d2kit.utils.file_io import atomic_write
@@ -145,6 +146,8 @@ def _annotation(row: dict[str, Any]) -> dict[str, Any]:
 def _digest(predictor: Predictor) -> str:
     """Return a digest of all that decides a result, beside the file: config, weights, options."""
     weights = Path(predictor.settings.weights)
+    if is_exported(predictor.settings.weights):
+        weights /= METADATA  # it holds the digests of the other files
     stat = weights.stat() if weights.is_file() else None
     parts = [
         predictor.cfg.dump(),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from d2kit.config import CfgNode
+from d2kit.export.backends import METADATA, is_exported
 from d2kit.video.detections import DetectionStore
 from d2kit.video.frames import Selection, SourceInfo
 from d2kit.video.outputs import PRESETS
@@ -124,6 +125,8 @@ def build_header(
     cfg = cfg.clone()
     cfg.defrost()
     weights = cfg.MODEL.WEIGHTS
+    if is_exported(weights):
+        weights = os.path.join(weights, METADATA)  # it holds the digests of the other files
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "", ""
     digest = hashlib.sha256()
     for section in (cfg.MODEL, cfg.INPUT, cfg.TEST):

@@ -49,3 +49,27 @@ def test_mean_in_the_other_order_is_refused(trained, tmp_path):
     (tmp_path / "config.yaml").write_text(cfg.dump())
     with pytest.raises(ValueError, match="other order"):
         write_folder(tmp_path / "config.yaml", str(trained / "model_final.pth"), tmp_path / "out")
+
+
+def test_a_config_with_pythons_tags_is_read_as_data(trained, tmp_path):
+    """Detectron2's dumps hold tuples and arithmetic behind Python's tags; other tags are code."""
+    text = (trained / "config.yaml").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    [steps] = [i for i, line in enumerate(lines) if line == "  STEPS:"]
+    tagged = ["  STEPS: !!python/tuple", *lines[steps + 1 :]]
+    text = "\n".join([*lines[:steps], *tagged]) + "\n"
+    [line] = [line for line in lines if line.startswith("  BASE_LR:")]
+    text = text.replace(line, '  BASE_LR: !!python/object/apply:eval ["0.02 / 8"]')
+    (tmp_path / "config.yaml").write_text(text)
+    write_folder(tmp_path / "config.yaml", str(trained / "model_final.pth"), tmp_path / "out")
+    cfg, given = get_cfg(), get_cfg()
+    cfg.merge_from_file(str(tmp_path / "out/config.yaml"))
+    given.merge_from_file(str(trained / "config.yaml"))
+    assert tuple(cfg.SOLVER.STEPS) == tuple(given.SOLVER.STEPS)
+    assert pytest.approx(0.0025) == cfg.SOLVER.BASE_LR
+    code = text.replace('eval ["0.02 / 8"]', f"os.system ['touch {tmp_path}/mark']")
+    (tmp_path / "code.yaml").write_text(code)
+    with pytest.raises(ValueError, match="os.system"):
+        write_folder(tmp_path / "code.yaml", str(trained / "model_final.pth"), tmp_path / "other")
+    assert not (tmp_path / "mark").exists()
+    assert not (tmp_path / "other").exists()

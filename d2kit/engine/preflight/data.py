@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from d2kit.config import CfgNode
 from d2kit.engine.preflight.records import check_same_classes
+from d2kit.export.backends import is_exported
 
 MAX_CLASSES = 20
 BAR = 30
@@ -188,9 +189,14 @@ def check_output_dir(path: str) -> None:
 def check_weights(name: str) -> None:
     """Make sure that a local file of weights exists; names and URLs are checked when loaded.
 
+    Args:
+        name: MODEL.WEIGHTS: a file, or the folder of an export.
+
     Raises:
         FileNotFoundError: if it does not.
     """
+    if is_exported(name):
+        return
     if name and "://" not in name and not os.path.isfile(name.partition("?")[0]):
         raise FileNotFoundError(
             f"MODEL.WEIGHTS '{name}' not found; give the path of a .pth, .pkl or .safetensors "
