@@ -327,8 +327,9 @@ def _missing_members(
             if not any(has_member(base, member) for base in bases):
                 yield line, f"{first.__name__}.{member}", place, True
         for part in node.body if all(above) else ():
-            protected = isinstance(part, ast.FunctionDef) and re.match(r"_(?!_)", part.name)
-            if protected and not any(has_member(base, part.name) for base in bases):
+            if not isinstance(part, ast.FunctionDef) or not re.match(r"_(?!_)", part.name):
+                continue
+            if not any(has_member(base, part.name) for base in bases):
                 yield part.lineno, f"{node.name}.{part.name}", place, False
 
 

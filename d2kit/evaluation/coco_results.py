@@ -143,7 +143,7 @@ def _result_problem(result: Any) -> str | None:
         return sound and all(map(is_number, value))
 
     def mask(value: Any) -> bool:
-        size = value.get("size") if isinstance(value, dict) else None
+        size: Any = value.get("size") if isinstance(value, dict) else None
         return numbers(size, 2) and rle_problem(value, *size) is None
 
     checks: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (

@@ -1,6 +1,7 @@
 """Building blocks of convolutional networks."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -61,18 +62,18 @@ class DepthwiseSeparableConv2d(nn.Module):
         activation2: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        area = {"kernel_size": kernel_size, "padding": padding, "dilation": dilation}
-        area["groups"] = in_channels  # one filter for each channel
-        steps = {
-            "depthwise": (in_channels, norm1, activation1, area),
-            "pointwise": (out_channels, norm2, activation2, {"kernel_size": 1}),
-        }
-        for name, (channels, norm, activation, shape) in steps.items():
+
+        def convolution(channels: int, norm: Any, activation: Any, **shape: Any) -> Conv2d:
             after = {"norm": get_norm(norm, channels), "activation": activation}
             # a norm has a bias of its own
-            self.add_module(name, Conv2d(in_channels, channels, bias=not norm, **shape, **after))
-        for convolution in self.children():
-            msra_fill(convolution)
+            made = Conv2d(in_channels, channels, bias=not norm, **shape, **after)
+            msra_fill(made)
+            return made
+
+        area = {"kernel_size": kernel_size, "padding": padding, "dilation": dilation}
+        # as many groups as channels: one filter for each
+        self.depthwise = convolution(in_channels, norm1, activation1, groups=in_channels, **area)
+        self.pointwise = convolution(out_channels, norm2, activation2, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both convolutions to `x` (N, C, H, W)."""

@@ -162,6 +162,16 @@ def _stamp(file: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
+def _is_sound(row: dict[str, Any]) -> bool:
+    """Tell whether a line that was read is as `_Store.add` writes it, and names a file of ours."""
+    kinds = {"id": int, "file_name": str, "overlay": str, "stamp": list, "annotations": list}
+    kinds |= {"height": int, "width": int}
+    if not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
+        return False
+    # it is deleted where the options differ, so that it may not lie anywhere else
+    return row["overlay"] == os.path.basename(row["overlay"]) not in ("", ".", "..")
+
+
 class _Store:
     """The results so far, one line of JSON each, behind a line with the digest of the options."""
 
@@ -180,14 +190,16 @@ class _Store:
     def _read(self) -> list[dict[str, Any]]:
         if not self._path.is_file():
             return []
-        found = []
+        found: list[dict[str, Any]] = []
         for line in self._path.read_text("utf-8", "replace").splitlines():
             try:
                 row = json.loads(line)
             except ValueError:
                 break  # the line that a stopped run did not finish
-            if isinstance(row, dict):
-                found.append(row)
+            if not isinstance(row, dict) or (found and not _is_sound(row)):
+                logger.warning("%s: line %d is none of ours: left out", self._path, len(found) + 1)
+                break
+            found.append(row)
         return found
 
     def __enter__(self) -> _Store:

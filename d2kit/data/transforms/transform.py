@@ -274,8 +274,7 @@ class RotationTransform(Transform):
             raise NotImplementedError("a rotation with expand=False cuts corners off: no inverse")
         if self.angle % 360 == 0:
             return NoOpTransform()
-        turned = {"h": self.bound_h, "w": self.bound_w, "angle": -self.angle}
-        upright = RotationTransform(**turned, interp=self.interp)
+        upright = RotationTransform(self.bound_h, self.bound_w, -self.angle, interp=self.interp)
         # each rotation keeps the middle in the middle, so the border is equal on opposite sides
         border = np.subtract((upright.bound_w, upright.bound_h), (self.w, self.h)) // 2
         window = CropTransform(*border.tolist(), self.w, self.h)
