@@ -131,3 +131,28 @@ def test_every_suffix_is_read(suffix, tmp_path):
     mode = {".pgm": "L", ".pbm": "1"}.get(suffix, "RGB")
     Image.new("RGB", (16, 12), (200, 200, 200)).convert(mode).save(file, format=kinds.get(suffix))
     assert read_image(file, "BGR").shape == (12, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"overlay": "../../keep.txt"},
+        {"overlay": ""},
+        {"overlay": 3},
+        {"stamp": None},
+        {"annotations": "none"},
+        {"id": "1"},
+    ],
+)
+def test_stored_results_of_others_touch_nothing(row, predictor, folder, tmp_path, caplog):
+    kept = tmp_path / "keep.txt"
+    kept.write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    sound = {"id": 1, "file_name": "a", "stamp": [0, 0], "overlay": "00001_a.jpg", "height": 1}
+    lines = [{"options": "of another run"}, sound | {"width": 1, "annotations": []} | row]
+    (out / KEPT).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    files = find_image_files([folder]).files
+    assert any(not result.error for result in predict_files(predictor, files, out))
+    assert kept.read_text() == "mine"
+    assert "line 2 is none of ours" in caplog.text
