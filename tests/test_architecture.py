@@ -57,6 +57,7 @@ READERS_OF_CFG = {
         "_model_of",
         "schedule",
         "_datasets",
+        "read_run",
         "start_score",
     ),  # the page tells the config
     "start_score",

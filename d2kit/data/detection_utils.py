@@ -279,6 +279,8 @@ def upright_size(file_name: str | os.PathLike) -> tuple[int, int]:
     try:
         with Image.open(file_name) as image:
             size, turned = image.size, _exif_orientation(image) in (5, 6, 7, 8)
+            if image.format == "TIFF":  # some versions of Pillow turn its size already here
+                size = (image.tag_v2[256], image.tag_v2[257])
     except Image.UnidentifiedImageError:  # none, or colours in floats
         image = open_image(read_image_bytes(file_name), file_name)
         return image.size

@@ -174,10 +174,8 @@ class EventStorage:
             self._smoothing_hints[name] = True
             for value, iteration in values:
                 self._history[name].update(value, iteration)
-                self._latest_scalars[name] = (
-                    value,
-                    iteration,
-                )  # its line may not have been written
+                # its line may not have been written
+                self._latest_scalars[name] = (value, iteration)
         for name, (value, iteration) in state_dict.get("last", {}).items():
             self.put_scalar(name, value, smoothing_hint=False, cur_iter=iteration)
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from d2kit.config import LazyCall, LazyConfig, allow_targets, instantiate
-from d2kit.config import instantiate as _targets
 from d2kit.config.instantiate import dump_dataclass, resolve_target, target_name
 from d2kit.layers import ShapeSpec
 from d2kit.modeling import Backbone
@@ -193,7 +192,8 @@ def test_hostile_targets_are_refused_and_nothing_runs(tmp_path):
 
 
 def test_allow_targets(monkeypatch):
-    monkeypatch.setattr(_targets, "_allowed", set(_targets.ALLOWED))
+    module = sys.modules["d2kit.config.instantiate"]
+    monkeypatch.setattr(module, "_allowed", set(module.ALLOWED))
     cfg = {"_target_": "fractions.Fraction", "numerator": 3}
     with pytest.raises(ValueError, match=r"allow_targets\('fractions'\)"):
         instantiate(cfg)

@@ -138,7 +138,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match="no tracks in the folder"):
         evaluate_tracks(truth, tmp_path / "empty")
     for text, message in (
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         ("[]", "annotations"),
         ('{"annotations": [{}]}', "lacks"),
     ):

@@ -331,7 +331,7 @@ FILES = (
         "tests/project/test_datasets.py::test_hostile_archives_are_refused",
     ),
     Protection(
-        *(30, "large images are refused", "data.detection_utils:open_image"),
+        *(30, "large images are refused", "data.deep_pictures:_check_pixels"),
         "if width * height > MAX_IMAGE_PIXELS:",
         "if False:",
         f"{PICTURES}::test_a_bomb_is_refused_before_memory_is_taken",
@@ -419,7 +419,7 @@ ADDED = (
     ),
     Protection(
         *(39, "a made-up line has its losses", "utils.event_storage:EventStorage.load_state_dict"),
-        "self._latest[name] = (value, iteration)",
+        "self._latest_scalars[name] = (value, iteration)",
         "pass",
         f"{MADE_UP}::test_metrics_are_those_of_the_undisturbed_run",
     ),

@@ -15,7 +15,7 @@ from d2kit.cli.export import export_config
 from d2kit.config import get_cfg
 from d2kit.engine import DefaultPredictor
 from d2kit.export import load_exported
-from d2kit.export.backends import FILES
+from d2kit.export.backends import FILES, sha256
 from d2kit.modeling import build_model
 from tests.export.test_export import needs
 from tests.support.tiny_model import tiny_config, tiny_input
@@ -156,9 +156,10 @@ def test_a_folder_that_is_none(trained, tmp_path):
 def test_a_missing_package_is_named(form, package, exports, tmp_path, monkeypatch):
     for file in exports("torchscript").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    metadata = json.loads((tmp_path / "metadata.json").read_text()) | {"format": form}
-    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
     (tmp_path / FILES[form]).write_bytes(b"")
+    metadata = json.loads((tmp_path / "metadata.json").read_text()) | {"format": form}
+    metadata["sha256"][FILES[form]] = sha256(tmp_path / FILES[form])
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
     real = builtins.__import__
 
     def absent(name, *args, **kwargs):

@@ -68,7 +68,7 @@ def register(folder):
     """Register the dataset, whose images lie in `folder`."""
     if NAME in DatasetCatalog.list():
         DatasetCatalog.remove(NAME)
-        MetadataCatalog.remove(NAME)
+    MetadataCatalog.pop(NAME, None)
     DatasetCatalog.register(NAME, lambda: records(folder))
     MetadataCatalog.get(NAME).thing_classes = ["thing"]
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from d2kit.config import CfgNode
 from d2kit.engine.preflight.records import check_same_classes
-from d2kit.export.backends import is_exported
 
 MAX_CLASSES = 20
 BAR = 30
@@ -195,6 +194,8 @@ def check_weights(name: str) -> None:
     Raises:
         FileNotFoundError: if it does not.
     """
+    from d2kit.export.backends import is_exported
+
     if is_exported(name):
         return
     if name and "://" not in name and not os.path.isfile(name.partition("?")[0]):
