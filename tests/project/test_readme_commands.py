@@ -1,6 +1,7 @@
 """The commands of the experiments' READMEs, on a small budget: few small images and iterations."""
 
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -167,6 +168,10 @@ def test_fine_tuning_from_torchvision(pedestrian_data, tmp_path):
     assert len(model.roi_heads.box_predictor.cls_score.bias) == 91
     (tmp_path / "models").mkdir()
     torch.save(model.state_dict(), tmp_path / "models" / name)
+    digest = hashlib.sha256((tmp_path / "models" / name).read_bytes()).hexdigest()
+    (tmp_path / "models" / name).rename(
+        tmp_path / "models" / (name := f"{name.rpartition('-')[0]}-{digest[:8]}.pth")
+    )
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
