@@ -323,7 +323,7 @@ def draw_results(folder: Path) -> None:
     if "fuzz_results" in DatasetCatalog:
         DatasetCatalog.remove("fuzz_results")
     register_coco_instances("fuzz_results", {}, str(folder / "whole.json"), str(folder))
-    for _ in drawn_results("fuzz_results", read_results(folder / "results.json", 0.1), 1.0):
+    for _ in drawn_results("fuzz_results", read_results(folder / "results.json", 0.1), 1.0, []):
         pass
 
 
@@ -463,7 +463,7 @@ KINDS: dict[str, Kind] = {
             lambda f, suffix=suffix: frames_of(f / f"damaged{suffix}"),
             "damaged*",
         )
-        for suffix, codec in ((".mp4", "libx264"), (".avi", "mjpeg"))
+        for suffix, codec in ((".mp4", "libx264"), (".avi", "mpeg4"))
     },
     "exported model": (exported, load_exported, "*.json"),
 }

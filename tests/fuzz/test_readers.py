@@ -1,7 +1,7 @@
 """Readers of files of others under random damage: an error of ours, or a result; never a traceback.
 
-`pytest -m fuzz` takes some minutes. ``D2KIT_FUZZ_SEED`` sets the first seed (a new one each day
-without it) and ``D2KIT_FUZZ_COUNT`` the mutations of each reader; a failure names its seed. The
+`pytest -m fuzz` takes some minutes. ``D2KIT_FUZZ_SEED`` sets the first seed (1
+without it: the gate is the same every day; try others) and ``D2KIT_FUZZ_COUNT`` the mutations of each reader; a failure names its seed. The
 readers by name: ``KINDS`` of kinds.py. Each reads in a process of its own, so that a crash, a hang
 and a lack of memory are seen. The whole measure of docs/faults.md:
 ``D2KIT_FUZZ_SEED=1 D2KIT_FUZZ_COUNT=900 pytest -m fuzz tests/fuzz``.
@@ -27,7 +27,7 @@ from tests.fuzz.kinds import KINDS, UNREADABLE, pictures
 
 pytestmark = pytest.mark.fuzz
 
-SEED = int(os.environ.get("D2KIT_FUZZ_SEED", time.strftime("%Y%j")))
+SEED = int(os.environ.get("D2KIT_FUZZ_SEED", "1"))
 COUNT = int(os.environ.get("D2KIT_FUZZ_COUNT", "100"))
 SLOW = 20.0  # seconds for one file
 MEMORY = 9 << 30  # bytes of addresses

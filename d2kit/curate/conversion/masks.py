@@ -135,6 +135,8 @@ def _read_indexed(path: Path) -> dict[str, Any]:
                 builder.add(image_id, str(instance["class"]), encode_mask(mask), **extra)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             builder.problems.add(where, "entry", f"not of the documented form: {error!r}")
+        except OSError as error:
+            builder.problems.add(where, "masks", f"cannot be read: {error.strerror or error}")
     return builder.finish()
 
 
