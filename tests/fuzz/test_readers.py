@@ -1,9 +1,9 @@
 """Readers of files of others under random damage: an error of ours, or a result; never a traceback.
 
-`pytest -m fuzz` takes some minutes. ``D2KIT_FUZZ_SEED`` sets the first seed (1
-without it: the gate is the same every day; try others) and ``D2KIT_FUZZ_COUNT`` the mutations of each reader; a failure names its seed. The
-readers by name: ``KINDS`` of kinds.py. Each reads in a process of its own, so that a crash, a hang
-and a lack of memory are seen. The whole measure of docs/faults.md:
+`pytest -m fuzz` takes some minutes. ``D2KIT_FUZZ_SEED`` sets the first seed (1 without it, so that
+the gate is the same every day; try others) and ``D2KIT_FUZZ_COUNT`` the mutations of each reader; a
+failure names its seed. The readers by name: ``KINDS`` of kinds.py. Each reads in a process of its
+own, so that a crash, a hang and a lack of memory are seen. The whole measure of docs/faults.md:
 ``D2KIT_FUZZ_SEED=1 D2KIT_FUZZ_COUNT=900 pytest -m fuzz tests/fuzz``.
 """
 
