@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import itertools
+import multiprocessing
 import os
 import socket
 import sys
@@ -38,6 +39,8 @@ class _Watchdog:
         self._pause = min(seconds / 20, LONGEST_PAUSE)
         self._rank, self._world = comm.get_rank(), comm.get_world_size()
         self._end = threading.Event()
+        self._parent = multiprocessing.parent_process() if several else None
+        self._orphaned = 0  # looks at which the process that launched this one was gone
         self._slept = 0.0  # seconds in which this process was stopped as a whole (Ctrl-Z)
         self._asleep_before = (0.0, 0.0)  # when the step in progress began; `_slept` at that time
         self._answered = time.monotonic()
@@ -82,6 +85,12 @@ class _Watchdog:
             now = time.monotonic()
             self._slept += max(now - before - 3 * self._pause, 0)  # this process was stopped
             before = now
+            if self._parent is not None and not self._parent.is_alive():
+                self._orphaned += 1
+            # torch interrupts the children of a killed parent, and a callback may swallow that
+            if self._orphaned > 2:
+                print(f"[rank {self._rank}] the process that launched it is gone", file=sys.stderr)
+                os._exit(1)
             stuck = self._stuck()
             if stuck and not self._end.is_set():
                 self._abort(stuck)
