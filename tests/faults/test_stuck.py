@@ -101,6 +101,20 @@ def test_no_orphans_of_a_killed_parent(folder):
     runs.wait_for(lambda: not any(map(alive, family)))
 
 
+def fails(code, *words):
+    """Run `code` in a process of its own, which ends with an error."""
+    process = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=runs.patience(120),
+        check=False,
+    )
+    assert process.returncode == 1
+    return process
+
+
 def alone(folder, workers):
     """Train in this process, where the mapper of one image never returns."""
     folder = Path(folder)
@@ -130,15 +144,7 @@ def test_a_single_process_whose_loader_is_stuck_ends(folder, workers):
         "from tests.faults.test_stuck import alone\n"
         "launch(alone, 0, args=(sys.argv[1], int(sys.argv[2])), timeout=timedelta(seconds=8))"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(workers)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=runs.patience(120),
-        check=False,
-    )
-    assert process.returncode == 1
+    process = fails(code, folder, workers)
     assert "watchdog: this process has been in iteration" in process.stderr
     assert "run_step" in process.stderr  # what it was doing
     assert ("at work on record" in process.stderr) == bool(workers)
@@ -174,15 +180,7 @@ def test_a_stuck_evaluation_ends(kind):
         "from tests.faults.test_stuck import evaluating\n"
         "launch(evaluating, 0, args=(sys.argv[1],), timeout=timedelta(seconds=8))"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", code, kind],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=runs.patience(120),
-        check=False,
-    )
-    assert process.returncode == 1
+    process = fails(code, kind)
     assert "watchdog: this process has been in a" in process.stderr
     assert kind in process.stderr
 
