@@ -119,6 +119,20 @@ def test_no_labels_are_one_message(tmp_path, capsys):
     assert "2 pictures and no annotations" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["voc", "coco", "yolo"])
+def test_labels_without_their_pictures_say_so(name, tmp_path, capsys):
+    write(name, drawn(tmp_path / "set", 4), tmp_path / "set")
+    for picture in (tmp_path / "set").rglob("*.png"):
+        picture.unlink()
+    with pytest.raises(SystemExit):
+        main(["--data", str(tmp_path / "set"), "--output", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    known = ("give the one that holds annotations and images", "found no images")
+    assert any(words in said for words in known), said
+    assert "repair mends" not in said
+    assert not (tmp_path / "out/train.yaml").exists()
+
+
 def as_roboflow(folder):
     """Draw pictures in the folders train and valid, each with its own `_annotations.coco.json`."""
     for part, count in (("train", 8), ("valid", 3)):
