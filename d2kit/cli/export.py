@@ -164,7 +164,7 @@ def export_config(
 
 def build_metadata_of(cfg: CfgNode) -> dict[str, Any]:
     """Return what a user of the exported file needs to know of the config."""
-    from d2kit.predict.classes import build_class_names
+    from d2kit.predict.predictor import build_class_names
 
     dense = {"RetinaNet": "RETINANET", "FCOS": "FCOS"}.get(cfg.MODEL.META_ARCHITECTURE)
     node = cfg.MODEL[dense] if dense else cfg.MODEL.ROI_HEADS

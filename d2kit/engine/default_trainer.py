@@ -17,8 +17,7 @@ from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode
 from d2kit.engine import hooks
 from d2kit.engine.evaluate import DefaultEvaluation
-from d2kit.engine.hooks.average import WeightAveraging
-from d2kit.engine.hooks.checkpoint import BestCheckpointer
+from d2kit.engine.hooks.checkpoint import BestCheckpointer, WeightAveraging
 from d2kit.engine.hooks.evaluation import (
     EarlyStopping,
     EvalHook,
@@ -51,9 +50,8 @@ from d2kit.engine.resolve import (
     start_loader_at,
 )
 from d2kit.engine.safety.failure import guarded_step
-from d2kit.engine.safety.preemption import add_preemption, leave_now
-from d2kit.engine.safety.resume_check import ConfigRecord
-from d2kit.engine.safety.run_lock import hold_output_dir, release_output_dir
+from d2kit.engine.safety.run_lock import ConfigRecord, hold_output_dir, release_output_dir
+from d2kit.engine.safety.stopping import add_preemption, leave_now
 from d2kit.engine.setup import (
     build_tracker_writers,
     check_deterministic,
@@ -152,7 +150,7 @@ def build_full_results(cfg: CfgNode, model: nn.Module, results: dict[str, Any]) 
     """
     if not cfg.TEST.VALIDATION_LOSS:
         return results
-    from d2kit.evaluation.validation_loss import build_validation_loader, validation_losses
+    from d2kit.engine.evaluate import build_validation_loader, validation_losses
 
     names = cfg.DATASETS.TEST
     for name in names:

@@ -30,7 +30,7 @@ from d2kit.engine.trainers import amp_precision, check_accumulation
 from d2kit.utils import comm
 from d2kit.utils.devices import choose_device, computes_bfloat16
 from d2kit.utils.file_io import atomic_write
-from d2kit.utils.nested import flatten
+from d2kit.utils.registry import flatten
 
 __all__ = ["Change", "Run", "build_run", "choose_precision", "choose_seed", "describe_changes"]
 

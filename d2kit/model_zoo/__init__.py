@@ -19,7 +19,7 @@ from d2kit.config.yaml import (
     zoo_names,
 )
 from d2kit.modeling import build_model
-from d2kit.utils.errors import NoWeightsError, ZooError
+from d2kit.utils.registry import NoWeightsError, ZooError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -7,6 +7,12 @@ from pycocotools import mask as mask_util
 
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog, register_dataset
+from d2kit.data.catalog import (
+    CITYSCAPES_CATEGORIES,
+    COCO_CATEGORIES,
+    _get_builtin_metadata,
+    _get_coco_instances_meta,
+)
 from d2kit.data.datasets import (
     builtin,
     convert_to_coco_dict,
@@ -14,12 +20,6 @@ from d2kit.data.datasets import (
     load_coco_json,
     load_sem_seg,
     register_coco_instances,
-)
-from d2kit.data.datasets.builtin_meta import (
-    CITYSCAPES_CATEGORIES,
-    COCO_CATEGORIES,
-    _get_builtin_metadata,
-    _get_coco_instances_meta,
 )
 from d2kit.data.datasets.coco import prefer_class_order
 from d2kit.engine.resolve import default_check_datasets

@@ -10,7 +10,7 @@ from torch import nn
 
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog
-from d2kit.engine.hooks.average import WeightAveraging
+from d2kit.engine.hooks.checkpoint import WeightAveraging
 from d2kit.engine.hooks.progress import TimeForecast
 from d2kit.engine.preflight import report as _preflight_report
 from d2kit.engine.preflight.data import (

@@ -37,12 +37,12 @@ from d2kit.engine.safety.run_lock import RunLock
 from d2kit.evaluation.report import write_report
 from d2kit.evaluation.track_evaluation import evaluate_tracks, read_mot_text
 from d2kit.export.backends import METADATA, load_exported, sha256
-from d2kit.utils.archives import extract_zip
-from d2kit.utils.event_storage import JSONWriter
+from d2kit.utils.events import JSONWriter
+from d2kit.utils.file_io import extract_zip
 from d2kit.video.detections import DetectionStore
-from d2kit.video.frames import Selection
-from d2kit.video.results import clear_results
+from d2kit.video.outputs import clear_results
 from d2kit.video.sources import open_source
+from d2kit.video.video_file import Selection
 from d2kit.visualization.plots import read_metrics
 from tests.support.cityscapes_synthetic import write as write_city
 

@@ -74,7 +74,7 @@ class EvalHook(HookBase):
         self._func = None  # it usually refers to the trainer
 
     def _do_eval(self) -> None:
-        from d2kit.evaluation.testing import flatten_results_dict
+        from d2kit.evaluation.evaluator import flatten_results_dict
 
         assert self._func is not None
         results = self._func()
