@@ -31,13 +31,11 @@ from d2kit.utils.events import (
     CommonMetricPrinter,
     EventWriter,
     JSONWriter,
-    MLflowWriter,
     TensorboardXWriter,
-    WandbWriter,
 )
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.logger import setup_logger
-from d2kit.utils.remote_writers import require_package
+from d2kit.utils.remote_writers import MLflowWriter, WandbWriter, require_package
 from d2kit.utils.text import one_line
 
 DEBUG_VARIABLE = "D2KIT_DEBUG"

@@ -1,4 +1,4 @@
-"""`EventStorage`: what happened during training, by name and iteration."""
+"""Training metrics: put by anyone into the current `EventStorage`, written by the writers."""
 
 from __future__ import annotations
 
