@@ -16,7 +16,6 @@ from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode
 from d2kit.engine.preflight.records import check_same_classes, evaluator_kind
 from d2kit.engine.resolve import build_trained_classes, default_check_datasets
-from d2kit.evaluation.evaluator import modes_kept
 from d2kit.utils import comm
 from d2kit.utils.env import derive_seed
 from d2kit.utils.events import EventStorage
@@ -331,6 +330,8 @@ def _losses_of(model: nn.Module, batch: list[dict[str, Any]], seed: int) -> Mapp
 @contextlib.contextmanager
 def _as_in_training(model: nn.Module) -> Iterator[None]:
     """Let a model compute losses, while its layers (modules without parts) stay in eval mode."""
+    from d2kit.evaluation.evaluator import modes_kept
+
     with modes_kept(model):
         for module in model.modules():
             module.training = next(module.children(), None) is not None
