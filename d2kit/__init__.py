@@ -95,7 +95,8 @@ class _Moved:
         first, dot, rest = place.partition(".")
         home = RENAMED.get(first, first) + dot + rest
         home = MOVED.get(home, home)
-        return ModuleSpec(name, _Moved(f"{top}.{home}")) if home != place else None
+        loader: Any = _Moved(f"{top}.{home}")  # a Loader by its methods: importlib.abc costs time
+        return ModuleSpec(name, loader) if home != place else None
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Leave it to Python: the module made is replaced in `exec_module`."""

@@ -50,17 +50,12 @@ API_WITH_CFG = {
 
 
 READERS_OF_CFG = {
-    *(
-        "write_report",
-        "compare_runs",
-        "_what",
-        "_model_of",
-        "schedule",
-        "_datasets",
-        "read_run",
-        "start_score",
-    ),  # the page tells the config
-    "start_score",
+    *("write_report", "compare_runs", "_what", "_model_of", "schedule", "_datasets", "read_run"),
+    *("preflight_report", "schedule_warnings", "object_warnings", "_train_counts", "_class_table"),
+    *("_anchor_text", "_shape_of_output", "_rate_text", "_memory_text"),
+    *("draw_evaluation_pictures", "full_results", "learned_parts", "number_of_classes"),
+    *("read_oks_sigmas", "read_expected_results", "check_tracking_services", "log_start"),
+    *("register_listed_datasets", "_weights_text", "start_score"),
 }
 """What else may read a config, beside builders and what has Detectron2's names."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode
 from d2kit.engine.preflight.records import check_same_classes, evaluator_kind
-from d2kit.engine.resolve import build_trained_classes, default_check_datasets
+from d2kit.engine.resolve import build_trained_classes, register_listed_datasets
 from d2kit.utils import comm
 from d2kit.utils.env import derive_seed
 from d2kit.utils.events import EventStorage
@@ -166,7 +166,7 @@ class DefaultEvaluation:
             raise ValueError(f"{len(names)} test datasets, but {len(evaluators)} evaluators")
         if not logging.getLogger("d2kit").isEnabledFor(logging.INFO):
             setup_logger()  # a script without default_setup
-        default_check_datasets(cfg, names)
+        register_listed_datasets(cfg, names)
         classes, source = build_trained_classes(cfg)
         for name in names:
             prefer_class_order(name, classes)

@@ -76,7 +76,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def default_oks_sigmas(cfg: CfgNode) -> list[float]:
+def read_oks_sigmas(cfg: CfgNode) -> list[float]:
     """Read ``TEST.KEYPOINT_OKS_SIGMAS``."""
     return list(cfg.TEST.KEYPOINT_OKS_SIGMAS)
 
@@ -121,7 +121,7 @@ class COCOEvaluator(DatasetEvaluator):
             self._logger.warning(
                 "COCOEvaluator(dataset, cfg) is outdated: give `tasks` (or nothing) instead of cfg"
             )
-            kpt_oks_sigmas = kpt_oks_sigmas or default_oks_sigmas(tasks)
+            kpt_oks_sigmas = kpt_oks_sigmas or read_oks_sigmas(tasks)
             tasks = None
         if isinstance(tasks, str):
             tasks = (tasks,)

@@ -426,7 +426,7 @@ def _lines_of(task: str, metrics: Mapping[str, float]) -> tuple[str, str, str]:
     return f"Task: {task}", ",".join(names), ",".join(values)
 
 
-def default_expected_results(cfg: Any) -> list[Sequence[Any]]:
+def read_expected_results(cfg: Any) -> list[Sequence[Any]]:
     """Read ``TEST.EXPECTED_RESULTS``: rows (task, metric, value, tolerance)."""
     return list(cfg.TEST.EXPECTED_RESULTS)
 
@@ -446,7 +446,7 @@ def verify_results(cfg: Any, results: Mapping[str, Any]) -> bool:
         SystemExit: a value is missing, not finite, or further than its tolerance from the
             expected one. Each such row is logged.
     """
-    expected = default_expected_results(cfg)
+    expected = read_expected_results(cfg)
     if not expected:
         return True
     problems = [text for row in expected if (text := _problem(row, results)) is not None]

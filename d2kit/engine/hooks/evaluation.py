@@ -243,7 +243,7 @@ PANE = 800
 """Longest side of each of the two pictures, pixels; small images are enlarged up to 3 times."""
 
 
-def build_evaluation_pictures(
+def draw_evaluation_pictures(
     cfg: CfgNode, model: nn.Module, done: int, build_loader: Callable[[CfgNode, str], Any]
 ) -> None:
     """Draw ``TEST.VIS_IMAGES`` images of each test set, ground truth left and prediction right.
