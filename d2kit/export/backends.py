@@ -19,7 +19,7 @@ from d2kit.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_
 from d2kit.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from d2kit.structures import Boxes, Instances, ROIMasks, heatmaps_to_keypoints
 from d2kit.utils.file_io import load_json
-from d2kit.utils.nested import flatten
+from d2kit.utils.registry import flatten
 
 __all__ = [
     "CONFIG",
@@ -61,7 +61,7 @@ class ExportedModel:
 
     Args:
         run: float32 (C, H, W) on the CPU -> arrays or tensors in the order of
-            ``metadata["outputs"]``, see `d2kit.export.graph.DetectorGraph`.
+            ``metadata["outputs"]``, see `d2kit.export.formats.DetectorGraph`.
         metadata: content of ``metadata.json``.
         least_score: detections with a score not above it are left out, in [0, 1]; those that the
             file itself drops are never there.

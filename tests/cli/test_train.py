@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import d2kit
-from d2kit.cli.recipe import main as recipe_main
-from d2kit.cli.train import main, train
+from d2kit.cli.train import recipe_main, train, train_main
 from d2kit.config import get_cfg
 from d2kit.curate.conversion import WRITERS
 from d2kit.curate.prepare import prepare
@@ -115,7 +114,7 @@ def test_recipe_is_printed(tmp_path, capsys):
 def test_no_labels_are_one_message(tmp_path, capsys):
     drawn(tmp_path / "set", 2)
     with pytest.raises(SystemExit):
-        main(["--data", str(tmp_path / "set")])
+        train_main(["--data", str(tmp_path / "set")])
     assert "2 pictures and no annotations" in capsys.readouterr().err
 
 
@@ -155,7 +154,9 @@ def test_one_command_to_a_page(name, tmp_path):
     else:
         write(name, drawn(tmp_path / "set"), tmp_path / "set")
     out = tmp_path / "run"
-    main(["--data", str(tmp_path / "set"), "--output", str(out), "--epochs", "1", *QUICK.split()])
+    train_main(
+        ["--data", str(tmp_path / "set"), "--output", str(out), "--epochs", "1", *QUICK.split()]
+    )
     cfg = get_cfg()
     cfg.merge_from_file(str(out / "train.yaml"))
     assert cfg.SOLVER.MAX_ITER == 2

@@ -19,7 +19,7 @@ from d2kit.modeling.meta_arch.common import (
 from d2kit.modeling.proposal_generator import build_proposal_generator
 from d2kit.modeling.roi_heads import build_roi_heads
 from d2kit.structures import ImageList, Instances, ROIMasks
-from d2kit.utils.event_storage import picture_due
+from d2kit.utils.events import picture_due
 
 __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 
