@@ -124,7 +124,7 @@ def test_labels_without_their_pictures_say_so(name, tmp_path, capsys):
     for picture in (tmp_path / "set").rglob("*.png"):
         picture.unlink()
     with pytest.raises(SystemExit):
-        main(["--data", str(tmp_path / "set"), "--output", str(tmp_path / "out")])
+        train_main(["--data", str(tmp_path / "set"), "--output", str(tmp_path / "out")])
     said = capsys.readouterr().err
     known = ("give the one that holds annotations and images", "found no images")
     assert any(words in said for words in known), said
