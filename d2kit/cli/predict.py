@@ -21,6 +21,7 @@ from d2kit.engine import user_errors
 from d2kit.export import is_exported, read_config
 from d2kit.modeling.facts import build_facts
 from d2kit.predict import Predictor
+from d2kit.predict.predictor import check_loaded
 from d2kit.predict.run import predict_files, write_coco
 from d2kit.utils.file_io import find_image_files
 from d2kit.utils.text import one_line
@@ -106,6 +107,7 @@ def predict_main(argv: list[str] | None = None, register: Callable[[], None] | N
         exported = is_exported(cfg.MODEL.WEIGHTS)
         confidence = max(0.5, (facts.score_threshold or 0.0) if exported else 0.0)
     predictor = Predictor(cfg, batch_size=args.batch_size, tile=args.tile, confidence=confidence)
+    check_loaded(predictor.model, cfg.MODEL.WEIGHTS)
     names = predictor.class_names
     stream = predict_files(predictor, inputs.files, args.output)
     results = list(tqdm(stream, desc="predicting", unit="image", total=len(inputs.files)))

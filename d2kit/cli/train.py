@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -96,6 +97,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise ValueError(
             f"{cfg.MODEL.WEIGHTS} is an exported model: it can be evaluated (--eval-only, "
             "TEST.AUG.ENABLED False), not trained; train the model that it was made of"
+        )
+    if os.path.isdir(args.config_file) and not (args.eval_only or args.resume):
+        raise ValueError(
+            f"{args.config_file} is the folder of a training: --eval-only judges its model, "
+            f"--resume goes on with it; a new training takes {args.config_file}/config.yaml and "
+            "another OUTPUT_DIR"
         )
     cfg.freeze()
     default_setup(cfg, args)
@@ -300,7 +307,9 @@ def train(
     if dry_run:
         trainer.preflight()
         return {}
-    return dict(trainer.train() or {})
+    results = dict(trainer.train() or {})
+    print(f"The model: d2kit predict --config-file {shlex.quote(cfg.OUTPUT_DIR)} --input PICTURES")
+    return results
 
 
 def plan(

@@ -17,7 +17,7 @@ from d2kit.checkpoint.c2_model_loading import LIBRARIES, convert_file
 from d2kit.checkpoint.catalog import ZOO_URL, find_weights
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import user_errors
-from d2kit.export.backends import FILES, METADATA, RUNNERS, sha256
+from d2kit.export.backends import FILES, METADATA, RUNNERS, is_exported, read_config, sha256
 from d2kit.export.folder import export_model
 from d2kit.modeling import build_model
 from d2kit.utils.file_io import atomic_write, load_json
@@ -218,8 +218,9 @@ def _split_size(words: list[str], opts: list[str]) -> tuple[tuple[int, int] | No
 def _config(name: str, size: tuple[int, int] | None, opts: list[str]) -> CfgNode:
     from d2kit import model_zoo
 
-    cfg = get_cfg()
-    cfg.merge_from_file(name if Path(name).is_file() else model_zoo.get_config_file(name))
+    cfg = read_config(name if Path(name).exists() else model_zoo.get_config_file(name))
+    if is_exported(cfg.MODEL.WEIGHTS):
+        raise ValueError(f"{name} is an export already: export the model that it was made of")
     if size is not None:
         cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", size[0], "INPUT.MAX_SIZE_TEST", size[1]])
     cfg.merge_from_list(opts)
@@ -253,7 +254,7 @@ def export_config(
         FileNotFoundError: if picture or weights cannot be found.
     """
     from d2kit.data.detection_utils import build_augmentation, read_image
-    from d2kit.modeling import build_model
+    from d2kit.predict.predictor import build_loaded_model, check_loaded
 
     resize = build_augmentation(cfg, is_train=False)[0]
 
@@ -269,8 +270,8 @@ def export_config(
         files = find_images([int8_folder])
         chosen = files[:: -(-len(files) // CALIBRATION)]  # spread over the folder
         calibration = [read_image(str(file), cfg.INPUT.FORMAT) for file in chosen]
-    model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = build_loaded_model(cfg)
+    check_loaded(model, cfg.MODEL.WEIGHTS)
     metadata = build_metadata_of(cfg)
     return export_model(
         model,

@@ -227,9 +227,31 @@ def build_loaded_model(cfg: CfgNode) -> Any:
     """
     if is_exported(cfg.MODEL.WEIGHTS):
         return build_exported(cfg)
-    model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model: Any = build_model(cfg).eval()
+    checkpointer = DetectionCheckpointer(model)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    model.not_loaded = checkpointer.not_loaded
     return model
+
+
+def check_loaded(model: Any, weights: str) -> None:
+    """Refuse a model of `build_loaded_model` that is only partly that of its file.
+
+    Args:
+        model: of any kind.
+        weights: the file, MODEL.WEIGHTS.
+
+    Raises:
+        ValueError: the file lacks weights of the model, as one of a backbone alone does.
+    """
+    lacking = getattr(model, "not_loaded", None)
+    if lacking:
+        raise ValueError(
+            f"MODEL.WEIGHTS {weights}: {len(lacking)} weights of the model are not in it "
+            f"({', '.join(lacking[:3])}{', ...' * (len(lacking) > 3)}), and would be random. Give "
+            "the file that the training wrote (model_best.pth, model_final.pth), or its folder as "
+            "--config-file"
+        )
 
 
 class Predictor:

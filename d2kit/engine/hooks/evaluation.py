@@ -402,7 +402,7 @@ class ReportHook(HookBase):
         from d2kit.evaluation.report import write_report
 
         try:
-            logger.info("Results page: %s", write_report(self._output_dir))
+            write_report(self._output_dir)
         except Exception as error:  # weights and results are there: the page can be made again
             logger.warning(
                 "No results page: %s. The training is complete; to try again: d2kit report %s",
