@@ -40,8 +40,21 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         if is_symbolic() or not len(flat):
             flat = torch.cat([flat, flat.new_zeros(1)])
         span = flat.max() + 1
-        return nms(boxes + (idxs.to(boxes.dtype) * span)[:, None], scores, iou_threshold)
+        moved = boxes + (idxs.to(boxes.dtype) * span)[:, None]
+        recorded = torch.compiler.is_exporting()
+        return (_nms_of_few if recorded else nms)(moved, scores, iou_threshold)
     return torchvision.ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
+
+
+def _nms_of_few(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Suppress as `nms` does, recorded by torch.export, where fewer than two boxes may stay.
+
+    Torchvision's rule for recorded sizes promises two at least: two far ones are added.
+    """
+    far = boxes.new_tensor([[-2e5, 0, -1e5, 1], [-2e5, 2, -1e5, 3]])
+    last = scores.new_full((2,), -torch.inf)
+    keep = nms(torch.cat([boxes, far]), torch.cat([scores, last]), iou_threshold)
+    return keep[keep < boxes.shape[0]]
 
 
 def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
