@@ -59,10 +59,10 @@ LIMITS = {
 }
 
 
-def steps(name, device, count=2, gpu=None):
+def steps(name, device, count=2, gpu=None, compiled="none"):
     """The losses of `count` steps, and what the last cost."""
     cfg = MODELS[name]()
-    cfg.MODEL.DEVICE = device
+    cfg.MODEL.DEVICE, cfg.MODEL.COMPILE = device, compiled
     torch.manual_seed(0)
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
@@ -108,6 +108,69 @@ def test_inference(name):
                     (out,) = model([labelled_input(1)])
     assert out
     below(counts, LIMITS[name]["inference"])
+
+
+@pytest.mark.parametrize("name", ["mask_r50_fpn", "retinanet", "panopticfpn"])
+def test_a_graph_gives_what_the_model_gives(name):
+    """The first batch of a size runs as written, the second is captured, the others replay it."""
+    sizes = [(64, 80), (64, 80), (64, 80), (96, 64), (64, 80), (96, 64), (96, 64)]
+    with pretend_cuda() as gpu:
+        models, cost = {}, {}
+        for mode in ("none", "graph"):
+            cfg = MODELS[name]()
+            cfg.MODEL.DEVICE, cfg.MODEL.COMPILE = "cuda", mode
+            torch.manual_seed(0)
+            models[mode] = optimize_for_inference(build_model(cfg).eval())
+
+        def compare(seed, size):
+            found = {}
+            for mode, model in models.items():
+                with torch.inference_mode(), gpu.counted() as cost[mode]:
+                    (out,) = model([labelled_input(seed, size=size)])
+                found[mode] = out["instances"].to("cpu")
+            for field in ("scores", "pred_classes"):
+                assert torch.equal(found["graph"].get(field), found["none"].get(field))
+            boxes = [found[mode].pred_boxes.tensor for mode in models]
+            assert torch.equal(*boxes)
+            assert len(boxes[0])
+            return boxes[0]
+
+        for seed, size in enumerate(sizes):
+            compare(seed, size)
+        saved = cost["none"].launches - cost["graph"].launches
+        assert saved > 100 if name == "mask_r50_fpn" else saved >= 0
+        assert cost["graph"].waits <= cost["none"].waits
+        before = compare(5, sizes[-1])
+        for model in models.values():  # a graph has read the weights as they were
+            with torch.no_grad():
+                next(iter(model.backbone.parameters())).mul_(-1.5)
+        assert not torch.equal(before, compare(5, sizes[-1]))
+        compare(5, sizes[-1])
+
+
+def test_a_graph_refuses_what_waits():
+    with pretend_cuda():
+        x = torch.ones(3).cuda()
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.graph(graph),
+            pytest.raises(RuntimeError, match="stream is capturing"),
+        ):
+            x.nonzero()
+        with torch.cuda.graph(graph):
+            y = x * 2
+        x.add_(1)
+        graph.replay()
+        assert y.tolist() == [4, 4, 4]
+
+
+def test_training_beside_a_graph_runs_as_written():
+    expected = steps("mask", "cpu")[0]
+    with pretend_cuda() as gpu:
+        found, counts = steps("mask", "cuda", gpu=gpu, compiled="graph")
+    for then, now in zip(expected, found, strict=True):
+        assert now == pytest.approx(then, rel=1e-3, abs=1e-6)
+    below(counts, LIMITS["mask"]["train"])
 
 
 def test_the_tool_sees_what_cuda_refuses_and_waits_for():

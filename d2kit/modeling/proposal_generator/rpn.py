@@ -24,11 +24,13 @@ from d2kit.modeling.box_regression import (
     match_boxes,
     rows_or_zeros,
 )
+from d2kit.modeling.compiling import shapes_are_fixed
 from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.overriding import overrides
 from d2kit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from d2kit.modeling.proposal_generator.proposal_utils import (
     find_top_rpn_proposals,
+    suppress_and_pad,
     suppress_and_trim,
     top_of_level,
 )
@@ -400,6 +402,16 @@ class RPN(nn.Module):
             levels.append(torch.full_like(index[0], level))
         delta, source = torch.cat(deltas, dim=1), torch.cat(sources, dim=1)
         boxes = self.box2box_transform.apply_deltas(delta.flatten(0, 1), source.flatten(0, 1))
+        if shapes_are_fixed():
+            return suppress_and_pad(
+                boxes.view_as(source),
+                torch.cat(scores, dim=1),
+                [x.shape[1] for x in scores],
+                image_sizes,
+                nms_thresh=self.nms_thresh,
+                post_nms_topk=self.post_nms_topk[False],
+                min_box_size=self.min_box_size,
+            )
         return suppress_and_trim(
             boxes.view_as(source),
             torch.cat(scores, dim=1),

@@ -25,10 +25,12 @@ from d2kit.modeling.box_regression import (
     finite_rows,
     split_like,
 )
+from d2kit.modeling.compiling import shapes_are_fixed
 from d2kit.modeling.proposal_generator.proposal_utils import (
     boxes_of_class,
     fast_rcnn_inference,
     fast_rcnn_inference_single_image,
+    padded_detections,
     suppress,
 )
 from d2kit.structures import Instances
@@ -433,6 +435,22 @@ class FastRCNNOutputLayers(nn.Module):
         """
         probs = self.predict_probs(predictions, proposals)
         shapes = [p.image_size for p in proposals]
+        if shapes_are_fixed():
+            boxes = torch.stack([p.proposal_boxes.tensor for p in proposals])
+            logits = torch.stack([p.objectness_logits for p in proposals])
+            found = padded_detections(
+                boxes,
+                logits > -math.inf,
+                predictions[1].view(*logits.shape, -1),
+                torch.stack(probs),
+                shapes,
+                self.box2box_transform,
+                score_thresh=self.test_score_thresh,
+                nms_thresh=self.test_nms_thresh,
+                topk=self.test_topk_per_image,
+                min_size=self.test_min_size,
+            )
+            return found, []
         if type(self).predict_boxes is not FastRCNNOutputLayers.predict_boxes:
             return fast_rcnn_inference(
                 self.predict_boxes(predictions, proposals),
