@@ -44,6 +44,7 @@ MODES = ("none", "trunk", "graph")
 
 _PARTS = ("backbone", "proposal_generator.rpn_head", "head")
 _MOST_GRAPHS = 16
+_WORDS = 30  # of an error in a log line
 _WARM_UPS = 3  # torch's notes on CUDA graphs: libraries choose their algorithms meanwhile
 
 _EXACT: ContextVar[list[Tensor] | None] = ContextVar("exact", default=None)
@@ -221,23 +222,32 @@ class _Compiled(_Replaced):
         written = type(self.module).forward
         if self._run is None:
             logger.info("Compiling %s: the first step of each kind takes long", self.name)
-            known = inspect.signature(torch.compile).parameters
-            # else all models of a process share the number of programs that a method may have
-            more: Any = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
-            self._run = torch.compile(written, dynamic=True, **more)
+            self._run = torch.compile(written, dynamic=True, **_options())
         try:
             return self._run(self.module, *args)
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            first = str(error).strip().splitlines() or [type(error).__name__]
+            words = " ".join(str(error).split()[:_WORDS]) or type(error).__name__
             logger.warning(
                 "MODEL.COMPILE trunk: %s cannot be compiled (%s). It runs as it is written.",
                 self.name,
-                first[0],
+                words,
             )
             self._run = written
             return written(self.module, *args)
+
+
+def _options() -> dict[str, Any]:
+    """Return the arguments of torch.compile, those that this version of torch knows."""
+    found: dict[str, Any] = {}
+    # else all models of a process share the number of programs that a method may have
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        found["isolate_recompiles"] = True
+    # else the gradients of convolutions fix all sizes: one program for each (torch 2.14)
+    if "force_layout_optimization" in torch._inductor.list_options():
+        found["options"] = {"force_layout_optimization": True}
+    return found
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_a_machine_without_a_compiler_is_told_in_one_line(device, lacks, monkeyp
     assert lacks in why
 
 
-@pytest.mark.parametrize("name", ["all", "", 1, True])
+@pytest.mark.parametrize("name", ["all", "", "graphs"])
 def test_another_word_is_refused(name):
     with pytest.raises(ValueError, match="expected none, trunk or graph, got"):
         build_model(tiny_config("MODEL.COMPILE", name))

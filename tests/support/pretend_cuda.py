@@ -85,9 +85,6 @@ class Fake(Tensor):
     def __array__(self, *_):
         return self.numpy()
 
-    def data_ptr(self):
-        return self.held.data_ptr()
-
     def __deepcopy__(self, memo):
         if id(self) not in memo:
             memo[id(self)] = copy = Fake(self.held.detach().clone(), self.requires_grad)
