@@ -129,8 +129,9 @@ def compile_trunk(model: nn.Module, mode: str | None, *, deterministic: bool = F
     A part runs as it is written while something records it (export), while a module inside it has
     hooks, and from then on where it cannot be compiled, with a line in the log.
 
-    * ``trunk``: torch.compile, in training and at inference, with sizes as variables: one program
-      for all sizes of a batch. The first step of each kind takes minutes.
+    * ``trunk``: torch.compile. At inference sizes are variables: one program for all. In training
+      each size of the padded batch has its own, the first 8 (torch's limit); batches of other sizes
+      run as written. The first step of each kind takes minutes.
     * ``graph``: at inference on CUDA one graph for each size of the padded batch from its second
       time on, the last 16 of them; training runs as it is written. The results are copied out. A
       model that has `detect_padded` is one graph as a whole, for each size of image and batch.
@@ -213,18 +214,22 @@ def _watched(module: nn.Module) -> bool:
 
 
 class _Compiled(_Replaced):
-    """Runs a module under torch.compile."""
+    """Runs a module under torch.compile, with one program for gradients and one without."""
 
     def _start(self) -> None:
-        self._run: Callable[..., Any] | None = None
+        self._runs: dict[bool, Callable[..., Any]] = {}
 
     def _fast(self, *args: Any) -> Any:
-        written = type(self.module).forward
-        if self._run is None:
+        written, gradients = type(self.module).forward, torch.is_grad_enabled()
+        if gradients not in self._runs:
             logger.info("Compiling %s: the first step of each kind takes long", self.name)
-            self._run = torch.compile(written, dynamic=True, **_options())
+            known = inspect.signature(torch.compile).parameters
+            # else all models of a process share the number of programs that a method may have
+            more: Any = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+            # torch fixes most sizes in the gradients of convolutions all the same (2.14)
+            self._runs[gradients] = torch.compile(written, dynamic=not gradients, **more)
         try:
-            return self._run(self.module, *args)
+            return self._runs[gradients](self.module, *args)
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
@@ -234,20 +239,8 @@ class _Compiled(_Replaced):
                 self.name,
                 words,
             )
-            self._run = written
+            self._runs = dict.fromkeys((False, True), written)
             return written(self.module, *args)
-
-
-def _options() -> dict[str, Any]:
-    """Return the arguments of torch.compile, those that this version of torch knows."""
-    found: dict[str, Any] = {}
-    # else all models of a process share the number of programs that a method may have
-    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
-        found["isolate_recompiles"] = True
-    # else the gradients of convolutions fix all sizes: one program for each (torch 2.14)
-    if "force_layout_optimization" in torch._inductor.list_options():
-        found["options"] = {"force_layout_optimization": True}
-    return found
 
 
 @contextmanager

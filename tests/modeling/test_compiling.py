@@ -114,37 +114,43 @@ def programs():
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["GeneralizedRCNN", "RetinaNet"])
-def test_a_compiled_trunk_learns_and_finds_the_same(name, tmp_path):
-    config = tiny_config if name == "GeneralizedRCNN" else lambda *o: tiny_dense_config(name, *o)
+def test_a_compiled_trunk_learns_the_same(tmp_path):
     torch.manual_seed(0)
-    plain = build_model(config())
-    fast = build_model(config("MODEL.COMPILE", "trunk"))
+    plain = build_model(tiny_config())
+    fast = build_model(tiny_config("MODEL.COMPILE", "trunk"))
     assert list(fast.state_dict()) == list(plain.state_dict())
     DetectionCheckpointer(plain, str(tmp_path)).save("weights")
     DetectionCheckpointer(fast).load(str(tmp_path / "weights.pth"))
     before = programs()
-    for size in ((64, 80), (96, 72), (48, 120), (80, 80)):
-        batch = [tiny_input(1, size=size), tiny_input(2, size=size)]
+    for _ in range(2):
+        batch = [tiny_input(1), tiny_input(2)]
         expected, found = losses_and_gradients(plain, batch), losses_and_gradients(fast, batch)
         assert found[0].keys() == expected[0].keys()
         assert found[1].keys() == expected[1].keys()
         same(found, expected)
-    assert 0 < programs() - before <= 2  # trunk and head, for all sizes
-    plain.eval()
-    folded = optimize_for_inference(fast.eval())
-    assert "forward" in vars(folded.backbone)
+    assert programs() - before == 2  # trunk and head
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiled_trunk_finds_the_same_at_all_sizes():
+    """Of a one-stage detector; the copy for inference compiles anew."""
+    torch.manual_seed(0)
+    plain = build_model(tiny_dense_config("RetinaNet")).eval()
+    fast = build_model(tiny_dense_config("RetinaNet", "MODEL.COMPILE", "trunk")).eval()
+    fast.load_state_dict(plain.state_dict())
+    folded = optimize_for_inference(fast)
     assert folded.backbone.forward.module is folded.backbone
-    for size in ((64, 80), (96, 72)):
+    before = programs()
+    for size in ((64, 80), (96, 72), (48, 120)):
         with torch.inference_mode():
-            (expected,), (found,) = (
-                plain([tiny_input(3, size=size)]),
-                folded([tiny_input(3, size=size)]),
+            found, expected = (
+                model([tiny_input(3, size=size)])[0]["instances"] for model in (folded, plain)
             )
-        found, expected = found["instances"], expected["instances"]
         same(found.scores, expected.scores)
         same(found.pred_boxes.tensor, expected.pred_boxes.tensor)
         assert torch.equal(found.pred_classes, expected.pred_classes)
+    assert programs() - before == 2
 
 
 class Branching(nn.Module):
@@ -189,7 +195,7 @@ def test_hooks_see_what_they_saw():
 @needs_compiler
 @pytest.mark.slow
 def test_a_compiler_that_fails_is_one_line_and_the_plain_model(caplog, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise RuntimeError("this compiler is broken")
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", fails)
