@@ -45,17 +45,18 @@ MODELS = {
         for name in ("RetinaNet", "FCOS", "SemanticSegmentor", "PanopticFPN")
     },
 }
-# The most waits and launches of a step of two images, and of an optimised inference of one. A lower
-# number that holds is to be written here; a higher one needs a reason.
+# The most waits and launches of a step of two images, of an optimised inference of one, and of one
+# that replays CUDA graphs (inside a graph nothing may wait). A lower number that holds is to be
+# written here; a higher one needs a reason.
 LIMITS = {
-    "mask_r50_fpn": {"train": (10, 1182), "inference": (8, 389)},
+    "mask_r50_fpn": {"train": (10, 1182), "inference": (8, 389), "graph": (2, 75)},
     "mask": {"train": (10, 710), "inference": (8, 230)},
-    "faster": {"train": (7, 582), "inference": (7, 157)},
+    "faster": {"train": (7, 582), "inference": (7, 157), "graph": (2, 27)},
     "cascade": {"train": (18, 1196), "inference": (9, 306)},
-    "retinanet": {"train": (0, 256), "inference": (5, 95)},
+    "retinanet": {"train": (0, 256), "inference": (5, 95), "graph": (5, 90)},
     "fcos": {"train": (0, 389), "inference": (5, 99)},
     "semanticsegmentor": {"train": (0, 80), "inference": (0, 22)},
-    "panopticfpn": {"train": (10, 775), "inference": (16, 270)},
+    "panopticfpn": {"train": (10, 775), "inference": (16, 270), "graph": (16, 270)},
 }
 
 
@@ -110,7 +111,7 @@ def test_inference(name):
     below(counts, LIMITS[name]["inference"])
 
 
-@pytest.mark.parametrize("name", ["mask_r50_fpn", "retinanet", "panopticfpn"])
+@pytest.mark.parametrize("name", [name for name in MODELS if "graph" in LIMITS[name]])
 def test_a_graph_gives_what_the_model_gives(name):
     """The first batch of a size runs as written, the second is captured, the others replay it."""
     sizes = [(64, 80), (64, 80), (64, 80), (96, 64), (64, 80), (96, 64), (96, 64)]
@@ -137,9 +138,8 @@ def test_a_graph_gives_what_the_model_gives(name):
 
         for seed, size in enumerate(sizes):
             compare(seed, size)
-        saved = cost["none"].launches - cost["graph"].launches
-        assert saved > 100 if name == "mask_r50_fpn" else saved >= 0
-        assert cost["graph"].waits <= cost["none"].waits
+        below(cost["graph"], LIMITS[name]["graph"])
+        assert cost["graph"].launches < cost["none"].launches
         before = compare(5, sizes[-1])
         for model in models.values():  # a graph has read the weights as they were
             with torch.no_grad():

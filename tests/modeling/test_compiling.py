@@ -29,6 +29,14 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def small_compiler(monkeypatch):
+    """No pool of compiler processes and no compiled headers: they cost more than they save here."""
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
+
+
 @pytest.mark.parametrize(
     ("name", "device", "options", "expected", "reason"),
     [

@@ -402,25 +402,18 @@ class RPN(nn.Module):
             levels.append(torch.full_like(index[0], level))
         delta, source = torch.cat(deltas, dim=1), torch.cat(sources, dim=1)
         boxes = self.box2box_transform.apply_deltas(delta.flatten(0, 1), source.flatten(0, 1))
+        boxes, joined = boxes.view_as(source), torch.cat(scores, dim=1)
+        limits: Any = {
+            "nms_thresh": self.nms_thresh,
+            "post_nms_topk": self.post_nms_topk[self.training],
+            "min_box_size": self.min_box_size,
+        }
         if shapes_are_fixed():
-            return suppress_and_pad(
-                boxes.view_as(source),
-                torch.cat(scores, dim=1),
-                [x.shape[1] for x in scores],
-                image_sizes,
-                nms_thresh=self.nms_thresh,
-                post_nms_topk=self.post_nms_topk[False],
-                min_box_size=self.min_box_size,
-            )
+            counts = [x.shape[1] for x in scores]
+            return suppress_and_pad(boxes, joined, counts, image_sizes, **limits)
+        joined_levels = torch.cat(levels)
         return suppress_and_trim(
-            boxes.view_as(source),
-            torch.cat(scores, dim=1),
-            torch.cat(levels),
-            image_sizes,
-            nms_thresh=self.nms_thresh,
-            post_nms_topk=self.post_nms_topk[self.training],
-            min_box_size=self.min_box_size,
-            training=self.training,
+            boxes, joined, joined_levels, image_sizes, training=self.training, **limits
         )
 
     def _decode_proposals(

@@ -436,21 +436,7 @@ class FastRCNNOutputLayers(nn.Module):
         probs = self.predict_probs(predictions, proposals)
         shapes = [p.image_size for p in proposals]
         if shapes_are_fixed():
-            boxes = torch.stack([p.proposal_boxes.tensor for p in proposals])
-            logits = torch.stack([p.objectness_logits for p in proposals])
-            found = padded_detections(
-                boxes,
-                logits > -math.inf,
-                predictions[1].view(*logits.shape, -1),
-                torch.stack(probs),
-                shapes,
-                self.box2box_transform,
-                score_thresh=self.test_score_thresh,
-                nms_thresh=self.test_nms_thresh,
-                topk=self.test_topk_per_image,
-                min_size=self.test_min_size,
-            )
-            return found, []
+            return self._padded_detections(predictions[1], torch.stack(probs), proposals), []
         if type(self).predict_boxes is not FastRCNNOutputLayers.predict_boxes:
             return fast_rcnn_inference(
                 self.predict_boxes(predictions, proposals),
@@ -485,6 +471,24 @@ class FastRCNNOutputLayers(nn.Module):
             instances.append(result)
             kept.append(index)
         return instances, kept
+
+    def _padded_detections(
+        self, deltas: Tensor, probs: Tensor, proposals: list[Instances]
+    ) -> list[Instances]:
+        """Detect among as many proposals of each image, see `padded_detections`."""
+        logits = torch.stack([p.objectness_logits for p in proposals])
+        return padded_detections(
+            torch.stack([p.proposal_boxes.tensor for p in proposals]),
+            logits > -math.inf,
+            deltas.view(*logits.shape, -1),
+            probs,
+            [p.image_size for p in proposals],
+            self.box2box_transform,
+            score_thresh=self.test_score_thresh,
+            nms_thresh=self.test_nms_thresh,
+            topk=self.test_topk_per_image,
+            min_size=self.test_min_size,
+        )
 
     def predict_boxes(
         self, predictions: Predictions, proposals: list[Instances]
