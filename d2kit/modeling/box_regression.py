@@ -219,6 +219,11 @@ def _centers_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return boxes[..., :2] + 0.5 * sizes, sizes
 
 
+def _per_class(deltas: Tensor, numbers: int) -> Tensor:
+    """(..., K * numbers) to (..., K, numbers), each size given: ONNX infers none of no boxes."""
+    return deltas.reshape(*deltas.shape[:-1], int(deltas.shape[-1]) // numbers, numbers)
+
+
 class Box2BoxTransform:
     """Deltas (dx, dy, dw, dh): shift of the centre over the size, and log of the ratio of sizes.
 
@@ -265,12 +270,12 @@ class Box2BoxTransform:
         deltas = deltas if deltas.dtype == torch.float64 else deltas.float()
         wx, wy, ww, wh = self.weights
         centers, sizes = _centers_and_sizes(boxes.to(deltas.dtype).unsqueeze(-2))
-        by_class = deltas.unflatten(-1, (-1, 4))
+        by_class = _per_class(deltas, 4)
         shift = by_class[..., :2] / _per_axis(wx, wy, deltas)
         scale = (by_class[..., 2:] / _per_axis(ww, wh, deltas)).clamp(max=self.scale_clamp)
         new_centers = shift * sizes + centers
         half = torch.exp(scale) * (0.5 * sizes)
-        return torch.cat((new_centers - half, new_centers + half), dim=-1).flatten(-2)
+        return torch.cat((new_centers - half, new_centers + half), dim=-1).reshape(deltas.shape)
 
 
 class Box2BoxTransformRotated:
@@ -319,13 +324,13 @@ class Box2BoxTransformRotated:
         """
         wx, wy, ww, wh, wa = self.weights
         base = boxes.to(deltas.dtype).unsqueeze(-2)
-        by_class = deltas.unflatten(-1, (-1, 5))
+        by_class = _per_class(deltas, 5)
         shift = by_class[..., :2] / _per_axis(wx, wy, deltas)
         scale = (by_class[..., 2:4] / _per_axis(ww, wh, deltas)).clamp(max=self.scale_clamp)
         centers = shift * base[..., 2:4] + base[..., :2]
         sizes = torch.exp(scale) * base[..., 2:4]
         angles = _wrap_degrees(by_class[..., 4:] * (180 / (wa * math.pi)) + base[..., 4:])
-        return torch.cat((centers, sizes, angles), dim=-1).flatten(-2)
+        return torch.cat((centers, sizes, angles), dim=-1).reshape(deltas.shape)
 
 
 def _wrap_degrees(angles: Tensor) -> Tensor:
@@ -371,11 +376,11 @@ class Box2BoxTransformLinear:
             Float of the shape and type of `deltas`: XYXY in pixels.
         """
         centers, sizes = _centers_and_sizes(boxes.to(deltas.dtype).unsqueeze(-2))
-        distances = F.relu(deltas).unflatten(-1, (-1, 4))
+        distances = _per_class(F.relu(deltas), 4)
         low, high = distances[..., :2], distances[..., 2:]
         if self.normalize_by_size:
             low, high = low * sizes, high * sizes
-        return torch.cat((centers - low, centers + high), dim=-1).flatten(-2)
+        return torch.cat((centers - low, centers + high), dim=-1).reshape(deltas.shape)
 
 
 _IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import unicodedata
@@ -98,11 +99,20 @@ def _has(path: str, char: str) -> bool:
 
 
 @cache
+def _packaged() -> list[str]:
+    """Return the font of ``pip install d2kit[fonts]``: Noto Sans CJK, SIL Open Font License."""
+    spec = importlib.util.find_spec("mplfonts")
+    folders = spec.submodule_search_locations if spec else None
+    files = [Path(folder) / "fonts/NotoSansCJKsc-Regular.otf" for folder in folders or ()]
+    return [str(file) for file in files if file.is_file()]
+
+
+@cache
 def _on_system(char: str) -> str:
     """Return an installed font that has a character and is drawn at any size; "" if none has."""
     from matplotlib import font_manager
 
-    outlines = _sorted_files()
+    outlines = [*_sorted_files(), *_packaged()]
     for path in outlines:
         if _has(path, char):
             return path
@@ -115,8 +125,9 @@ def _on_system(char: str) -> str:
         _TOLD.add(name.split()[0])
         logger.warning(
             "No font here has %s (U+%04X): numbers are drawn in place of such characters. Install "
-            "fonts (Debian: fonts-noto-cjk, fonts-noto-core, fonts-noto-color-emoji), or name a "
-            "file in %s or matplotlib's font.sans-serif",
+            "fonts (Debian: fonts-noto-cjk, fonts-noto-core, fonts-noto-color-emoji; Chinese, "
+            "Japanese, Korean also by pip install 'd2kit[fonts]'), or name a file in %s or "
+            "matplotlib's font.sans-serif",
             *(name, ord(char), VARIABLE),
         )
     return ""

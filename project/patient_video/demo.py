@@ -22,6 +22,7 @@ from project.patient_video.track_demo import track_and_report
 
 CONFIG = Path(__file__).parents[2] / "configs/PatientVideo/mask_rcnn_R_18_FPN_demo.yaml"
 SHORTER = CONFIG.with_name("mask_rcnn_lite0_FPN_demo.yaml")
+QUICK = patient_video.WardSpec(train_videos=8, test_videos=2, seconds=6.0)
 TRAINING_SECONDS = 480.0
 """Of the 12 minutes of `make demo`; installation, evaluation, pictures and video take the rest."""
 
@@ -153,13 +154,16 @@ def main() -> None:
     from d2kit.visualization.plots import plot_losses
 
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="10 short videos: to see that each step runs here"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args()
     seconds: dict[str, float] = {}
     with user_errors():
         register_all()
         start = time.perf_counter()
-        patient_video.generate(datasets_root() / "patient_video")
+        patient_video.generate(datasets_root() / "patient_video", QUICK if args.quick else None)
         seconds["data"] = time.perf_counter() - start
         start = time.perf_counter()
         cfg, results = train(args.opts)

@@ -75,6 +75,14 @@ KINDS: dict[str, list] = {
         *("MODEL.MASK_ON", True, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
         *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
     ],
+    "cascade mask FPN, GN": [
+        *FPN,
+        *("MODEL.MASK_ON", True, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True, "MODEL.FPN.NORM", "GN"),
+        *("MODEL.ROI_BOX_HEAD.NORM", "GN", "MODEL.ROI_BOX_HEAD.NUM_CONV", 1),
+        *("MODEL.ROI_BOX_HEAD.CONV_DIM", 32, "MODEL.FPN.OUT_CHANNELS", 32),
+        *("MODEL.ROI_MASK_HEAD.NORM", "GN", "MODEL.ROI_MASK_HEAD.CONV_DIM", 32),
+    ],
     "RPN FPN": [*FPN, "MODEL.META_ARCHITECTURE", "ProposalNetwork"],
     "RPN C4": [*_C4, "MODEL.META_ARCHITECTURE", "ProposalNetwork"],
     "faster C4": _C4,
@@ -119,7 +127,7 @@ def model_of(kind: str, *options) -> nn.Module:
 
     def spread(module, inputs, output):
         # a layer that serves several levels is scaled once, by the finest
-        if not hasattr(module, "spread"):
+        if output.numel() > 1 and not hasattr(module, "spread"):
             target = _SPREAD[module.last]
             factor = target / max(float((output - output.mean()).std()), 1e-6)
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The lines of docs/export.md that run an ONNX file without d2kit."""
+"""The lines of docs/export.md that run an exported file without d2kit."""
 
 import json
 import re
@@ -15,18 +15,32 @@ from tests.export.test_export import to_input
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 
-def test_the_lines_without_d2kit_draw_masks(tmp_path, monkeypatch):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
+def lines_of(form):
+    """The lines that draw masks; those for TorchScript are the ones for ONNX with two exchanged."""
+    [lines, other] = re.findall(
+        r"```python\n((?:import json|session).*?)```", PAGE.read_text(), re.DOTALL
+    )
+    assert "d2kit" not in lines + other
+    assert len(lines.strip().splitlines()) <= 11
+    if form == "onnx":
+        return lines
+    for line in other.strip().splitlines():
+        name = line.split(" = ")[0]
+        lines = re.sub(rf"^{name} = .*$", lambda _, line=line: line, lines, flags=re.MULTILINE)
+    return lines.replace("onnxruntime", "torch, torchvision", 1)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+def test_the_lines_without_d2kit_draw_masks(form, tmp_path, monkeypatch):
+    if form == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     image = picture("many").permute(1, 2, 0).byte().numpy()
     extra = {"min_size": 128, "max_size": 300, "input_format": "BGR"}
-    export_model(model_of("mask FPN"), "onnx", "exported", image, to_input, metadata=extra)
+    export_model(model_of("mask FPN"), form, "exported", image, to_input, metadata=extra)
     cv2.imwrite("street.jpg", image)
-    [lines] = re.findall(r"```python\n(import json.*?)```", PAGE.read_text(), re.DOTALL)
-    assert "d2kit" not in lines
-    assert len(lines.strip().splitlines()) <= 11
-    exec(lines, {})
+    exec(lines_of(form), {})
     drawn, before = cv2.imread("masks.png"), cv2.imread("street.jpg")
     assert drawn.shape == before.shape
     assert bool(np.any(drawn == (0, 200, 0)))

@@ -1,5 +1,7 @@
 """Exported models give what the model gives, on pictures they were not made from."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -69,3 +71,33 @@ def test_export_gives_what_the_model_gives(form, kind, tmp_path):
 @pytest.mark.parametrize(("form", "kind"), MATRIX)
 def test_every_kind_in_every_format(form, kind, tmp_path):
     check(form, kind, tmp_path)
+
+
+HEADS = ["mask FPN", "keypoint FPN", "cascade mask FPN, GN", "mask C4", "RetinaNet", "FCOS"]
+
+
+def highest(model, name):
+    with torch.no_grad():
+        scores = model([{"image": picture(name)}])[0]["instances"].scores
+    return float(scores.max()) if len(scores) else 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torchscript", "onnx", "openvino"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_picture_without_a_detection(form, kind, tmp_path):
+    """The heads behind the pooling get no rows; with group norms ONNX could not say that."""
+    needs(form)
+    best = sorted((highest(model_of(kind), name), name) for name in SIZES)
+    (low, empty), (high, full) = best[0], best[-1]
+    assert low < high
+    sections = ("ROI_HEADS", "RETINANET", "FCOS")
+    options = [(f"MODEL.{section}.SCORE_THRESH_TEST", (low + high) / 2) for section in sections]
+    model = model_of(kind, *itertools.chain(*options))
+    image = picture(full).permute(1, 2, 0).byte().numpy()
+    export_model(model, form, tmp_path, image, to_input)
+    exported = load_exported(tmp_path, threads=1)
+    [found] = exported([{"image": picture(empty)}])
+    assert len(found["instances"]) == 0
+    [found] = exported([{"image": picture(full)}])
+    assert len(found["instances"]) > 0

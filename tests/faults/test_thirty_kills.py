@@ -52,6 +52,9 @@ class Trainer(tiny.EvaluatedTrainer):
         for hook in found:
             if isinstance(hook, PeriodicCheckpointer):
                 hook.max_to_keep = 2
+        if not comm.is_main_process():  # has no writers
+            return found
+        assert isinstance(found[-1], PeriodicWriter)
         return [*found[:-1], PeriodicWriter(self.build_writers(), PERIOD)]
 
 
@@ -215,9 +218,8 @@ def two(folder, output, place):
     runs.train(folder, output, options, kind=QuietTrainer, noise=False)
 
 
-# Not in the gate: the kill inside the evaluation was seen to hang there once, cause unknown.
 @pytest.mark.faults(19)
-@pytest.mark.parametrize("place", ["step", "evaluation"] if KILLS >= 30 else [])
+@pytest.mark.parametrize("place", ["step", "evaluation"][-1 if KILLS < 30 else 0 :])
 def test_a_kill_of_rank_1_changes_nothing(folder, place):
     launch(two, 0, args=(str(folder), "straight", ""), num_processes=2)
     start = time.monotonic()

@@ -206,9 +206,9 @@ def test_fine_tuning_from_torchvision(pedestrian_data, tmp_path):
 def test_patients(tmp_path):
     """`make demo`, and what may follow it."""
     printed = run(
-        *("-m", "project.patient_video.demo", "SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "1"),
-        *("DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TEST", "64", "INPUT.MIN_SIZE_TRAIN"),
-        *("(64,)", "OUTPUT_DIR", tmp_path / "run"),
+        *("-m", "project.patient_video.demo", "--quick", "OUTPUT_DIR", tmp_path / "run", *SMALL),
+        *("SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "1", "TEST.DETECTIONS_PER_IMAGE", "10"),
+        *("DATALOADER.NUM_WORKERS", "0"),
         data=tmp_path,
     )
     assert "patient followed with one identity" in printed

@@ -73,6 +73,31 @@ def test_names_of_a_script_look_different(tmp_path, monkeypatch, draw, way):
         assert len(used) == 2  # Latin letters are DejaVu's
 
 
+@pytest.fixture
+def anew():
+    """Look for fonts anew in the test, and after it."""
+    kept = (_fonts._packaged, _fonts._on_system, _fonts.runs)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("anew")
+def test_the_font_of_a_package_is_found(tmp_path, monkeypatch):
+    """A folder as `pip install d2kit[fonts]` makes it, on the path; no system font is needed."""
+    (tmp_path / "mplfonts/fonts").mkdir(parents=True)
+    (tmp_path / "mplfonts/__init__.py").write_text("raise ImportError('only its file is read')")
+    path = write_font(tmp_path / "mplfonts/fonts/NotoSansCJKsc-Regular.otf")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(_fonts, "_sorted_files", list)  # nothing is installed
+    assert _fonts.runs("a" + NAMES, _fonts.configured()) == (
+        ("a", _fonts.configured()[-1]),
+        (NAMES, path),
+    )
+
+
 def test_what_joins_stays_in_the_font_of_what_it_joins(tmp_path):
     """DejaVu has the joiner too: a family of emoji would fall apart into its members."""
     path = write_font(tmp_path / "bars.ttf")

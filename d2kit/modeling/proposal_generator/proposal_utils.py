@@ -455,7 +455,7 @@ def boxes_of_class(values: Tensor, rows: Tensor, classes: Tensor, box_dim: int) 
     Returns:
         (P, box_dim).
     """
-    by_class = values.unflatten(1, (-1, box_dim))
+    by_class = values.reshape(-1, int(values.shape[1]) // box_dim, box_dim)
     return by_class[rows, classes.clamp(0, by_class.shape[1] - 1)]
 
 
