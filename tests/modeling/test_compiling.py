@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from torch import nn
 
 from d2kit.checkpoint import DetectionCheckpointer
@@ -29,12 +30,12 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_compiler(monkeypatch):
     """No pool of compiler processes and no compiled headers: they cost more than they save here."""
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
-    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
+    with torch._inductor.config.patch(compile_threads=1, cpp_cache_precompile_headers=False):
+        yield
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,7 @@ def programs():
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_compiler")
 def test_a_compiled_trunk_learns_the_same(tmp_path):
     torch.manual_seed(0)
     plain = build_model(tiny_config())
@@ -141,6 +143,7 @@ def test_a_compiled_trunk_learns_the_same(tmp_path):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_compiler")
 def test_a_compiled_trunk_finds_the_same_at_all_sizes():
     """Of a one-stage detector; the copy for inference compiles anew."""
     torch.manual_seed(0)
@@ -180,6 +183,7 @@ class Whole(nn.Module):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_compiler")
 def test_hooks_see_what_they_saw():
     model = Whole().eval()
     assert compile_trunk(model, "trunk") == ["backbone"]
@@ -202,6 +206,7 @@ def test_hooks_see_what_they_saw():
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_compiler")
 def test_a_compiler_that_fails_is_one_line_and_the_plain_model(caplog, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("this compiler is broken")
@@ -220,6 +225,7 @@ def test_a_compiler_that_fails_is_one_line_and_the_plain_model(caplog, monkeypat
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_compiler")
 def test_two_processes_with_a_compiled_trunk_learn_what_one_plain_one_learns(tmp_path):
     command = [sys.executable, "-m", "tests.support.train_in_processes"]
     processes = [
