@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2kit.data.datasets import dataset_root
-from d2kit.data.datasets.prepare import write_ade20k_labels
+from d2kit.data.datasets.coco_panoptic import write_ade20k_labels
 from d2kit.engine import user_errors
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from d2kit.data.catalog import _get_builtin_metadata
 from d2kit.data.datasets import dataset_root
-from d2kit.data.datasets.builtin_meta import _get_builtin_metadata
-from d2kit.data.datasets.prepare import write_stuff_labels
+from d2kit.data.datasets.coco_panoptic import write_stuff_labels
 from d2kit.engine import user_errors
 
 

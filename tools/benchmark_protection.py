@@ -30,10 +30,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2kit.checkpoint import DetectionCheckpointer
-from d2kit.cli.benchmark import machine
+from d2kit.cli.analyze import machine
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import DefaultTrainer, launch
-from d2kit.engine.safety.preemption import add_preemption
+from d2kit.engine.safety.stopping import add_preemption
 from d2kit.solver import build_optimizer
 from d2kit.utils import comm
 from d2kit.utils.events import EventStorage

@@ -9,8 +9,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2kit.cli import lazyconfig_train_net as verb
-from d2kit.cli.lazyconfig_train_net import parser, run
+from d2kit.cli.jobs import lazy_parser as parser
+from d2kit.cli.jobs import run, train_lazy_main
 from project import register_all
 
 __all__ = ["main", "parser"]
@@ -22,4 +22,4 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
-    verb.main(register=register_all)
+    train_lazy_main(register=register_all)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2kit.cli import submit as verb
-from d2kit.cli.submit import argument_parser, batch_script, minutes, sbatch_parameters, submit
+from d2kit.cli.jobs import batch_script, minutes, sbatch_parameters, submit, submit_main
+from d2kit.cli.jobs import submit_parser as argument_parser
 
 __all__ = ["argument_parser", "batch_script", "main", "minutes", "sbatch_parameters", "submit"]
 
-main = partial(verb.main, train=(str(Path(__file__).resolve().with_name("train_net.py")),))
+main = partial(submit_main, train=(str(Path(__file__).resolve().with_name("train_net.py")),))
 
 if __name__ == "__main__":
     sys.exit(main())

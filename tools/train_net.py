@@ -8,8 +8,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2kit.cli import train_net as verb
-from d2kit.cli.train_net import Trainer, argument_parser, run, setup
+from d2kit.cli.train import Trainer, argument_parser, run, setup, train_net_main
 from project import register_all
 
 __all__ = ["Trainer", "argument_parser", "main", "setup"]
@@ -21,4 +20,4 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    verb.main(register=register_all)
+    train_net_main(register=register_all)

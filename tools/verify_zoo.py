@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2kit.cli.verify_zoo import main
+from d2kit.cli.weights import verify_zoo_main as main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,6 +20,9 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+import d2kit
+from d2kit import RENAMED
+
 ORIGINAL = "detectron2"
 API_VERSION = "0.6"  # what code that asks for detectron2.__version__ was written for
 CHOICE = "D2KIT_AS_DETECTRON2"
@@ -29,9 +32,6 @@ MOVED = {
     "modeling.roi_heads.FastRCNNOutputs": "modeling.roi_heads.fast_rcnn_outputs",
 }
 """Names that lie elsewhere here -> the module that has them."""
-
-RENAMED = {"projects": "contrib"}
-"""First part of a path below the package -> its name here."""
 
 
 def real_name(path: str) -> str:
@@ -203,6 +203,10 @@ class _Alias(importlib.abc.Loader):
             place, _, name = path.rpartition(".")
             if self.real == f"d2kit.{place}":
                 setattr(real, name, getattr(importlib.import_module(f"d2kit.{home}"), name))
+        for path, home in d2kit.MOVED.items():
+            place, _, name = path.rpartition(".")
+            if self.real == f"d2kit.{place}" and f"d2kit.{home}" in sys.modules:
+                importlib.import_module(f"d2kit.{path}")  # Python binds it in its package
         for path, reason in ABSENT_NAMES.items():
             place, _, name = path.rpartition(".")
             if self.real == f"d2kit.{place}" and not hasattr(real, name):
@@ -251,8 +255,6 @@ class _Distribution(importlib.metadata.Distribution):
 
     def locate_file(self, path: str | os.PathLike[str]) -> Any:
         """Return the place of a file, in d2kit."""
-        import d2kit
-
         return pathlib.Path(d2kit.__file__).parent / path
 
 
@@ -263,8 +265,6 @@ class _Root(ModuleType):
     __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        import d2kit
-
         return getattr(d2kit, RENAMED.get(name, name))
 
 

@@ -1,4 +1,4 @@
-"""The command line ``d2kit VERB ...``: a table of verbs, one module each."""
+"""The command line ``d2kit VERB ...``: a table of verbs."""
 
 from __future__ import annotations
 
@@ -9,41 +9,58 @@ __all__ = ["VERBS", "main"]
 
 GROUPS = {
     "Train": {
-        "train": ("train", "from a folder of pictures (--data) or a config (--config-file)"),
-        "recipe": ("recipe", "print the config that --data would use, with its reasons"),
-        "train-lazy": ("lazyconfig_train_net", "train from a lazy config, a Python or YAML file"),
-        "submit": ("submit", "send a training to a SLURM cluster"),
-        "replay": ("replay", "do a step again whose loss was not finite"),
+        "train": (
+            "train.train_main",
+            "from a folder of pictures (--data) or a config (--config-file)",
+        ),
+        "recipe": ("train.recipe_main", "print the config that --data would use, with its reasons"),
+        "train-lazy": ("jobs.train_lazy_main", "train from a lazy config, a Python or YAML file"),
+        "submit": ("jobs.submit_main", "send a training to a SLURM cluster"),
+        "replay": ("jobs.replay_main", "do a step again whose loss was not finite"),
     },
     "Use a model": {
-        "predict": ("predict", "pictures or folders in; overlays and COCO JSON out"),
-        "track": ("track_video", "follow objects through hours of video"),
-        "export": ("export", "TorchScript, ONNX, torch.export or OpenVINO, checked"),
+        "predict": ("predict.predict_main", "pictures or folders in; overlays and COCO JSON out"),
+        "track": ("predict.track_main", "follow objects through hours of video"),
+        "export": ("weights.export_main", "TorchScript, ONNX, torch.export or OpenVINO, checked"),
     },
     "Judge a model": {
-        "report": ("report", "the results page of a run, or two runs compared"),
-        "evaluate-groups": ("evaluate_groups", "AP per video, with confidence intervals"),
-        "evaluate-tracks": ("evaluate_tracks", "HOTA, IDF1, MOTA, identity switches"),
-        "visualize-results": ("visualize_json_results", "draw COCO results beside the truth"),
-        "verify-zoo": ("verify_zoo", "AP of published models beside the published AP"),
+        "report": ("evaluate.report_main", "the results page of a run, or two runs compared"),
+        "evaluate-groups": (
+            "evaluate.evaluate_groups_main",
+            "AP per video, with confidence intervals",
+        ),
+        "evaluate-tracks": ("evaluate.evaluate_tracks_main", "HOTA, IDF1, MOTA, identity switches"),
+        "visualize-results": (
+            "visualize.visualize_results_main",
+            "draw COCO results beside the truth",
+        ),
+        "verify-zoo": ("weights.verify_zoo_main", "AP of published models beside the published AP"),
     },
     "Data": {
-        "check": ("check_data", "every defect of a dataset as a line; --fix repairs a copy"),
-        "convert": ("convert_data", "between COCO JSON, VOC, YOLO, labelme, CVAT, mask PNGs"),
-        "split": ("split_data", "into parts that keep videos whole; finds leaks"),
-        "visualize": ("visualize_data", "draw what the model is fed, or a page of thumbnails"),
+        "check": ("data.check_main", "every defect of a dataset as a line; --fix repairs a copy"),
+        "convert": ("data.convert_main", "between COCO JSON, VOC, YOLO, labelme, CVAT, mask PNGs"),
+        "split": ("data.split_main", "into parts that keep videos whole; finds leaks"),
+        "visualize": (
+            "visualize.visualize_main",
+            "draw what the model is fed, or a page of thumbnails",
+        ),
     },
     "Configs and weights": {
-        "config": ("config", "explain keys, compare and print configs"),
-        "convert-weights": ("convert_weights", "Detectron2, torchvision, MMDetection, safetensors"),
-        "analyze": ("analyze_model", "multiply-adds, activations, parameters, structure"),
-        "benchmark": ("benchmark", "speed and memory beside torchvision"),
+        "config": ("config.config_main", "explain keys, compare and print configs"),
+        "convert-weights": (
+            "weights.convert_weights_main",
+            "Detectron2, torchvision, MMDetection, safetensors",
+        ),
+        "analyze": ("analyze.analyze_main", "multiply-adds, activations, parameters, structure"),
+        "benchmark": ("analyze.benchmark_main", "speed and memory beside torchvision"),
     },
 }
-"""Title -> verb -> (module of this package with ``main(argv)``, one line of help)."""
+"""Title -> verb -> (module of this package and its function of ``argv``, one line of help)."""
 
-VERBS = {verb: module for group in GROUPS.values() for verb, (module, _) in group.items()}
-"""Verb -> module of this package."""
+VERBS = {
+    verb: tuple(place.split(".")) for group in GROUPS.values() for verb, (place, _) in group.items()
+}
+"""Verb -> (module of this package, its function)."""
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -71,7 +88,8 @@ def main(argv: list[str] | None = None) -> int | None:
         named = f"nearest: {', '.join(near)}" if near else "`d2kit --help` lists them"
         print(f"error: d2kit has no verb '{verb}' ({named})", file=sys.stderr)
         return 2
-    code: int | None = importlib.import_module(f"d2kit.cli.{VERBS[verb]}").main(rest)
+    module, function = VERBS[verb]
+    code: int | None = getattr(importlib.import_module(f"d2kit.cli.{module}"), function)(rest)
     return code
 
 

@@ -18,6 +18,6 @@ def recorded(checkpoint: Path) -> str:
     return recorded_config(checkpoint)
 
 
-def main(argv: list[str] | None = None) -> int:
+def config_main(argv: list[str] | None = None) -> int:
     """Run `d2kit.config.command.main` with a reader of checkpoints; return the exit code."""
     return command.main(sys.argv[1:] if argv is None else argv, recorded)

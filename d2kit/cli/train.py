@@ -1,4 +1,180 @@
-"""Train a model on a folder of pictures and labels, or from a config file.
+"""Train: from a folder of pictures, or from a YAML config; and the recipe that a folder gets."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tabulate import tabulate
+
+from d2kit import model_zoo
+from d2kit.checkpoint import DetectionCheckpointer
+from d2kit.checkpoint.catalog import find_weights
+from d2kit.config import CfgNode, get_cfg
+from d2kit.curate.conversion import READERS
+from d2kit.curate.prepare import SPLIT_METHODS, Prepared, prepare
+from d2kit.engine import (
+    DefaultTrainer,
+    HookBase,
+    check_evaluated_weights,
+    default_argument_parser,
+    default_setup,
+    launch,
+    user_errors,
+)
+from d2kit.engine.hooks import EvalHook
+from d2kit.engine.hooks.evaluation import ReportHook
+from d2kit.engine.recipe import Budget, Choice, data_facts, make_recipe
+from d2kit.engine.resolve import choose_precision
+from d2kit.evaluation import verify_results
+from d2kit.export.backends import build_exported, is_exported, read_config
+from d2kit.modeling import build_model
+from d2kit.structures import BitMasks, Boxes, Instances
+from d2kit.utils import comm
+from d2kit.utils.file_io import atomic_write
+
+__all__ = [
+    "LITE",
+    "Plan",
+    "best_base",
+    "plan",
+    "recipe_main",
+    "seconds_per_iteration",
+    "train",
+    "train_main",
+    "train_net_main",
+]
+
+
+ABOUT_TRAIN_NET = """\
+Train or evaluate a model from a YAML config.
+
+One process:      d2kit train --config-file X.yaml [KEY VALUE ...]
+Several GPUs:     d2kit train --num-gpus 8 --config-file ...
+CPU processes:    d2kit train --num-processes 2 --config-file ... MODEL.DEVICE cpu
+torchrun:         torchrun --nproc-per-node 8 -m d2kit train --config-file ...
+Go on / evaluate: --resume / --eval-only [MODEL.WEIGHTS file]
+An export:        --eval-only --config-file exported/
+Look first:       --dry-run checks everything, prints what would be trained, and stops
+"""
+
+
+class Trainer(DefaultTrainer):
+    """At the end evaluates once more, with test-time augmentation, if TEST.AUG.ENABLED."""
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Add the hook for it behind the one that evaluates."""
+        found = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            place = next(i for i, hook in enumerate(found) if isinstance(hook, EvalHook))
+            found.insert(place + 1, EvalHook(0, self._evaluate_with_tta))
+        if self.cfg.TEST.REPORT and comm.is_main_process():
+            found.append(ReportHook(self.cfg.OUTPUT_DIR))  # behind the writer of metrics.json
+        return found
+
+    def _evaluate_with_tta(self) -> dict:
+        with self.evaluated_weights():
+            results = self.test_with_TTA(self.cfg, self.model)
+        self._last_eval_results.update(results)
+        return results
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Return the frozen config of `args`, with logging and seeds set up."""
+    cfg = read_config(args.config_file)
+    cfg.merge_from_list(args.opts)
+    if is_exported(cfg.MODEL.WEIGHTS) and (cfg.TEST.AUG.ENABLED or not args.eval_only):
+        raise ValueError(
+            f"{cfg.MODEL.WEIGHTS} is an exported model: it can be evaluated (--eval-only, "
+            "TEST.AUG.ENABLED False), not trained; train the model that it was made of"
+        )
+    if os.path.isdir(args.config_file) and not (args.eval_only or args.resume):
+        raise ValueError(
+            f"{args.config_file} is the folder of a training: --eval-only judges its model, "
+            f"--resume goes on with it; a new training takes {args.config_file}/config.yaml and "
+            "another OUTPUT_DIR"
+        )
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of training scripts, with ``--dry-run``."""
+    parser = default_argument_parser(epilog=ABOUT_TRAIN_NET)
+    parser.prog = "d2kit train"
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check and print what would be trained, then stop"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace, register: Callable[[], None] | None = None) -> dict[str, Any]:
+    """Train or evaluate in one process, and return the metrics of the test sets.
+
+    Args:
+        args: of `argument_parser`.
+        register: makes datasets known by name.
+    """
+    with user_errors():
+        if register is not None:
+            register()
+        cfg = setup(args)
+        if not args.eval_only:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+            if getattr(args, "dry_run", False):
+                trainer.preflight()
+                return {}
+            return dict(trainer.train())
+        exported = is_exported(cfg.MODEL.WEIGHTS)
+        model: Any = build_exported(cfg) if exported else Trainer.build_model(cfg)
+        if not exported:
+            checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            check_evaluated_weights(checkpointer, args.allow_untrained)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+
+@user_errors()
+def train_net_main(
+    argv: list[str] | None = None, register: Callable[[], None] | None = None
+) -> None:
+    """Start the processes that the command line asks for; each calls `run`.
+
+    Args:
+        argv: the command line; None: that of the process.
+        register: makes datasets known by name, e.g. those of a checkout. Each process calls it.
+    """
+    args = argument_parser().parse_args(argv)
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        num_processes=args.num_processes,
+        args=(args, register),
+    )
+
+
+ABOUT_TRAIN = """\
+Train a model on a folder of pictures and labels, or from a config file.
 
 d2kit train --data FOLDER [--output DIR] [--minutes N | --epochs N] [KEY VALUE ...]
 d2kit train --config-file FILE.yaml [--resume | --eval-only] [KEY VALUE ...]
@@ -8,34 +184,6 @@ split, fits a recipe to the data, writes it as OUTPUT/train.yaml (edit it and ru
 --config-file), trains, evaluates, and writes the page of results.
 """
 
-from __future__ import annotations
-
-import argparse
-import os
-import sys
-import time
-import zlib
-from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-
-from d2kit import model_zoo
-from d2kit.checkpoint.catalog import find_weights
-from d2kit.cli import train_net
-from d2kit.config import CfgNode, get_cfg
-from d2kit.curate.conversion import READERS
-from d2kit.curate.prepare import SPLIT_METHODS, Prepared, prepare
-from d2kit.engine import user_errors
-from d2kit.engine.recipe import Budget, Choice, data_facts, make_recipe
-from d2kit.engine.resolve import choose_precision
-from d2kit.modeling import build_model
-from d2kit.structures import BitMasks, Boxes, Instances
-from d2kit.utils.file_io import atomic_write
-
-__all__ = ["LITE", "Plan", "best_base", "main", "parser", "plan", "seconds_per_iteration", "train"]
 
 LITE = "OwnData/mask_rcnn_lite0_FPN.yaml"
 SCRATCH = "OwnData/mask_rcnn_R_18_FPN_scratch.yaml"
@@ -59,11 +207,11 @@ class Plan(NamedTuple):
     choices: list[Choice]
 
 
-def parser() -> argparse.ArgumentParser:
+def train_parser() -> argparse.ArgumentParser:
     """Return the parser of ``d2kit train --data``."""
     found = argparse.ArgumentParser(
         prog="d2kit train",
-        description=__doc__,
+        description=ABOUT_TRAIN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="`d2kit train --config-file FILE --help` tells the options of the second form.",
     )
@@ -86,14 +234,14 @@ def add_data_arguments(found: argparse.ArgumentParser) -> None:
     found.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., as in config files")
 
 
-def main(argv: list[str] | None = None) -> None:
+def train_main(argv: list[str] | None = None) -> None:
     """Run the verb."""
     given = sys.argv[1:] if argv is None else argv
     options = {word.partition("=")[0] for word in given}
     if "--config-file" in options and "--data" not in options:
-        train_net.main(given)
+        train_net_main(given)
         return
-    verb = parser()
+    verb = train_parser()
     if not options & {"--data", "-h", "--help"}:
         verb.error("give --data FOLDER (pictures and their labels), or --config-file FILE")
     args = vars(verb.parse_args(given))
@@ -153,13 +301,15 @@ def train(
         print(line)
     print(f"recipe: {written} (its reasons are in it; run it again by --config-file)")
     arguments = ["--config-file", str(written)]
-    cfg = train_net.setup(train_net.argument_parser().parse_args(arguments))
-    trainer = train_net.Trainer(cfg)
+    cfg = setup(argument_parser().parse_args(arguments))
+    trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     if dry_run:
         trainer.preflight()
         return {}
-    return dict(trainer.train() or {})
+    results = dict(trainer.train() or {})
+    print(f"The model: d2kit predict --config-file {shlex.quote(cfg.OUTPUT_DIR)} --input PICTURES")
+    return results
 
 
 def plan(
@@ -266,3 +416,25 @@ def write_config(made: Plan, output: Path) -> Path:
     with atomic_write(path, "w") as file:
         file.write("\n".join(lines) + "\n" + made.cfg.dump())
     return path
+
+
+ABOUT_RECIPE = """\
+Print the recipe that `d2kit train --data` would use, with its reasons; nothing is trained."""
+
+
+def recipe_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``d2kit recipe``."""
+    found = argparse.ArgumentParser(prog="d2kit recipe", description=ABOUT_RECIPE)
+    add_data_arguments(found)
+    return found
+
+
+def recipe_main(argv: list[str] | None = None) -> None:
+    """Run the verb."""
+    args = vars(recipe_parser().parse_args(argv))
+    output = args.pop("output")
+    with user_errors(), tempfile.TemporaryDirectory() as folder:
+        made = plan(output=Path(output or folder), **args)
+        for line in made.data.report:
+            print(line)
+        print(tabulate(made.choices, ["key", "value", "reason"], maxcolwidths=[None, 28, 60]))

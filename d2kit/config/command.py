@@ -24,13 +24,11 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from d2kit.config.cfg_node import CfgNode
-from d2kit.config.defaults import _C
+from d2kit.config.cfg_node import CfgNode, upgrade_values
+from d2kit.config.config import _C
 from d2kit.config.keys import KEYS, OWN_KEYS, markdown
-from d2kit.config.versions import upgrade_values
 from d2kit.config.yaml import find_zoo_file, load_yaml, nearest_zoo_names, parse_yaml, zoo_names
-from d2kit.utils.nested import flatten
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.registry import flatten, nearest_names
 
 COMMAND_LINE = "the command line"
 WEIGHTS = (".pth", ".pt", ".pkl", ".safetensors")

@@ -1,7 +1,8 @@
-"""`CfgNode`, `get_cfg`, `configurable` and the global config."""
+"""The default config, `get_cfg`, `configurable`, the global config, and VERSION 1 and 2."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import sys
@@ -10,10 +11,34 @@ from typing import Any
 
 from yacs.config import CfgNode as _YacsCfgNode
 
-from d2kit.config.cfg_node import CfgNode
-from d2kit.config.defaults import _C
+from d2kit.config.cfg_node import LATEST, CfgNode, downgrade_names, upgrade_names
+from d2kit.config.keys import KEYS
 
-__all__ = ["CfgNode", "configurable", "get_cfg", "global_cfg", "set_global_cfg"]
+__all__ = [
+    "_C",
+    "CfgNode",
+    "configurable",
+    "downgrade_config",
+    "get_cfg",
+    "global_cfg",
+    "set_global_cfg",
+    "upgrade_config",
+]
+
+
+def _build() -> CfgNode:
+    root = CfgNode()
+    for name, key in KEYS.items():
+        *sections, last = name.split(".")
+        node = root
+        for section in sections:
+            node = node.setdefault(section, CfgNode())
+        node[last] = copy.deepcopy(key.default)
+    root.mark_defaults()
+    return root
+
+
+_C = _build()
 
 
 def _is_config(value: Any) -> bool:
@@ -134,3 +159,47 @@ def set_global_cfg(cfg: CfgNode) -> None:
     """
     global_cfg.clear()
     global_cfg.update(cfg)
+
+
+def upgrade_config(cfg: CfgNode, to_version: int | None = None) -> CfgNode:
+    """Convert a config to a newer version.
+
+    Args:
+        cfg: any config with VERSION; unchanged.
+        to_version: None means the latest.
+
+    Returns:
+        A converted copy.
+
+    Raises:
+        ValueError: if there is no such version, or it is older than the config's.
+    """
+    version, target = cfg.VERSION, LATEST if to_version is None else to_version
+    if target not in (1, LATEST) or version > target:
+        raise ValueError(f"cannot upgrade a config of VERSION {version} to version {target}")
+    converted = cfg.clone()
+    if version < target:
+        upgrade_names(converted)
+    return converted
+
+
+def downgrade_config(cfg: CfgNode, to_version: int) -> CfgNode:
+    """Convert a config to an older version.
+
+    Args:
+        cfg: any config with VERSION; unchanged.
+        to_version: 1 or 2.
+
+    Returns:
+        A converted copy.
+
+    Raises:
+        ValueError: if there is no such version, or it is newer than the config's.
+    """
+    version = cfg.VERSION
+    if to_version not in (1, LATEST) or version < to_version:
+        raise ValueError(f"cannot downgrade a config of VERSION {version} to version {to_version}")
+    converted = cfg.clone()
+    if version > to_version:
+        downgrade_names(converted)
+    return converted

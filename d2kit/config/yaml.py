@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from d2kit.config.arithmetic import ArithmeticRefused, evaluate
-from d2kit.utils.errors import AssertedFileError
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.registry import AssertedFileError, nearest_names
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SUFFIXES = (".yaml", ".py")

@@ -284,6 +284,8 @@ def prepare(
     counts = ", ".join(f"{len(coco[k])} {k}" for k in ("images", "annotations", "categories"))
     report = [f"{path}: {found.evidence}: {counts}"]
     report += [f"left out: {n} {what}" for what, n in sorted((+lost).items())]
+    if not coco["images"]:
+        raise _no_image(path, report)
     output.mkdir(parents=True, exist_ok=True)
     _one_kind(coco, report)
     coco = _checked(coco, root, output / "all.json", report)
@@ -293,6 +295,14 @@ def prepare(
         files[name] = output / f"{name}.json"
         _write(part, files[name])
     return Prepared(root, files, parts, report)
+
+
+def _no_image(path: Path, report: list[str]) -> DatasetError:
+    return DatasetError(
+        f"{path}: none of the images can be used. They are looked for in this folder and below: "
+        "give the one that holds annotations and images",
+        report,
+    )
 
 
 def _one_kind(coco: dict[str, Any], report: list[str]) -> None:
@@ -346,6 +356,8 @@ def _checked(coco: dict[str, Any], root: Path, path: Path, report: list[str]) ->
     coco, done = repair_coco(coco, str(path), survey, root)
     kinds = Counter(f"{f.field}: {f.what.partition(':')[0]:.80}" for f in done)
     report += [f"repaired: {n} x {what}" for what, n in kinds.most_common(10)]
+    if not coco["images"]:
+        raise _no_image(root, report)
     _write(coco, path)
     left = [f for f in check_dataset(path, root, survey=survey) if f.level == "error"]
     if left or not coco["annotations"]:

@@ -8,15 +8,9 @@ if TYPE_CHECKING:
     from d2kit.predict import DefaultPredictor
 
 with paused_gc():
-    from d2kit.engine.defaults import (
-        DefaultTrainer,
-        check_evaluated_weights,
-        create_ddp_model,
-        default_argument_parser,
-        default_setup,
-        default_writers,
-        user_errors,
-    )
+    from d2kit.engine import hooks
+    from d2kit.engine.default_trainer import DefaultTrainer
+    from d2kit.engine.evaluate import check_evaluated_weights
     from d2kit.engine.hooks import (
         AutogradProfiler,
         BestCheckpointer,
@@ -33,7 +27,17 @@ with paused_gc():
         WeightAveraging,
     )
     from d2kit.engine.launch import DEFAULT_TIMEOUT, launch
-    from d2kit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+    from d2kit.engine.setup import (
+        _highlight,  # imported from d2kit.engine.defaults by user code
+        _try_get_key,
+        create_ddp_model,
+        default_argument_parser,
+        default_setup,
+        default_writers,
+        user_errors,
+    )
+    from d2kit.engine.trainer_base import HookBase, TrainerBase
+    from d2kit.engine.trainers import AMPTrainer, SimpleTrainer
 
 __all__ = [
     "DEFAULT_TIMEOUT",

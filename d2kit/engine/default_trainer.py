@@ -17,13 +17,12 @@ from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.config import CfgNode
 from d2kit.engine import hooks
 from d2kit.engine.evaluate import DefaultEvaluation
-from d2kit.engine.hooks.average import WeightAveraging
-from d2kit.engine.hooks.checkpoint import BestCheckpointer
+from d2kit.engine.hooks.checkpoint import BestCheckpointer, WeightAveraging
 from d2kit.engine.hooks.evaluation import (
     EarlyStopping,
     EvalHook,
     PreciseBN,
-    build_evaluation_pictures,
+    draw_evaluation_pictures,
 )
 from d2kit.engine.hooks.progress import (
     EpochLoss,
@@ -37,28 +36,27 @@ from d2kit.engine.preflight.data import (
     DatasetCounts,
     check_classes,
     check_output_dir,
-    default_num_classes,
+    number_of_classes,
     number_of_images,
     records_of,
     uses_default_mapper,
 )
 from d2kit.engine.preflight.records import DefaultRecordCheck
-from d2kit.engine.preflight.report import build_preflight_report, build_schedule_warnings
+from d2kit.engine.preflight.report import preflight_report, schedule_warnings
 from d2kit.engine.resolve import (
     build_run,
     build_scaled_cfg,
-    default_check_datasets,
+    register_listed_datasets,
     start_loader_at,
 )
 from d2kit.engine.safety.failure import guarded_step
-from d2kit.engine.safety.preemption import add_preemption, leave_now
-from d2kit.engine.safety.resume_check import ConfigRecord
-from d2kit.engine.safety.run_lock import hold_output_dir, release_output_dir
+from d2kit.engine.safety.run_lock import ConfigRecord, hold_output_dir, release_output_dir
+from d2kit.engine.safety.stopping import add_preemption, leave_now
 from d2kit.engine.setup import (
     build_tracker_writers,
     check_deterministic,
+    check_tracking_services,
     create_ddp_model,
-    default_tracker_check,
     default_writers,
 )
 from d2kit.engine.trainer_base import HookBase, TrainerBase
@@ -142,7 +140,7 @@ def build_evaluation_hooks(
     return found
 
 
-def build_full_results(cfg: CfgNode, model: nn.Module, results: dict[str, Any]) -> dict[str, Any]:
+def full_results(cfg: CfgNode, model: nn.Module, results: dict[str, Any]) -> dict[str, Any]:
     """Return the results of an evaluation, with TEST.VALIDATION_LOSS also the losses.
 
     Args:
@@ -152,7 +150,7 @@ def build_full_results(cfg: CfgNode, model: nn.Module, results: dict[str, Any]) 
     """
     if not cfg.TEST.VALIDATION_LOSS:
         return results
-    from d2kit.evaluation.validation_loss import build_validation_loader, validation_losses
+    from d2kit.engine.evaluate import build_validation_loader, validation_losses
 
     names = cfg.DATASETS.TEST
     for name in names:
@@ -244,8 +242,8 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             setup_logger()  # a script without default_setup
         check_output_dir(cfg.OUTPUT_DIR)
         hold_output_dir(cfg.OUTPUT_DIR)
-        default_tracker_check(cfg)
-        default_check_datasets(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        check_tracking_services(cfg)
+        register_listed_datasets(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if cfg.MODEL.CLASS_NAMES else ():
             prefer_class_order(name, cfg.MODEL.CLASS_NAMES)
         run = build_run(
@@ -278,7 +276,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
     def _check_datasets(self, cfg: CfgNode, loader: Any) -> dict[str, DatasetCounts | None]:
         """Refuse what mapper, model or evaluator would; keep warnings and counts for the report."""
         names = cfg.DATASETS
-        classes = default_num_classes(cfg)
+        classes = number_of_classes(cfg)
         found = DefaultRecordCheck(cfg)
         records = records_of(loader)
         if records is not None and uses_default_mapper(loader):
@@ -297,7 +295,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
 
         counts = check_classes(classes, names.TRAIN, names.TEST, look)
         found.raise_if_any()
-        self._warnings = [*found.warnings, *build_schedule_warnings(cfg, cfg.SOLVER.MAX_ITER)]
+        self._warnings = [*found.warnings, *schedule_warnings(cfg, cfg.SOLVER.MAX_ITER)]
         if comm.is_main_process():
             for line in self._warnings:
                 logger.warning("%s", line)
@@ -395,9 +393,7 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
     def preflight(self) -> None:
         """Log what is about to be trained (``PREFLIGHT`` in the config); `train` does it first."""
         if comm.is_main_process():
-            logger.info(
-                "%s", build_preflight_report(self.cfg, self, self._test_counts, self._warnings)
-            )
+            logger.info("%s", preflight_report(self.cfg, self, self._test_counts, self._warnings))
 
     # ---- state
 
@@ -477,8 +473,8 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             results = self.test(self.cfg, self.model)
             done = min(self.iter + 1, self.max_iter)
             with auxiliary("pictures of the evaluation (TEST.VIS_IMAGES)"):
-                build_evaluation_pictures(self.cfg, self.model, done, self.build_test_loader)
-            self._last_eval_results = build_full_results(self.cfg, self.model, results)
+                draw_evaluation_pictures(self.cfg, self.model, done, self.build_test_loader)
+            self._last_eval_results = full_results(self.cfg, self.model, results)
         return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:

@@ -22,8 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store
 
-from d2kit.engine.safety.preemption import SIGNALS
-from d2kit.engine.safety.watchdog import watchdog
+from d2kit.engine.safety.stopping import SIGNALS, watchdog
 from d2kit.utils import comm
 from d2kit.utils.devices import available_cores
 

@@ -22,7 +22,7 @@ from d2kit.engine.preflight.data import (
     DatasetCounts,
     check_dataset_names,
     count_records,
-    default_num_classes,
+    number_of_classes,
     number_of_images,
     records_of,
 )
@@ -31,7 +31,7 @@ from d2kit.modeling.compiling import choose_compile_mode
 from d2kit.utils import comm
 from d2kit.utils.devices import choose_device, computes_bfloat16
 from d2kit.utils.file_io import atomic_write
-from d2kit.utils.nested import flatten
+from d2kit.utils.registry import flatten
 
 __all__ = ["Change", "Run", "build_run", "choose_precision", "choose_seed", "describe_changes"]
 
@@ -102,14 +102,14 @@ def build_class_weights_cfg(cfg: CfgNode, loader: Any) -> CfgNode:
     logger.info(
         "Class weights, balanced over %s objects: %s; background 1",
         f"{counts.objects:,}",
-        _build_text(cfg, weights),
+        _weights_text(cfg, weights),
     )
     if frozen:
         cfg.freeze()
     return cfg
 
 
-def _build_text(cfg: CfgNode, weights: list[float]) -> str:
+def _weights_text(cfg: CfgNode, weights: list[float]) -> str:
     """Name the classes with their weights, of many only the extremes."""
     from d2kit.data import MetadataCatalog
 
@@ -123,7 +123,7 @@ def _build_text(cfg: CfgNode, weights: list[float]) -> str:
     return f"{text} ({left} classes between left out)" if left else text
 
 
-def default_check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
+def register_listed_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
     """Register the datasets that a config lists, and make sure that `names` are registered.
 
     Raises:
@@ -161,7 +161,7 @@ def build_trained_classes(cfg: CfgNode) -> tuple[list[str], str]:
             names = [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
         except (DatasetError, KeyError, TypeError):
             names = None  # the training set's damage is no matter of an evaluation
-    if not names or len(names) != default_num_classes(cfg):
+    if not names or len(names) != number_of_classes(cfg):
         return [], ""
     return [str(n) for n in names], f"training set '{name}'"
 

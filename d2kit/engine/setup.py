@@ -31,13 +31,11 @@ from d2kit.utils.events import (
     CommonMetricPrinter,
     EventWriter,
     JSONWriter,
-    MLflowWriter,
     TensorboardXWriter,
-    WandbWriter,
 )
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.logger import setup_logger
-from d2kit.utils.remote_writers import require_package
+from d2kit.utils.remote_writers import MLflowWriter, WandbWriter, require_package
 from d2kit.utils.text import one_line
 
 DEBUG_VARIABLE = "D2KIT_DEBUG"
@@ -90,7 +88,7 @@ def _is_ours(trace: TracebackType | None) -> bool:
     return name.partition(".")[0] in PACKAGES
 
 
-def default_tracker_check(cfg: CfgNode) -> None:
+def check_tracking_services(cfg: CfgNode) -> None:
     """Make sure that the packages of the services that a config asks for are installed.
 
     Raises:
@@ -286,7 +284,7 @@ def default_setup(cfg: Any, args: Any) -> None:
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
     if comm.is_main_process():
-        default_log(cfg, args, logger, output)
+        log_start(cfg, args, logger, output)
         logger.info("%d processes; seed %d", comm.get_world_size(), seed)
     if not eval_only:
         fastest = _try_get_key(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False)
@@ -362,7 +360,7 @@ def check_deterministic(model: nn.Module) -> list[str]:
     return lines
 
 
-def default_log(cfg: Any, args: Any, logger: logging.Logger, output_dir: str) -> None:
+def log_start(cfg: Any, args: Any, logger: logging.Logger, output_dir: str) -> None:
     """Log machine, arguments and changed keys; write the whole config into `output_dir`."""
     from d2kit.utils.collect_env import collect_env_info
 

@@ -5,19 +5,18 @@ from d2kit.evaluation.cityscapes_evaluation import (
     CityscapesSemSegEvaluator,
 )
 from d2kit.evaluation.classification_report import ClassificationReport
-from d2kit.evaluation.coco_evaluation import COCOEvaluator
+from d2kit.evaluation.coco_evaluation import COCOEvaluator, RotatedCOCOEvaluator
 from d2kit.evaluation.evaluator import (
     DatasetEvaluator,
     DatasetEvaluators,
     inference_context,
     inference_on_dataset,
+    print_csv_format,
+    verify_results,
 )
 from d2kit.evaluation.lvis_evaluation import LVISEvaluator
-from d2kit.evaluation.panoptic_evaluation import COCOPanopticEvaluator
 from d2kit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
-from d2kit.evaluation.rotated_coco_evaluation import RotatedCOCOEvaluator
-from d2kit.evaluation.sem_seg_evaluation import SemSegEvaluator
-from d2kit.evaluation.testing import print_csv_format, verify_results
+from d2kit.evaluation.sem_seg_evaluation import COCOPanopticEvaluator, SemSegEvaluator
 
 __all__ = [
     "COCOEvaluator",

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2kit.data.catalog import MetadataCatalog
-from d2kit.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from d2kit.data.catalog import CITYSCAPES_CATEGORIES, MetadataCatalog
 from d2kit.data.datasets.cityscapes import ground_truth_file
 from d2kit.data.detection_utils import read_label_map
 from d2kit.evaluation.evaluator import DatasetEvaluator, gather_on_main

@@ -15,10 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from d2kit.config import CfgNode
-from d2kit.evaluation.backend import _of_task
+from d2kit.evaluation.backend import _of_task, to_hotcoco
 from d2kit.evaluation.coco_evaluation import COCOEvaluator
 from d2kit.evaluation.coco_results import _evaluate_box_proposals, summary_table
-from d2kit.evaluation.fast_eval_api import to_hotcoco
 
 __all__ = ["LVISEvaluator", "_evaluate_box_proposals", "_evaluate_predictions_on_lvis"]
 

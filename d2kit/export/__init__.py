@@ -2,9 +2,8 @@
 
 from d2kit.config import CfgNode
 from d2kit.export.backends import ExportedModel, is_exported, load_exported, read_config
-from d2kit.export.flatten import TracingAdapter, flatten_to_tuple
+from d2kit.export.flatten import TracingAdapter, dump_torchscript_IR, flatten_to_tuple
 from d2kit.export.folder import export_model
-from d2kit.export.torchscript import dump_torchscript_IR
 
 __all__ = [
     "STABLE_ONNX_OPSET_VERSION",

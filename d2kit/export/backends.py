@@ -19,7 +19,7 @@ from d2kit.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_
 from d2kit.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from d2kit.structures import Boxes, Instances, ROIMasks, heatmaps_to_keypoints
 from d2kit.utils.file_io import load_json
-from d2kit.utils.nested import flatten
+from d2kit.utils.registry import flatten
 
 __all__ = [
     "CONFIG",
@@ -49,6 +49,12 @@ FILES = {
 }
 """The file of each format in the folder of an export."""
 
+TRAINED = (
+    *("model_best_ema.safetensors", "model_best.pth"),
+    *("model_final_ema.safetensors", "model_final.pth"),
+)
+"""Weights that a training leaves, those that its results page judges first."""
+
 _Runner = Callable[[Tensor], Sequence[Any]]
 
 _FREE = ("MODEL.COMPILE", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.CLASS_NAMES")
@@ -61,7 +67,7 @@ class ExportedModel:
 
     Args:
         run: float32 (C, H, W) on the CPU -> arrays or tensors in the order of
-            ``metadata["outputs"]``, see `d2kit.export.graph.DetectorGraph`.
+            ``metadata["outputs"]``, see `d2kit.export.formats.DetectorGraph`.
         metadata: content of ``metadata.json``.
         least_score: detections with a score not above it are left out, in [0, 1]; those that the
             file itself drops are never there.
@@ -148,14 +154,15 @@ def is_exported(path: str | os.PathLike[str]) -> bool:
 
 
 def read_config(path: str | os.PathLike[str]) -> CfgNode:
-    """Read the config of a YAML file, or of an exported folder, whose model it then names.
+    """Read the config of a YAML file, or of an export or training, whose model it then names.
 
     Args:
-        path: a YAML file, or the folder of an export: MODEL.WEIGHTS is then the folder (the file in
-            it, if it holds a model of d2kit itself), OUTPUT_DIR the folder ``evaluation`` in it.
+        path: a YAML file; the folder of an export: MODEL.WEIGHTS is then the folder (the file in
+            it, if it holds a model of d2kit itself), OUTPUT_DIR the folder ``evaluation`` in it; or
+            the folder of a training: MODEL.WEIGHTS is then the first of `TRAINED` in it.
 
     Raises:
-        FileNotFoundError: if there is no such file, or the folder is no export.
+        FileNotFoundError: if there is no such file, or the folder is neither.
         ValueError: if a file of the export is not the one that was checked (digest).
     """
     cfg = get_cfg()
@@ -163,6 +170,12 @@ def read_config(path: str | os.PathLike[str]) -> CfgNode:
         cfg.merge_from_file(path)
         return cfg
     folder = Path(path)
+    trained = next((name for name in TRAINED if (folder / name).is_file()), None)
+    if not (folder / METADATA).exists() and (folder / CONFIG).is_file() and trained is not None:
+        cfg.merge_from_file(folder / CONFIG)
+        cfg.MODEL.WEIGHTS = str(folder / trained)
+        logger.info("%s is the folder of a training: its weights are %s", folder, trained)
+        return cfg
     metadata = _read_metadata(folder)
     kind = metadata["format"]
     if not (folder / CONFIG).is_file():
@@ -252,8 +265,8 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     file = folder / METADATA
     if not file.is_file():
         raise FileNotFoundError(
-            f"{folder} is no exported model: it has no {METADATA}; `d2kit export` writes one. Of "
-            f"the folder of a training give {CONFIG} and model_final.pth"
+            f"{folder} is no exported model: it has no {METADATA}, which `d2kit export` writes; "
+            f"nor the folder of a training, with {CONFIG} and one of {', '.join(TRAINED)}"
         )
     metadata = load_json(file)
     digests = metadata.get("sha256") if isinstance(metadata, dict) else None

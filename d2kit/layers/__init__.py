@@ -1,6 +1,5 @@
 """Layers and low-level operations: what torch and torchvision lack, or do too slowly."""
 
-from d2kit.layers.aspp import ASPP
 from d2kit.layers.batch_norm import (
     CycleBatchNormList,
     FrozenBatchNorm2d,
@@ -9,9 +8,14 @@ from d2kit.layers.batch_norm import (
     SyncBatchNorm,
     get_norm,
 )
-from d2kit.layers.blocks import CNNBlockBase, DepthwiseSeparableConv2d
-from d2kit.layers.deform_conv import DeformConv, ModulatedDeformConv
-from d2kit.layers.fuse import fold_batch_norm
+from d2kit.layers.blocks import (
+    ASPP,
+    CNNBlockBase,
+    DeformConv,
+    DepthwiseSeparableConv2d,
+    ModulatedDeformConv,
+    fold_batch_norm,
+)
 from d2kit.layers.losses import (
     ciou_loss,
     diou_loss,
@@ -22,13 +26,13 @@ from d2kit.layers.losses import (
 from d2kit.layers.mask_ops import masks_to_rle, paste_masks_in_image
 from d2kit.layers.nms import batched_nms, batched_nms_rotated, nms, nms_rotated
 from d2kit.layers.roi_align import ROIAlign, roi_align
-from d2kit.layers.roi_align_rotated import ROIAlignRotated, roi_align_rotated
-from d2kit.layers.shape_spec import ShapeSpec
+from d2kit.layers.rotated_boxes import ROIAlignRotated, roi_align_rotated
 from d2kit.layers.wrappers import (
     BatchNorm2d,
     Conv2d,
     ConvTranspose2d,
     Linear,
+    ShapeSpec,
     cat,
     cross_entropy,
     empty_input_loss_func_wrapper,

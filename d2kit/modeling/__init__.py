@@ -114,5 +114,5 @@ _ABOVE_MODELS = ("DatasetMapperTTA", "GeneralizedRCNNWithTTA")
 def __getattr__(name: str) -> Any:
     """Load test-time augmentation, which needs the data too, only when it is asked for here."""
     if name in _ABOVE_MODELS:
-        return getattr(importlib.import_module(f"{__name__}.test_time_augmentation"), name)
+        return getattr(importlib.import_module("d2kit.evaluation.test_time_augmentation"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

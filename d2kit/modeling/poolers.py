@@ -15,7 +15,7 @@ from d2kit.layers import ROIAlign, ROIAlignRotated, cat
 from d2kit.modeling.compiling import shapes_are_fixed
 from d2kit.structures import Boxes, RotatedBoxes
 from d2kit.utils.devices import is_symbolic
-from d2kit.utils.errors import AssertedValueError
+from d2kit.utils.registry import AssertedValueError
 
 __all__ = ["ROIPooler", "assign_boxes_to_levels", "cat", "convert_boxes_to_pooler_format"]
 

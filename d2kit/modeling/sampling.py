@@ -22,7 +22,7 @@ from d2kit.modeling.box_regression import true_rows
 from d2kit.structures import BitMasks, Instances, PolygonMasks
 from d2kit.utils.devices import upload
 from d2kit.utils.env import derive_seed
-from d2kit.utils.event_storage import put_scalars
+from d2kit.utils.events import put_scalars
 
 __all__ = [
     "for_image",

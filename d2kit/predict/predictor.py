@@ -8,7 +8,7 @@ import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,14 +22,74 @@ from d2kit.layers import nms
 from d2kit.modeling import build_model, optimize_for_inference
 from d2kit.modeling.facts import build_facts, build_with_thresholds
 from d2kit.modeling.postprocessing import roi_masks_kept
-from d2kit.predict.classes import build_class_names, build_metadata
 from d2kit.predict.tiles import merge_tiles, tile_boxes
 from d2kit.structures import Instances
 from d2kit.structures.image_list import image_to_tensor
 from d2kit.utils.devices import choose_device
 from d2kit.utils.file_io import IMAGE_SUFFIXES, find_image_files
 
-__all__ = ["DefaultPredictor", "Predictor", "find_images", "inference_detector", "init_detector"]
+if TYPE_CHECKING:
+    from d2kit.data import Metadata
+
+__all__ = [
+    "DefaultPredictor",
+    "Predictor",
+    "build_class_names",
+    "build_metadata",
+    "find_images",
+    "inference_detector",
+    "init_detector",
+]
+
+
+def build_metadata(cfg: CfgNode) -> Metadata:
+    """Return what is known of a model's classes without reading a dataset.
+
+    It is the metadata of the first test set (without one: training set). Where these do not have
+    the names of MODEL.CLASS_NAMES it is a copy that has them: the model knows its classes on a
+    machine without its datasets.
+    """
+    from d2kit.data import Metadata, MetadataCatalog, register_datasets
+
+    register_datasets(cfg.DATASETS.REGISTER_COCO)
+    datasets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    metadata = MetadataCatalog.get(datasets[0] if datasets else "__unused")
+    names = list(cfg.MODEL.CLASS_NAMES)
+    if not names or names == metadata.get("thing_classes"):
+        return metadata
+    return Metadata(**{**metadata.as_dict(), "thing_classes": names})
+
+
+def build_class_names(cfg: CfgNode) -> list[str]:
+    """Return the names of a model's classes in the order of their ids.
+
+    They come from MODEL.CLASS_NAMES, the metadata of the first test (or training) set, or its
+    annotations, if they are there, or torchvision's list where the weights are torchvision's; else
+    they are numbers, "0", "1", ...
+    """
+    from d2kit.data import DatasetCatalog
+    from d2kit.modeling.facts import build_facts
+
+    metadata = build_metadata(cfg)
+    names, dataset = metadata.get("thing_classes"), metadata.name
+    if (
+        names is None
+        and os.path.isfile(metadata.get("json_file") or "")
+        and (dataset in DatasetCatalog)
+    ):
+        DatasetCatalog.get(dataset)  # a dataset of one's own tells its classes when it is read
+        names = metadata.get("thing_classes")
+    count = build_facts(cfg).num_classes or cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if names is None and cfg.MODEL.WEIGHTS.startswith("torchvision://"):
+        from torchvision.models import detection, get_model_weights, list_models
+
+        model = cfg.MODEL.WEIGHTS.removeprefix("torchvision://")
+        if model in list_models(detection):
+            [weights, *_] = get_model_weights(model)
+            listed = weights.meta["categories"]
+            # the first is the background, which only RetinaNet has as a class
+            names = listed[-count:] if len(listed) - count in (0, 1) else None
+    return list(names or map(str, range(count)))
 
 
 ColorOrder = Literal["RGB", "BGR"]
@@ -167,9 +227,31 @@ def build_loaded_model(cfg: CfgNode) -> Any:
     """
     if is_exported(cfg.MODEL.WEIGHTS):
         return build_exported(cfg)
-    model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model: Any = build_model(cfg).eval()
+    checkpointer = DetectionCheckpointer(model)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    model.not_loaded = checkpointer.not_loaded
     return model
+
+
+def check_loaded(model: Any, weights: str) -> None:
+    """Refuse a model of `build_loaded_model` that is only partly that of its file.
+
+    Args:
+        model: of any kind.
+        weights: the file, MODEL.WEIGHTS.
+
+    Raises:
+        ValueError: the file lacks weights of the model, as one of a backbone alone does.
+    """
+    lacking = getattr(model, "not_loaded", None)
+    if lacking:
+        raise ValueError(
+            f"MODEL.WEIGHTS {weights}: {len(lacking)} weights of the model are not in it "
+            f"({', '.join(lacking[:3])}{', ...' * (len(lacking) > 3)}), and would be random. Give "
+            "the file that the training wrote (model_best.pth, model_final.pth), or its folder as "
+            "--config-file"
+        )
 
 
 class Predictor:

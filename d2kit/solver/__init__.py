@@ -1,12 +1,14 @@
 """Optimizers and learning-rate schedules."""
 
-from d2kit.solver.build import build_lr_scheduler, build_optimizer, get_default_optimizer_params
-from d2kit.solver.lr_scheduler import (
+from d2kit.solver.build import (
     LRMultiplier,
     LRScheduler,
     WarmupCosineLR,
     WarmupMultiStepLR,
     WarmupParamScheduler,
+    build_lr_scheduler,
+    build_optimizer,
+    get_default_optimizer_params,
 )
 
 __all__ = [

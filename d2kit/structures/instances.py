@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from d2kit.utils.devices import is_symbolic, upload
-from d2kit.utils.errors import AssertedValueError
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.registry import AssertedValueError, nearest_names
 
 __all__ = ["Instances"]
 

@@ -1,4 +1,4 @@
-"""ByteTrack, OC-SORT and BoT-SORT of the package `trackers`, behind the interface of this one."""
+"""The interface and registry of trackers, and trackers that foresee motion."""
 
 from __future__ import annotations
 
@@ -10,10 +10,72 @@ import torch
 
 from d2kit.config import CfgNode, configurable
 from d2kit.structures import BitMasks, Instances, pairwise_iou
-from d2kit.tracking.base_tracker import TRACKER_HEADS_REGISTRY, BaseTracker
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.registry import Registry, nearest_names
 
-__all__ = ["OCSORT", "BoTSORT", "ByteTrack", "MotionTracker"]
+__all__ = [
+    "OCSORT",
+    "TRACKER_HEADS_REGISTRY",
+    "BaseTracker",
+    "BoTSORT",
+    "ByteTrack",
+    "MotionTracker",
+    "build_tracker_head",
+]
+
+
+TRACKER_HEADS_REGISTRY = Registry("TRACKER_HEADS")
+"""Trackers: called with ``(cfg)``, they return a `BaseTracker`."""
+
+
+class BaseTracker:
+    """What every tracker does: `update` is called with the detections of one frame after another.
+
+    Args:
+        **kwargs: ignored, so that a subclass may pass all that it was given.
+    """
+
+    @configurable
+    def __init__(self, **kwargs: Any) -> None:
+        self._prev_instances: Instances | None = None
+        self._id_count = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Return the constructor's arguments.
+
+        Raises:
+            NotImplementedError: unless a subclass says what they are.
+        """
+        raise NotImplementedError(f"{cls.__name__} does not say how it is built from a config")
+
+    def update(self, predictions: Instances) -> Instances:
+        """Give the detections of the next frame their identities.
+
+        Args:
+            predictions: R detections of one frame.
+
+        Returns:
+            The same detections in the same order, with the field `ID`.
+
+        Raises:
+            NotImplementedError: unless a subclass does it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement update")
+
+
+def build_tracker_head(cfg: CfgNode) -> BaseTracker:
+    """Build the tracker that ``cfg.TRACKER_HEADS.TRACKER_NAME`` names.
+
+    Args:
+        cfg: the config.
+
+    Returns:
+        A new tracker, at the first frame of a video.
+
+    Raises:
+        KeyError: if there is no such tracker; the message lists the nearest names.
+    """
+    return TRACKER_HEADS_REGISTRY.get(cfg.TRACKER_HEADS.TRACKER_NAME)(cfg)
 
 
 ASSOCIATIONS = ("box", "mask")

@@ -1,12 +1,14 @@
-"""What this machine computes on: devices by their usual names, native precisions, cores."""
+"""What this machine computes on: devices, precisions, cores; another try when memory ran out."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.fx
@@ -17,6 +19,7 @@ __all__ = [
     "choose_device",
     "computes_bfloat16",
     "exact_dtype",
+    "retry_if_cuda_oom",
     "upload",
     "use_device",
 ]
@@ -170,3 +173,53 @@ def largest(*sizes: Any) -> Any:
 def stacked_sizes(sizes: Any) -> Tensor:
     """Return sizes, numbers or recorded ones, as one int64 tensor that still depends on them."""
     return torch.stack([torch.as_tensor(size, dtype=torch.int64) for size in sizes])
+
+
+_Result = TypeVar("_Result")
+
+
+@contextmanager
+def _ignore_torch_cuda_oom() -> Iterator[None]:
+    """Swallow the error of a GPU out of memory; pass all others on."""
+    try:
+        yield
+    except RuntimeError as error:
+        by_type = isinstance(error, torch.cuda.OutOfMemoryError)
+        if not by_type and "CUDA out of memory" not in str(error):
+            raise
+
+
+def _on_cpu(value: Any) -> Any:
+    device = getattr(value, "device", None)
+    if getattr(device, "type", None) == "cuda" and hasattr(value, "to"):
+        return value.to(device="cpu")
+    return value
+
+
+def retry_if_cuda_oom(func: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Make a function survive a GPU that runs out of memory.
+
+    After the error the function is called again with torch's cache emptied, and if that fails too,
+    with the arguments that have a CUDA ``device`` moved to the CPU; the result then is on the CPU.
+
+    Args:
+        func: free of side effects, and able to run on both devices.
+
+    Returns:
+        The wrapped function.
+    """
+
+    @functools.wraps(func)
+    def wrapper(*args: Any, **kwargs: Any) -> _Result:
+        for attempt in (1, 2):
+            if attempt == 2:
+                torch.cuda.empty_cache()
+            with _ignore_torch_cuda_oom():
+                return func(*args, **kwargs)
+        logging.getLogger(__name__).info("Out of GPU memory: running %s on the CPU", func)
+        return func(
+            *(_on_cpu(value) for value in args),
+            **{name: _on_cpu(value) for name, value in kwargs.items()},
+        )
+
+    return wrapper

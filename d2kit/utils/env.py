@@ -1,4 +1,4 @@
-"""Seeds, random states and the process environment."""
+"""Seeds, random states, versions and the process environment."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "TORCH_VERSION",
     "derive_seed",
     "fixup_module_metadata",
+    "min_torch_version",
     "rng_scope",
     "seed_all_rng",
     "setup_environment",
@@ -138,3 +139,24 @@ def setup_environment() -> None:
     name = os.environ.get(ENV_MODULE_VARIABLE)
     if name:
         importlib.import_module(name).setup_environment()
+
+
+def min_torch_version(min_version: str) -> bool:
+    """Tell whether torch is at least of a version.
+
+    Args:
+        min_version: for example "2.10".
+    """
+    import torch
+
+    return _numbers(torch.__version__) >= _numbers(min_version)
+
+
+def _numbers(version: Any) -> tuple[int, ...]:
+    """Return the leading numbers of a version: (2, 14, 1) of "2.14.1+cu130"."""
+    parts = []
+    for part in str(version).split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        parts.append(int(part))
+    return tuple(parts)

@@ -1,18 +1,29 @@
-"""Name -> object registries whose errors list the nearest names."""
+"""Names of things: registries, nearest names, keys of nested configs, errors of wrong ones."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fvcore.common.registry import Registry as _FvcoreRegistry
 
-from d2kit.utils.errors import AssertedValueError
-
-__all__ = ["Registry", "locate", "nearest_names"]
+__all__ = [
+    "AssertedFileError",
+    "AssertedKeyError",
+    "AssertedTypeError",
+    "AssertedValueError",
+    "NoStorageError",
+    "NoWeightsError",
+    "Registry",
+    "ZooError",
+    "flatten",
+    "locate",
+    "nearest_names",
+    "overrides",
+]
 
 
 def nearest_names(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
@@ -178,3 +189,61 @@ def class_weights(dataset_names: Sequence[str], power: float) -> Any:
             "come from the datasets' metadata: `import d2kit.data` before the model is built"
         )
     return _PROVIDERS[-1](dataset_names, power)
+
+
+class AssertedValueError(ValueError, AssertionError):
+    """A value that Detectron2 refuses by an assertion."""
+
+
+class AssertedTypeError(TypeError, AssertionError):
+    """A type that Detectron2 refuses by an assertion."""
+
+
+class AssertedKeyError(KeyError, AssertionError):
+    """A name that Detectron2 looks for by an assertion."""
+
+
+class AssertedFileError(FileNotFoundError, AssertionError):
+    """A file that Detectron2 looks for by an assertion."""
+
+
+class NoStorageError(RuntimeError, AssertionError):
+    """There is no `EventStorage` around the call."""
+
+
+class ZooError(FileNotFoundError, RuntimeError):
+    """A config or checkpoint that the model zoo does not have."""
+
+
+class NoWeightsError(ValueError, RuntimeError):
+    """There are no published weights for a config of the model zoo."""
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return full key, ``A.B.C``, -> value of what is no mapping itself.
+
+    Args:
+        node: keys are text.
+        prefix: put before each key.
+    """
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def overrides(obj: object, base: type, *names: str) -> bool:
+    """Tell whether the class of `obj` has its own version of one of the methods.
+
+    Asked once, when the object is made: a path that works on all images and levels at once is
+    taken only where no subclass has replaced one of the steps that it joins.
+
+    Args:
+        obj: an object of `base` or a subclass.
+        base: the class whose path it is.
+        names: methods of `base`.
+    """
+    return any(getattr(type(obj), name) is not getattr(base, name) for name in names)

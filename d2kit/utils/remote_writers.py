@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from d2kit.utils.event_storage import EventWriter, get_event_storage
+from d2kit.utils.events import EventWriter, get_event_storage
 from d2kit.utils.file_io import atomic_write
-from d2kit.utils.nested import flatten
+from d2kit.utils.registry import flatten
 
 __all__ = ["MLflowWriter", "RemoteWriter", "WandbWriter", "require_package"]
 

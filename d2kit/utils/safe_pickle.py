@@ -1,10 +1,6 @@
-"""Reads pickles of others without running anything in them.
+"""Reads pickles of others without running anything, and pickles what plain pickle refuses."""
 
-A pickle is a program: `pickle.load` calls whatever global it names. `SafeUnpickler` resolves only
-the few names that plain data needs (NumPy arrays, dtypes and scalars, builtin containers,
-`collections.OrderedDict`) and maps them to functions written here, which check their arguments;
-NumPy's own `__setstate__` methods, which trust the file, are never reached.
-"""
+from __future__ import annotations
 
 import collections
 import pickle
@@ -14,7 +10,12 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 
-__all__ = ["SafeUnpickler", "load_pickle"]
+__all__ = [
+    "PicklableWrapper",
+    "SafeUnpickler",
+    "load_pickle",
+]
+
 
 PLAIN_KINDS = "biufcSU"
 OBJECT_KIND = "O"
@@ -299,3 +300,39 @@ def _fill(item: Any, seen: dict[int, Any]) -> None:
     elif isinstance(item, np.ndarray) and item.dtype.kind == OBJECT_KIND:
         for place in np.ndindex(item.shape):
             item[place] = _plain(item[place], seen)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+class PicklableWrapper:
+    """Wraps an object so that closures and lambdas can be sent to workers.
+
+    Pickling goes through cloudpickle where it is installed; the receiver gets the object itself,
+    without the wrapper. Attributes and calls are those of the object.
+
+    Args:
+        obj: the object, for example a dataset mapper defined inside a function.
+    """
+
+    def __init__(self, obj: Any) -> None:
+        if isinstance(obj, PicklableWrapper):
+            obj = obj._obj
+        self._obj: Any = obj
+
+    def __reduce__(self) -> tuple[Any, tuple[Any]]:
+        try:
+            import cloudpickle
+        except ImportError:
+            return _same, (self._obj,)
+        return cloudpickle.loads, (cloudpickle.dumps(self._obj),)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the object."""
+        return self._obj(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_obj":  # not set yet, while being copied
+            raise AttributeError(name)
+        return getattr(self._obj, name)

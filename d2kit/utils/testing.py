@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2kit.utils.torch_version_utils import min_torch_version
+from d2kit.utils.env import min_torch_version
 
 __all__ = [
     "assert_instances_allclose",

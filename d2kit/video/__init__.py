@@ -2,12 +2,12 @@
 
 from d2kit.video.association import TRACKERS, Associator, TrackedFrame, start_score
 from d2kit.video.detections import BatchDetector, DetectionStore, DetectionWriter, FrameDetections
-from d2kit.video.frames import Frame, Selection, SourceInfo
 from d2kit.video.outputs import CSV_COLUMNS, PRESETS, VideoEncoder
 from d2kit.video.plan import DETECTIONS, VideoOptions
 from d2kit.video.privacy import BLUR_MODES, LEAST_DIFFERENCE, Anonymizer
 from d2kit.video.run import COMPLETE, DAMAGED, INTERRUPTED, track_video
 from d2kit.video.sources import open_source
+from d2kit.video.video_file import Frame, Selection, SourceInfo
 
 __all__ = [
     "BLUR_MODES",

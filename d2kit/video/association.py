@@ -18,7 +18,7 @@ from d2kit.tracking import (
 )
 from d2kit.tracking.motion_trackers import MotionTracker
 from d2kit.video.detections import FrameDetections
-from d2kit.video.frames import Frame
+from d2kit.video.video_file import Frame
 
 __all__ = [
     "TRACKERS",

@@ -23,6 +23,7 @@ import torch
 
 from d2kit.config import CfgNode
 from d2kit.predict import Predictor
+from d2kit.predict.predictor import check_loaded
 from d2kit.structures import Boxes, Instances
 from d2kit.structures.masks import rle_problem
 from d2kit.utils.text import one_line
@@ -376,4 +377,5 @@ def build_detector(cfg: CfgNode) -> tuple[BatchDetector, list[str]]:
         The detector and the names of its classes.
     """
     predictor = Predictor(cfg)
+    check_loaded(predictor.model, cfg.MODEL.WEIGHTS)
     return BatchDetector(predictor), predictor.class_names

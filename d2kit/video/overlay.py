@@ -16,7 +16,7 @@ import numpy as np
 from d2kit.tracking import Sighting
 from d2kit.utils.file_io import IMAGE_SUFFIXES
 from d2kit.utils.text import one_line
-from d2kit.video.frames import Frame, Selection, SourceInfo, sampled_digest
+from d2kit.video.video_file import Frame, Selection, SourceInfo, sampled_digest
 from d2kit.visualization.canvas import fitted, inside, paste, plate
 from d2kit.visualization.labels import palette
 

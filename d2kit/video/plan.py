@@ -12,9 +12,9 @@ from typing import Any
 from d2kit.config import CfgNode
 from d2kit.export.backends import METADATA, is_exported
 from d2kit.video.detections import DetectionStore
-from d2kit.video.frames import Selection, SourceInfo
 from d2kit.video.outputs import PRESETS
 from d2kit.video.privacy import BLUR_MODES
+from d2kit.video.video_file import Selection, SourceInfo
 
 __all__ = ["DETECTIONS", "VideoOptions", "build_header", "stored_detections"]
 

@@ -15,11 +15,18 @@ import numpy as np
 
 from d2kit.config import CfgNode
 from d2kit.engine.safety.run_lock import sole_run
-from d2kit.predict.classes import build_class_names
+from d2kit.predict.predictor import build_class_names
 from d2kit.video.association import Associator, TrackedFrame, build_associator
 from d2kit.video.detections import DetectionStore, DetectionWriter, FrameDetections, build_detector
-from d2kit.video.frames import Frame, FrameSource, Selection
-from d2kit.video.outputs import TrackWriter, VideoEncoder, partial_name
+from d2kit.video.outputs import (
+    FRAMES,
+    TrackWriter,
+    VideoEncoder,
+    clear_results,
+    disk_errors,
+    partial_name,
+    publish,
+)
 from d2kit.video.overlay import draw_tracks, encode_jpeg
 from d2kit.video.plan import (
     VideoOptions,
@@ -28,8 +35,8 @@ from d2kit.video.plan import (
     stored_detections,
 )
 from d2kit.video.privacy import Anonymizer, Background
-from d2kit.video.results import FRAMES, clear_results, disk_errors, publish
 from d2kit.video.sources import open_source
+from d2kit.video.video_file import Frame, FrameSource, Selection
 
 __all__ = ["COMPLETE", "DAMAGED", "INTERRUPTED", "track_video"]
 

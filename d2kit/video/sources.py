@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from d2kit.utils.file_io import atomic_write
-from d2kit.video.frames import Frame, FrameSource, Selection
+from d2kit.video.outputs import disk_errors
 from d2kit.video.overlay import IMAGE_SUFFIXES, Camera, PictureFolder, encode_jpeg
-from d2kit.video.results import disk_errors
-from d2kit.video.video_file import VideoFile
+from d2kit.video.video_file import Frame, FrameSource, Selection, VideoFile
 
 __all__ = ["open_source"]
 

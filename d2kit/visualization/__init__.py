@@ -1,7 +1,6 @@
 """Pictures: predictions and annotations on images and video frames, curves of training."""
 
 from d2kit.visualization.plots import plot_losses
-from d2kit.visualization.video_visualizer import VideoVisualizer
-from d2kit.visualization.visualizer import ColorMode, VisImage, Visualizer
+from d2kit.visualization.visualizer import ColorMode, VideoVisualizer, VisImage, Visualizer
 
 __all__ = ["ColorMode", "VideoVisualizer", "VisImage", "Visualizer", "plot_losses"]

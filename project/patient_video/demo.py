@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2kit.cli.train import LITE, best_base, seconds_per_iteration
-from d2kit.cli.train_net import Trainer
+from d2kit.cli.train import LITE, Trainer, best_base, seconds_per_iteration
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import DefaultPredictor, default_setup, user_errors
 from d2kit.utils.file_io import atomic_write

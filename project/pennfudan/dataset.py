@@ -52,8 +52,7 @@ def prepare(archive: Path, root: Path, seed: int = 1) -> dict[str, int]:
     """
     import torch
 
-    from d2kit.utils.archives import extract_zip
-    from d2kit.utils.file_io import atomic_write
+    from d2kit.utils.file_io import atomic_write, extract_zip
 
     extract_zip(archive, root, max_bytes=1 << 30)
     base = root / "PennFudanPed"

@@ -13,7 +13,7 @@ from d2kit.contrib.panoptic_deeplab import (
     PanopticDeepLabTargetGenerator,
     add_panoptic_deeplab_config,
 )
-from d2kit.contrib.panoptic_deeplab.post_processing import get_panoptic_segmentation
+from d2kit.contrib.panoptic_deeplab.panoptic_seg import get_panoptic_segmentation
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.data.datasets import register_pascal_voc
 from d2kit.layers import get_norm

@@ -44,7 +44,7 @@ def reader(path: Path):
     from d2kit.checkpoint import DetectionCheckpointer
     from d2kit.config import get_cfg
     from d2kit.data.build import load_proposals_into_dataset
-    from d2kit.utils.archives import extract_zip
+    from d2kit.utils.file_io import extract_zip
 
     if path.name.startswith("proposals"):
         return lambda: load_proposals_into_dataset([{"image_id": 1}], str(path))

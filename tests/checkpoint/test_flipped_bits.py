@@ -14,7 +14,8 @@ import torch
 
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.checkpoint.files import read_checkpoint
-from d2kit.cli import convert_weights, train_net
+from d2kit.cli import train
+from d2kit.cli.weights import convert_weights_main
 from d2kit.config import CfgNode
 from d2kit.modeling import build_model
 from d2kit.predict import init_detector
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpointer = DetectionCheckpointer(build_model(detector_cfg()), path)
     checkpointer.save("model")
     checkpointer.save("model.safetensors")
-    convert_weights.main([str(path / "model.pth"), str(path / "model.pkl")])
+    convert_weights_main([str(path / "model.pth"), str(path / "model.pkl")])
     cfg = detector_cfg()
     cfg.OUTPUT_DIR = str(path / "run")
     cfg.DATASETS.TEST = ()
@@ -50,24 +51,24 @@ def evaluated(weights: Path, folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights that ``--eval-only`` evaluates."""
     seen = []
 
-    class Trainer(train_net.Trainer):
+    class Trainer(train.Trainer):
         @classmethod
         def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: object = None) -> dict:
             seen.append({name: value.clone() for name, value in model.state_dict().items()})
             return {}
 
     line = ["--config-file", str(folder / "config.yaml"), "--eval-only"]
-    args = train_net.argument_parser().parse_args([*line, "MODEL.WEIGHTS", str(weights)])
+    args = train.argument_parser().parse_args([*line, "MODEL.WEIGHTS", str(weights)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_net, "Trainer", Trainer)
-        train_net.run(args)
+        patch.setattr(train, "Trainer", Trainer)
+        train.run(args)
     return seen[0]
 
 
 def converted(weights: Path, folder: Path) -> dict[str, torch.Tensor]:
     target = folder / "converted.safetensors"
     target.unlink(missing_ok=True)
-    convert_weights.main([str(weights), str(target)])
+    convert_weights_main([str(weights), str(target)])
     return read_checkpoint(target)["model"]
 
 
@@ -75,7 +76,7 @@ def served(weights: Path, folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights that `convert_weights --to d2kit-folder` writes."""
     shutil.rmtree(folder / "served", ignore_errors=True)
     line = [str(weights), str(folder / "served"), "--to", "d2kit-folder"]
-    convert_weights.main([*line, "--config-file", str(folder / "config.yaml")])
+    convert_weights_main([*line, "--config-file", str(folder / "config.yaml")])
     return read_checkpoint(folder / "served" / "model_final.pth")["model"]
 
 

@@ -11,7 +11,7 @@ import torch
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.checkpoint.c2_model_loading import convert_weights, select_coco_classes, trained_classes
 from d2kit.config import get_cfg
-from d2kit.data.datasets.builtin_meta import COCO_CATEGORIES
+from d2kit.data.catalog import COCO_CATEGORIES
 from d2kit.modeling import META_ARCH_REGISTRY
 from tests.checkpoint.foreign import DATA, distinct, mmdetection_shapes, torchvision_shapes
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from d2kit.cli.convert_weights import write_folder
+from d2kit.cli.weights import write_folder
 from d2kit.config import get_cfg
 from d2kit.modeling import build_model
 from tests.export.kinds import config_of

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import d2kit
-from d2kit.cli.recipe import main as recipe_main
-from d2kit.cli.train import main, train
+from d2kit.cli.train import recipe_main, train, train_main
 from d2kit.config import get_cfg
 from d2kit.curate.conversion import WRITERS
 from d2kit.curate.prepare import prepare
@@ -115,8 +114,22 @@ def test_recipe_is_printed(tmp_path, capsys):
 def test_no_labels_are_one_message(tmp_path, capsys):
     drawn(tmp_path / "set", 2)
     with pytest.raises(SystemExit):
-        main(["--data", str(tmp_path / "set")])
+        train_main(["--data", str(tmp_path / "set")])
     assert "2 pictures and no annotations" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["voc", "coco", "yolo"])
+def test_labels_without_their_pictures_say_so(name, tmp_path, capsys):
+    write(name, drawn(tmp_path / "set", 4), tmp_path / "set")
+    for picture in (tmp_path / "set").rglob("*.png"):
+        picture.unlink()
+    with pytest.raises(SystemExit):
+        train_main(["--data", str(tmp_path / "set"), "--output", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    known = ("give the one that holds annotations and images", "found no images")
+    assert any(words in said for words in known), said
+    assert "repair mends" not in said
+    assert not (tmp_path / "out/train.yaml").exists()
 
 
 def as_roboflow(folder):
@@ -141,7 +154,9 @@ def test_one_command_to_a_page(name, tmp_path):
     else:
         write(name, drawn(tmp_path / "set"), tmp_path / "set")
     out = tmp_path / "run"
-    main(["--data", str(tmp_path / "set"), "--output", str(out), "--epochs", "1", *QUICK.split()])
+    train_main(
+        ["--data", str(tmp_path / "set"), "--output", str(out), "--epochs", "1", *QUICK.split()]
+    )
     cfg = get_cfg()
     cfg.merge_from_file(str(out / "train.yaml"))
     assert cfg.SOLVER.MAX_ITER == 2

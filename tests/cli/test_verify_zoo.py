@@ -13,7 +13,7 @@ import torch
 
 from d2kit import model_zoo
 from d2kit.checkpoint.catalog import ZOO_URL
-from d2kit.cli.verify_zoo import PUBLISHED, main
+from d2kit.cli.weights import PUBLISHED, verify_zoo_main
 from d2kit.data import MetadataCatalog
 from d2kit.modeling import build_model
 
@@ -73,7 +73,7 @@ def test_models_are_fetched_evaluated_and_kept(coco, server, tmp_path, monkeypat
     monkeypatch.setenv("D2KIT_CACHE", str(tmp_path / "cache"))
     words = [NAME, "--data", str(coco), "--output", str(tmp_path / "out"), "--mirror", server]
     with pytest.raises(SystemExit) as end:
-        main([*words, "--opts", *SMALL])
+        verify_zoo_main([*words, "--opts", *SMALL])
     assert end.value.code == 1  # random weights do not reach the published AP
     kept = json.loads((tmp_path / "out/verify_zoo.json").read_text())[NAME]
     task = kept["tasks"]["bbox"]
@@ -85,11 +85,11 @@ def test_models_are_fetched_evaluated_and_kept(coco, server, tmp_path, monkeypat
     assert "faster_rcnn_R_50_FPN_1x" in capsys.readouterr().out
     words[-1] = "http://127.0.0.1:9"  # nobody there: the result is kept, nothing is fetched
     with pytest.raises(SystemExit):
-        main([*words, "--opts", *SMALL])
+        verify_zoo_main([*words, "--opts", *SMALL])
     assert "differs" in capsys.readouterr().out
 
 
 def test_a_wrong_name_lists_the_nearest(coco, capsys):
     with pytest.raises(SystemExit):
-        main(["COCO-Detection/faster_rcnn_R_50_FPN_2x", "--data", str(coco)])
+        verify_zoo_main(["COCO-Detection/faster_rcnn_R_50_FPN_2x", "--data", str(coco)])
     assert "faster_rcnn_R_50_FPN_1x" in capsys.readouterr().err

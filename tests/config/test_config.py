@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode as FvcoreCfgNode
 
 from d2kit.config import CfgNode, get_cfg, global_cfg, set_global_cfg
 from d2kit.config.cfg_node import looks_like_typo
-from d2kit.config.defaults import _C
+from d2kit.config.config import _C
 from d2kit.config.keys import KEYS, OWN_KEYS
 from tests.support.reference_files import reference_path
 

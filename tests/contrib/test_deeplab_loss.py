@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from d2kit.contrib.deeplab.loss import DeepLabCE
+from d2kit.contrib.deeplab.semantic_seg import DeepLabCE
 
 LOGITS = torch.randn(2, 4, 5, 7, generator=torch.Generator().manual_seed(2)) * 3
 TARGET = torch.randint(0, 4, (2, 5, 7), generator=torch.Generator().manual_seed(3))

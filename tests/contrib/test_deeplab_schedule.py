@@ -8,7 +8,7 @@ from d2kit.contrib.deeplab import (
     add_deeplab_config,
     build_lr_scheduler,
 )
-from d2kit.contrib.deeplab.build_solver import WarmupPolyLR
+from d2kit.contrib.deeplab.config import WarmupPolyLR
 from d2kit.solver import LRMultiplier
 
 

@@ -15,7 +15,7 @@ from d2kit.contrib.panoptic_deeplab import (
 )
 from d2kit.data import MetadataCatalog, build_detection_train_loader
 from d2kit.data import transforms as T
-from d2kit.data.datasets.builtin_meta import _get_builtin_metadata
+from d2kit.data.catalog import _get_builtin_metadata
 from d2kit.data.detection_utils import SizeMismatchError
 from d2kit.solver import build_optimizer
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from d2kit.curate.conversion import READERS, WRITERS
 from d2kit.curate.conversion.common import decode_mask, encode_mask
-from d2kit.curate.conversion.yolo import one_line
+from d2kit.curate.conversion.text_formats import one_line
 from d2kit.data import DatasetError
 from tests.tools.test_scripts import _script
 

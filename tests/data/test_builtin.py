@@ -3,8 +3,8 @@ import json
 import pytest
 
 from d2kit.data import DatasetCatalog, DatasetError, MetadataCatalog, catalog
+from d2kit.data.catalog import _get_builtin_metadata
 from d2kit.data.datasets import builtin
-from d2kit.data.datasets.builtin_meta import _get_builtin_metadata
 from tests.support.reference_files import reference_path
 
 

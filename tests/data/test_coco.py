@@ -7,6 +7,12 @@ from pycocotools import mask as mask_util
 
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog, register_dataset
+from d2kit.data.catalog import (
+    CITYSCAPES_CATEGORIES,
+    COCO_CATEGORIES,
+    _get_builtin_metadata,
+    _get_coco_instances_meta,
+)
 from d2kit.data.datasets import (
     builtin,
     convert_to_coco_dict,
@@ -15,14 +21,8 @@ from d2kit.data.datasets import (
     load_sem_seg,
     register_coco_instances,
 )
-from d2kit.data.datasets.builtin_meta import (
-    CITYSCAPES_CATEGORIES,
-    COCO_CATEGORIES,
-    _get_builtin_metadata,
-    _get_coco_instances_meta,
-)
 from d2kit.data.datasets.coco import prefer_class_order
-from d2kit.engine.resolve import default_check_datasets
+from d2kit.engine.resolve import register_listed_datasets
 from d2kit.structures import BoxMode
 from d2kit.structures.masks import decode_counts
 from tests.data.conftest import coco
@@ -385,11 +385,11 @@ def test_the_key_of_the_config_chooses(with_defects, tmp_path):
     cfg = get_cfg()
     cfg.DATASETS.REGISTER_COCO = [["with_defects", str(with_defects), str(tmp_path)]]
     cfg.DATASETS.STRICT_ANNOTATIONS = False
-    default_check_datasets(cfg, ["with_defects"])
+    register_listed_datasets(cfg, ["with_defects"])
     try:
         assert len(DatasetCatalog.get("with_defects")) == 2
     finally:
-        default_check_datasets(get_cfg(), [])
+        register_listed_datasets(get_cfg(), [])
     with pytest.raises(ValueError, match="annotation 91"):
         DatasetCatalog.get("with_defects")
     DatasetCatalog.remove("with_defects")

@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 
 from d2kit.data import DatasetCatalog, DatasetError, MetadataCatalog
+from d2kit.data.catalog import _get_builtin_metadata
 from d2kit.data.datasets import (
     load_coco_panoptic_json,
     register_coco_panoptic,
     register_coco_panoptic_separated,
 )
-from d2kit.data.datasets.builtin_meta import _get_builtin_metadata
 
 META = _get_builtin_metadata("coco_panoptic_separated")
 

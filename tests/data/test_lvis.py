@@ -5,12 +5,8 @@ import json
 import pytest
 
 from d2kit.data import DatasetCatalog, DatasetError, MetadataCatalog
-from d2kit.data.datasets import (
-    get_lvis_instances_meta,
-    load_lvis_json,
-    lvis_v1_category_image_count,
-    register_lvis_instances,
-)
+from d2kit.data.datasets import get_lvis_instances_meta, load_lvis_json, register_lvis_instances
+from d2kit.data.datasets import lvis_v1_categories as lvis_v1_category_image_count
 from d2kit.data.datasets.lvis import read_categories
 
 BASE = {

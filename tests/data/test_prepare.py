@@ -9,7 +9,7 @@ from PIL import Image
 
 from d2kit.data import DatasetError
 from d2kit.data.datasets import load_sem_seg
-from d2kit.data.datasets.prepare import write_ade20k_labels, write_stuff_labels
+from d2kit.data.datasets.coco_panoptic import write_ade20k_labels, write_stuff_labels
 
 FOLDER = Path(__file__).parents[2] / "datasets"
 STUFF, THINGS = {92: 1, 200: 53, 0: 0}, [1, 18]

@@ -16,7 +16,7 @@ from d2kit.data.datasets import (
 )
 from d2kit.engine import DefaultTrainer
 from d2kit.evaluation.cityscapes_evaluation import THING_IDS
-from d2kit.evaluation.panoptic_evaluation import id_to_rgb
+from d2kit.evaluation.sem_seg_evaluation import id_to_rgb
 from tests.support import cityscapes_synthetic as city
 from tests.support import voc_synthetic as voc
 from tests.support.tiny_dense import tiny_dense_config

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from d2kit.cli import evaluate_groups
+from d2kit.cli.evaluate import evaluate_groups_main
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.data.datasets import register_coco_instances
 from d2kit.engine.evaluate import DefaultEvaluation, check_evaluated_weights
@@ -170,12 +170,12 @@ def test_results_say_that_the_labels_have_changed(sets, tmp_path, capsys):
         tmp_path / "images/truth.json",
     )
     arguments = ["--dataset", str(truth), "--results", str(results), "--samples", "10"]
-    evaluate_groups.main(arguments)
+    evaluate_groups_main(arguments)
     assert "warning" not in capsys.readouterr().err
     content = json.loads(truth.read_text())
     content["annotations"][0]["bbox"][0] += 1
     truth.write_text(json.dumps(content))
-    evaluate_groups.main(arguments)
+    evaluate_groups_main(arguments)
     assert "evaluate again" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog
-from d2kit.engine.hooks.average import WeightAveraging
+from d2kit.engine.hooks.checkpoint import WeightAveraging
 from d2kit.engine.hooks.progress import TimeForecast
 from d2kit.engine.preflight import report as _preflight_report
 from d2kit.engine.preflight.data import (
@@ -32,7 +32,7 @@ from d2kit.engine.preflight.model import (
     resized_boxes,
     spark_line,
 )
-from d2kit.engine.preflight.report import build_preflight_report
+from d2kit.engine.preflight.report import preflight_report
 from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
 from d2kit.solver import build_lr_scheduler
 from d2kit.structures import Boxes, BoxMode, pairwise_iou
@@ -237,7 +237,7 @@ def test_memory_is_told_with_the_switches(tmp_path, monkeypatch):
     texts = []
     for more in ((), (*options, "SOLVER.AMP.PRECISION", "bfloat16")):
         trainer = tiny.TinyTrainer(tiny.tiny_cfg(tmp_path / "run", *more))
-        texts.append(build_preflight_report(trainer.cfg, trainer, {}))
+        texts.append(preflight_report(trainer.cfg, trainer, {}))
     assert "activations of 2 images at a time" in texts[0]
     assert "average" not in texts[0]
     assert "half precision" not in texts[0]

@@ -7,10 +7,10 @@ from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, DatasetError, MetadataCatalog
 from d2kit.engine.preflight.records import (
     DefaultRecordCheck,
-    build_learned_parts,
     check_same_classes,
+    learned_parts,
 )
-from d2kit.engine.preflight.report import build_object_warnings, build_schedule_warnings
+from d2kit.engine.preflight.report import object_warnings, schedule_warnings
 from d2kit.structures import BoxMode
 
 NAME = "zz_preflight_records"
@@ -79,8 +79,8 @@ def evaluation(metadata, records, *options, **known):
     ],
 )
 def test_what_a_model_learns_from(options, parts):
-    assert build_learned_parts(make(*options)) >= parts
-    assert not ({"boxes", "rotated boxes"} - parts) & build_learned_parts(make(*options))
+    assert learned_parts(make(*options)) >= parts
+    assert not ({"boxes", "rotated boxes"} - parts) & learned_parts(make(*options))
 
 
 @pytest.mark.parametrize("options", [(), MASKS, THREE, (*MASKS, *THREE)])
@@ -261,7 +261,7 @@ def test_classes_that_differ(found, wanted, said):
 )
 def test_the_schedule_is_judged(warmup, factor, iterations, said):
     cfg = make("SOLVER.WARMUP_ITERS", warmup, "SOLVER.WARMUP_FACTOR", factor)
-    lines = build_schedule_warnings(cfg, iterations)
+    lines = schedule_warnings(cfg, iterations)
     assert len(lines) == bool(said)
     assert said in "".join(lines)
 
@@ -281,9 +281,7 @@ def test_small_objects_are_judged_in_the_size_that_the_network_sees(sides, scale
     records.append(record(thing(bbox=[0, 0, 1, 1], iscrowd=1), thing(bbox=[9, 9, 1, 1, 30])))
     records.append({"annotations": [thing(bbox=[0, 0, 1, 1])]})  # of unknown size
     chosen = range(len(records))
-    lines = build_object_warnings(
-        make(), records, chosen, lambda h, w: (int(h * scale), int(w * scale))
-    )
+    lines = object_warnings(make(), records, chosen, lambda h, w: (int(h * scale), int(w * scale)))
     assert len(lines) == bool(small)
     if small:
         assert f"{small} of {len(sides)} objects are less than 8 pixels" in lines[0]

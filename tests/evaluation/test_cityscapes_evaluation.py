@@ -3,8 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2kit.data.catalog import MetadataCatalog
-from d2kit.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from d2kit.data.catalog import CITYSCAPES_CATEGORIES, MetadataCatalog
 from d2kit.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from d2kit.evaluation.cityscapes_evaluation import THING_IDS
 from d2kit.structures import Boxes, Instances

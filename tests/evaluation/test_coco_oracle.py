@@ -7,8 +7,8 @@ import io
 import numpy as np
 import pytest
 
+from d2kit.evaluation.backend import COCOeval_opt
 from d2kit.evaluation.coco_evaluation import COCOevalMaxDets, _evaluate_predictions_on_coco
-from d2kit.evaluation.fast_eval_api import COCOeval_opt
 from tests.support.coco_synthetic import dataset
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from d2kit.data.catalog import MetadataCatalog
 from d2kit.evaluation import COCOPanopticEvaluator
-from d2kit.evaluation.panoptic_evaluation import id_to_rgb
+from d2kit.evaluation.sem_seg_evaluation import id_to_rgb
 
 NAME = "zz_panoptic_evaluation"
 HEIGHT, WIDTH = 60, 80

@@ -2,7 +2,7 @@ import pytest
 
 from d2kit.config import get_cfg
 from d2kit.evaluation import print_csv_format, verify_results
-from d2kit.evaluation.testing import flatten_results_dict
+from d2kit.evaluation.evaluator import flatten_results_dict
 
 RESULTS = {"bbox": {"AP": 38.04, "AP50": 60.0, "AP-person": 50.0}, "segm": {"AP": float("nan")}}
 

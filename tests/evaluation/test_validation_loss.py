@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2kit.engine import launch
-from d2kit.evaluation.validation_loss import validation_losses
+from d2kit.engine.evaluate import validation_losses
 from d2kit.utils import comm
 from d2kit.utils.events import EventStorage
 from tests.support import tiny_run as tiny

@@ -13,8 +13,8 @@ import torch
 
 from d2kit.export import export_model, load_exported
 from d2kit.export.backends import FILES
-from d2kit.export.graph import DetectorGraph
-from d2kit.export.parity import compare, worst
+from d2kit.export.folder import compare, worst
+from d2kit.export.formats import DetectorGraph
 from tests.export.kinds import KINDS, SIZES, model_of, picture
 from tests.export.test_export import to_input
 

@@ -199,7 +199,7 @@ PROCESSES = (
     Protection(
         18,
         "processes agree on the step to stop at",
-        "engine.safety.preemption:Preemption.after_step",
+        "engine.safety.stopping:Preemption.after_step",
         "asked = int(self._answer.item())",
         "pass",
         "tests/faults/test_signals.py::test_one_of_two_processes",
@@ -325,7 +325,7 @@ FILES = (
         HOSTILE,
     ),
     Protection(
-        *(30, "archives with bombs are refused", "utils.archives:extract_zip"),
+        *(30, "archives with bombs are refused", "utils.file_io:extract_zip"),
         "max_ratio: float = 200,",
         "max_ratio: float = 1e12,",
         "tests/project/test_datasets.py::test_hostile_archives_are_refused",
@@ -364,7 +364,7 @@ ADDED = (
         f"{STUCK}::test_a_stuck_evaluation_ends",
     ),
     Protection(
-        *(31, "results of other options are removed", "video.results:clear_results"),
+        *(31, "results of other options are removed", "video.outputs:clear_results"),
         "path.unlink()",
         "pass",
         "tests/video/test_results.py::test_nothing_of_an_unblurred_run_stays_beside_a_blurred_one",
@@ -418,13 +418,13 @@ ADDED = (
         f"{DIGEST}::test_a_later_training_is_newer_whatever_the_clock_says",
     ),
     Protection(
-        *(39, "a made-up line has its losses", "utils.event_storage:EventStorage.load_state_dict"),
+        *(39, "a made-up line has its losses", "utils.events:EventStorage.load_state_dict"),
         "self._latest_scalars[name] = (value, iteration)",
         "pass",
         f"{MADE_UP}::test_metrics_are_those_of_the_undisturbed_run",
     ),
     Protection(
-        *(39, "a whole line without its end stays", "utils.event_storage:JSONWriter.continue_from"),
+        *(39, "a whole line without its end stays", "utils.events:JSONWriter.continue_from"),
         'kept[-1] += b"\\n"',
         "pass",
         f"{MADE_UP}::test_a_whole_line_without_its_end_stays",

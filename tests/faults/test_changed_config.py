@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from d2kit.engine.safety.resume_check import config_differences
+from d2kit.engine.safety.run_lock import config_differences
 from tests.support import tiny_run as tiny
 
 pytestmark = pytest.mark.faults(10, fast=True)

@@ -17,8 +17,8 @@ import torch
 
 from d2kit.data import DatasetMapper, build_detection_train_loader
 from d2kit.engine import launch
+from d2kit.engine.evaluate import validation_losses
 from d2kit.evaluation import DatasetEvaluators, inference_on_dataset
-from d2kit.evaluation.validation_loss import validation_losses
 from d2kit.utils import comm
 from tests.support import fault_runs as runs
 from tests.support import tiny_run as tiny

@@ -29,7 +29,8 @@ from d2kit.engine.hooks import (
     PeriodicWriter,
     WeightAveraging,
 )
-from d2kit.utils import comm, event_storage
+from d2kit.utils import comm
+from d2kit.utils import events as event_storage
 from d2kit.utils.events import JSONWriter
 from tests.support import fault_runs as runs
 from tests.support import tiny_run as tiny

@@ -20,7 +20,7 @@ from torch import nn
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.data import DatasetCatalog
 from d2kit.engine.hooks import PeriodicWriter
-from d2kit.utils import event_storage
+from d2kit.utils import events as event_storage
 from d2kit.utils.file_io import remove_leftovers
 from tests.support import fault_runs as runs
 from tests.support import tiny_run as tiny

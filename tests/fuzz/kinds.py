@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from d2kit.checkpoint.files import read_checkpoint, write_safetensors
-from d2kit.cli import evaluate_groups, split_data
-from d2kit.cli.visualize_json_results import pictures as drawn_results
-from d2kit.cli.visualize_json_results import read_results
+from d2kit.cli.data import split_main
+from d2kit.cli.evaluate import evaluate_groups_main
+from d2kit.cli.visualize import pictures as drawn_results
+from d2kit.cli.visualize import read_results
 from d2kit.config import LazyConfig, get_cfg
 from d2kit.curate.checking import check_dataset, repair_coco
 from d2kit.curate.conversion import READERS, WRITERS
@@ -37,12 +38,12 @@ from d2kit.engine.safety.run_lock import RunLock
 from d2kit.evaluation.report import write_report
 from d2kit.evaluation.track_evaluation import evaluate_tracks, read_mot_text
 from d2kit.export.backends import METADATA, load_exported, sha256
-from d2kit.utils.archives import extract_zip
-from d2kit.utils.event_storage import JSONWriter
+from d2kit.utils.events import JSONWriter
+from d2kit.utils.file_io import extract_zip
 from d2kit.video.detections import DetectionStore
-from d2kit.video.frames import Selection
-from d2kit.video.results import clear_results
+from d2kit.video.outputs import clear_results
 from d2kit.video.sources import open_source
+from d2kit.video.video_file import Selection
 from d2kit.visualization.plots import read_metrics
 from tests.support.cityscapes_synthetic import write as write_city
 
@@ -311,7 +312,7 @@ def fix(folder: Path) -> None:
 
 def groups(folder: Path) -> None:
     options = ["--results", str(folder / "results.json"), "--group", "id", "--samples", "3"]
-    evaluate_groups.main(["--dataset", str(folder / "train.json"), *options])
+    evaluate_groups_main(["--dataset", str(folder / "train.json"), *options])
 
 
 def truth_and_results(folder: Path) -> None:
@@ -334,7 +335,7 @@ def results_alone(folder: Path) -> None:
 
 def split(folder: Path) -> None:
     options = ["--parts", "a=0.5", "b=0.5", "--group", "id", "--output", str(folder / "out")]
-    split_data.main([str(folder / "train.json"), *options])
+    split_main([str(folder / "train.json"), *options])
 
 
 def voc_read(folder: Path) -> object:

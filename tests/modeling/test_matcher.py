@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2kit.modeling.matcher import Matcher
+from d2kit.modeling.box_regression import Matcher
 from tests.support.reference_files import reference_path
 
 SETTINGS = [

@@ -5,7 +5,7 @@ from d2kit.layers import nms_rotated
 from d2kit.modeling import build_model
 from d2kit.modeling.box_regression import outlines_of
 from d2kit.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
-from d2kit.modeling.proposal_generator.rrpn import RRPN, find_top_rrpn_proposals
+from d2kit.modeling.proposal_generator.rpn import RRPN, find_top_rrpn_proposals
 from d2kit.modeling.roi_heads.rotated_fast_rcnn import (
     RotatedFastRCNNOutputLayers,
     RROIHeads,

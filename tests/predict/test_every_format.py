@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from d2kit.cli import check_data, predict, track_video, visualize_data
+from d2kit.cli.data import check_main
+from d2kit.cli.predict import predict_main, track_main
+from d2kit.cli.visualize import visualize_main
 from d2kit.data import DatasetCatalog, MetadataCatalog
 
 WIDTH, HEIGHT = 40, 30
@@ -130,7 +132,7 @@ def results(folder, truth, detector):
 def run_predict(folder, truth, out, detector):
     config, weights = detector
     code, text = said_by(
-        predict.main,
+        predict_main,
         *("--config-file", config, "--input", folder, "--output", out, "MODEL.WEIGHTS", weights),
     )
     rows = json.loads((out / "predictions.json").read_text())["images"]
@@ -146,7 +148,7 @@ def run_predict(folder, truth, out, detector):
 def run_track(folder, truth, out, detector):
     config, weights = detector
     code, text = said_by(
-        track_video.main,
+        track_main,
         *("--config-file", config, "--input", folder, "--output", out, "MODEL.WEIGHTS", weights),
     )
     with av.open(str(out / "annotated.mp4")) as file:
@@ -158,7 +160,7 @@ def run_track(folder, truth, out, detector):
 
 def run_visualize(folder, truth, out, detector):
     code, text = said_by(
-        visualize_data.main,
+        visualize_main,
         *("--json", truth, "--images", folder, "--output-dir", out, "--count", 999),
     )
     DatasetCatalog.remove(str(truth))
@@ -174,7 +176,7 @@ def run_visualize(folder, truth, out, detector):
 
 
 def run_check(folder, truth, out, detector):
-    code, text = said_by(check_data.main, truth, "--images", folder)
+    code, text = said_by(check_main, truth, "--images", folder)
     wrong = {}
     ids = {i["id"]: i["file_name"] for i in json.loads(truth.read_text())["images"]}
     for number, name in ids.items():

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 import d2kit
-from d2kit.cli import predict, report, track_video, train_net
-from d2kit.cli.convert_weights import write_folder
-from d2kit.cli.export import export_config
+from d2kit.cli import train
+from d2kit.cli.evaluate import report_main
+from d2kit.cli.predict import predict_main, track_main
+from d2kit.cli.weights import export_config, write_folder
 from d2kit.config import get_cfg
 from d2kit.engine import DefaultPredictor
 from d2kit.export import load_exported
@@ -232,15 +233,15 @@ def dataset(tmp_path):
 def test_commands_take_the_folder(exports, trained, dataset, tmp_path, capsys):
     folder, (place, _) = exports("torchscript"), dataset
     args = ["--input", str(place), "--output", str(tmp_path / "found")]
-    predict.main(["--config-file", str(folder), *args])
+    predict_main(["--config-file", str(folder), *args])
     found = json.loads((tmp_path / "found/predictions.json").read_text())
-    predict.main(["--config-file", str(trained), *args[:-1], str(tmp_path / "e")])
+    predict_main(["--config-file", str(trained), *args[:-1], str(tmp_path / "e")])
     expected = json.loads((tmp_path / "e/predictions.json").read_text())
     assert found["categories"] == expected["categories"]
     assert [a["category_id"] for a in found["annotations"]] == [
         a["category_id"] for a in expected["annotations"]
     ]
-    code = track_video.main(
+    code = track_main(
         ["--config-file", str(folder), "--input", str(place), "--output", f"{tmp_path}/t"]
     )
     assert code == 0
@@ -253,18 +254,18 @@ def test_evaluation_and_report(exports, trained, dataset, tmp_path, capsys):
     opts = ["DATASETS.REGISTER_COCO", f"[['{name}', '{truth}', '{place}']]"]
     opts += ["DATASETS.TEST", f"('{name}',)", "DATALOADER.NUM_WORKERS", "0"]
     with pytest.raises(SystemExit):
-        report.main([str(folder)])
+        report_main([str(folder)])
     assert "evaluate it first" in capsys.readouterr().err
     results = []
     for config, output in ((folder, []), (trained, ["OUTPUT_DIR", str(tmp_path / "run")])):
         words = ["--eval-only", "--config-file", str(config), *opts, *output]
-        results.append(train_net.run(train_net.argument_parser().parse_args(words)))
+        results.append(train.run(train.argument_parser().parse_args(words)))
     exported, eager = results
     assert exported.keys() == eager.keys() == {"bbox", "segm"}
     for task in eager:
         assert exported[task]["AP"] == pytest.approx(eager[task]["AP"], abs=0.05)
-    report.main([str(folder)])
+    report_main([str(folder)])
     assert (folder / "evaluation" / "report.html").is_file()
     with pytest.raises(SystemExit):
-        train_net.run(train_net.argument_parser().parse_args(["--config-file", str(folder)]))
+        train.run(train.argument_parser().parse_args(["--config-file", str(folder)]))
     assert "not trained" in capsys.readouterr().err

@@ -12,8 +12,7 @@ from d2kit.engine import DefaultPredictor
 from d2kit.modeling import build_model
 from d2kit.modeling.facts import build_facts
 from d2kit.predict import Predictor, find_images
-from d2kit.predict.classes import build_class_names
-from d2kit.predict.predictor import build_inference_cfg
+from d2kit.predict.predictor import build_class_names, build_inference_cfg
 from d2kit.predict.tiles import merge_tiles, tile_boxes
 from d2kit.structures import Boxes, Instances, ROIMasks
 from tests.support.tiny_model import tiny_config

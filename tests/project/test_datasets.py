@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from d2kit.data import DatasetCatalog, MetadataCatalog
-from d2kit.utils.archives import extract_zip
+from d2kit.utils.file_io import extract_zip
 from project import patient_video, pennfudan
 from project.patient_video.dataset import WardSpec
 from tests.support.archives import SHARED, small_archive

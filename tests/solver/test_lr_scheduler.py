@@ -18,7 +18,7 @@ from d2kit.solver import (
     WarmupParamScheduler,
     build_lr_scheduler,
 )
-from d2kit.solver.lr_scheduler import _get_warmup_factor_at_iter
+from d2kit.solver.build import _get_warmup_factor_at_iter
 from tests.support.reference_files import reference_path
 
 

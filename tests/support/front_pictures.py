@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 import d2kit
-from d2kit.cli import visualize_data
+from d2kit.cli.visualize import visualize_main
 from d2kit.config import CfgNode, get_cfg
 from d2kit.data.datasets.validate import read_json
 from tests.support.browser import browser
@@ -102,7 +102,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "data.html"
         given = ["--json", str(file), "--images", str(images), "--html", str(page), "--count", "12"]
-        visualize_data.main(given)
+        visualize_main(given)
         photograph(page, args.output / "data_page.jpg", 800)
     overlay(args.photos, args.output / "overlay.jpg")
     tracked(args.ward, args.output / "tracked.jpg")

@@ -13,7 +13,7 @@ from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, MetadataCatalog
 from d2kit.engine import DefaultPredictor, default_argument_parser
 from d2kit.engine.resolve import build_named_cfg
-from d2kit.predict.classes import build_class_names
+from d2kit.predict.predictor import build_class_names
 from tests.tools.test_scripts import TINY, _script
 
 NAMES = ["zz_own_train", "zz_own_test"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from d2kit.utils.archives import extract_zip
+from d2kit.utils.file_io import extract_zip
 
 
 def test_many_small_bombs(tmp_path: Path) -> None:

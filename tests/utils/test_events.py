@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2kit.utils import event_storage as _event_storage
+from d2kit.utils import events as _event_storage
 from d2kit.utils.events import (
     CommonMetricPrinter,
     EventStorage,
@@ -227,7 +227,7 @@ def test_printer(caplog, monkeypatch):
 def test_printer_measures_time_itself(caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     times = iter([0.0, 20.0])
-    monkeypatch.setattr("d2kit.utils.event_storage.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("d2kit.utils.events.time.perf_counter", lambda: next(times))
     printer = CommonMetricPrinter(max_iter=111)
     with EventStorage(0) as storage:
         printer.write()

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from d2kit.utils.collect_env import collect_env_info, collect_torch_env, get_env_module
-from d2kit.utils.colormap import colormap, random_color, random_colors
-from d2kit.utils.devices import is_fx_tracing
-from d2kit.utils.memory import _ignore_torch_cuda_oom, retry_if_cuda_oom
-from d2kit.utils.serialize import PicklableWrapper
+from d2kit.utils.devices import _ignore_torch_cuda_oom, is_fx_tracing, retry_if_cuda_oom
+from d2kit.utils.safe_pickle import PicklableWrapper
 from d2kit.utils.testing import assert_instances_allclose
+from d2kit.visualization.labels import colormap, random_color, random_colors
 
 
 class OnCuda:
@@ -84,7 +83,7 @@ def test_random_colours_leave_the_global_generator_alone():
 
 
 def test_random_colours_are_the_same_in_every_process():
-    code = "from d2kit.utils.colormap import random_color; print(random_color().tolist())"
+    code = "from d2kit.visualization.labels import random_color; print(random_color().tolist())"
     runs = [subprocess.check_output([sys.executable, "-c", code]) for _ in range(2)]
     assert runs[0] == runs[1]
 
@@ -203,8 +202,7 @@ def test_analysis():
 
 def test_doors_open_to_the_visualizers():
     from d2kit.utils import video_visualizer, visualizer
-    from d2kit.visualization.video_visualizer import VideoVisualizer
-    from d2kit.visualization.visualizer import Visualizer
+    from d2kit.visualization.visualizer import VideoVisualizer, Visualizer
 
     assert visualizer.Visualizer is Visualizer
     assert video_visualizer.VideoVisualizer is VideoVisualizer

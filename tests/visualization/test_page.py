@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from d2kit.visualization import page
+from d2kit.cli.visualize import make_page
 from tests.tools.test_scripts import _script
 
 
@@ -22,7 +22,7 @@ def images_of(text):
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_pictures_are_inside(count):
     picture = np.full((400, 720, 3), (200, 30, 10), np.uint8)  # RGB
-    text = page.make_page([(f"{i}", picture) for i in range(count)], [("cat", 5, 2)])
+    text = make_page([(f"{i}", picture) for i in range(count)], [("cat", 5, 2)])
     assert [im.shape for im in images_of(text)] == [(200, 360, 3)] * count
     assert all(abs(im[0, 0].astype(int) - [10, 30, 200]).max() < 6 for im in images_of(text))
     assert "<td>cat</td><td>5</td><td>2</td>" in text
@@ -31,14 +31,14 @@ def test_pictures_are_inside(count):
 
 def test_names_are_escaped():
     name = '<script>alert("x")</script>'
-    text = page.make_page([(name, np.zeros((8, 8, 3), np.uint8))], [(name, 1, 1)], name)
+    text = make_page([(name, np.zeros((8, 8, 3), np.uint8))], [(name, 1, 1)], name)
     assert "<script" not in text
     assert text.count("&lt;script&gt;") == 5  # title, heading, class, alt, caption
 
 
 def test_size_is_bounded(monkeypatch):
-    monkeypatch.setattr(page, "MAX_BYTES", 100)
-    text = page.make_page([(f"{i}", np.zeros((8, 8, 3), np.uint8)) for i in range(4)])
+    monkeypatch.setattr("d2kit.cli.visualize.MAX_BYTES", 100)
+    text = make_page([(f"{i}", np.zeros((8, 8, 3), np.uint8)) for i in range(4)])
     assert len(images_of(text)) == 1
     assert "3 more pictures left out" in text
 

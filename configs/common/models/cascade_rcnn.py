@@ -5,8 +5,7 @@ Source: Cai and Vasconcelos 2018 (arXiv 1712.00726).
 
 from d2kit.config import LazyCall as L
 from d2kit.layers import ShapeSpec
-from d2kit.modeling.box_regression import Box2BoxTransform
-from d2kit.modeling.matcher import Matcher
+from d2kit.modeling.box_regression import Box2BoxTransform, Matcher
 from d2kit.modeling.roi_heads import CascadeROIHeads, FastRCNNConvFCHead, FastRCNNOutputLayers
 
 from .mask_rcnn_fpn import model

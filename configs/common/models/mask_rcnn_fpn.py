@@ -5,8 +5,7 @@ from d2kit.layers import ShapeSpec
 from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
 from d2kit.modeling.backbone import FPN, BasicStem, ResNet
 from d2kit.modeling.backbone.fpn import LastLevelMaxPool
-from d2kit.modeling.box_regression import Box2BoxTransform
-from d2kit.modeling.matcher import Matcher
+from d2kit.modeling.box_regression import Box2BoxTransform, Matcher
 from d2kit.modeling.meta_arch import GeneralizedRCNN
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.proposal_generator import RPN, StandardRPNHead

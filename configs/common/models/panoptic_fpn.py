@@ -3,7 +3,7 @@
 from d2kit.config import LazyCall as L
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.meta_arch import PanopticFPN
-from d2kit.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from d2kit.modeling.meta_arch.panoptic_fpn import SemSegFPNHead
 
 from .mask_rcnn_fpn import ROI_LEVELS, model
 

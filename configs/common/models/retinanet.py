@@ -4,8 +4,7 @@ from d2kit.config import LazyCall as L
 from d2kit.layers import ShapeSpec
 from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
 from d2kit.modeling.backbone.fpn import LastLevelP6P7
-from d2kit.modeling.box_regression import Box2BoxTransform
-from d2kit.modeling.matcher import Matcher
+from d2kit.modeling.box_regression import Box2BoxTransform, Matcher
 from d2kit.modeling.meta_arch import RetinaNet
 from d2kit.modeling.meta_arch.retinanet import RetinaNetHead
 

@@ -16,10 +16,8 @@ where the file has, for instance, the keys
 The trainer's `build_lr_scheduler` returns this package's.
 """
 
-from d2kit.contrib.deeplab.build_solver import build_lr_scheduler
-from d2kit.contrib.deeplab.config import add_deeplab_config
-from d2kit.contrib.deeplab.resnet import build_resnet_deeplab_backbone
-from d2kit.contrib.deeplab.semantic_seg import DeepLabV3PlusHead
+from d2kit.contrib.deeplab.config import add_deeplab_config, build_lr_scheduler
+from d2kit.contrib.deeplab.semantic_seg import DeepLabV3PlusHead, build_resnet_deeplab_backbone
 
 __all__ = [
     "DeepLabV3PlusHead",

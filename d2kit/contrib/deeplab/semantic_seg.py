@@ -1,4 +1,6 @@
-"""The head of DeepLabV3+."""
+"""DeepLabV3+: its ResNet, its loss and its head."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,14 +10,196 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2kit.config import CfgNode, configurable
-from d2kit.contrib.deeplab.loss import DeepLabCE
-from d2kit.layers import ASPP, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
-from d2kit.layers.shape_spec import region_shape, shapes_of
-from d2kit.layers.weight_init import normal_fill, xavier_fill
+from d2kit.layers import ASPP, CNNBlockBase, Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
+from d2kit.layers.blocks import normal_fill, xavier_fill
+from d2kit.layers.wrappers import region_shape, shapes_of
 from d2kit.modeling import SEM_SEG_HEADS_REGISTRY
+from d2kit.modeling.backbone import BACKBONE_REGISTRY, ResNet
+from d2kit.modeling.backbone.resnet import (
+    FIRST_BOTTLENECK_DEPTH,
+    BasicStem,
+    check_out_features,
+    conv_norm,
+    set_norm_eps,
+    stage_arguments,
+)
 from d2kit.utils import comm
 
-__all__ = ["DeepLabV3PlusHead"]
+__all__ = [
+    "DeepLabCE",
+    "DeepLabStem",
+    "DeepLabV3PlusHead",
+    "build_resnet_deeplab_backbone",
+]
+
+
+class DeepLabStem(CNNBlockBase):
+    """Three 3x3 convolutions, the first of stride 2, and a 3x3 max pooling of stride 2.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: channels of the output, even; the first two convolutions have half of them.
+        norm: name of a normalisation, as `d2kit.layers.get_norm` takes it.
+
+    Source: He et al., Bag of Tricks (2019), section 4.2, ResNet-C.
+    """
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 128, norm: str = "BN") -> None:
+        super().__init__(in_channels, out_channels, 4)
+        half = out_channels // 2
+        self.conv1 = conv_norm(in_channels, half, 3, norm, stride=2)
+        self.conv2 = conv_norm(half, half, 3, norm)
+        self.conv3 = conv_norm(half, out_channels, 3, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of an image batch.
+
+        Args:
+            x: float (N, in_channels, H, W).
+
+        Returns:
+            Float (N, out_channels, H / 4, W / 4).
+        """
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = F.relu_(conv(x))
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
+
+_STEMS: dict[str, type[BasicStem] | type[DeepLabStem]] = {
+    "basic": BasicStem,
+    "deeplab": DeepLabStem,
+}
+_DILATIONS = ((1, 1), (1, 2), (2, 4))  # of res4 and res5: strides 32, 16, 8
+
+
+def _check(node: CfgNode) -> None:
+    """Raise where `node`, MODEL.RESNETS, asks for what this network cannot be."""
+    if node.DEPTH < FIRST_BOTTLENECK_DEPTH:
+        raise ValueError(
+            "build_resnet_deeplab_backbone needs MODEL.RESNETS.DEPTH 50, 101 or 152 (blocks with a "
+            f"bottleneck), got {node.DEPTH}"
+        )
+    dilations = node.RES4_DILATION, node.RES5_DILATION
+    if dilations not in _DILATIONS:
+        raise ValueError(
+            "MODEL.RESNETS.RES4_DILATION and RES5_DILATION must be one of the pairs "
+            f"{list(_DILATIONS)}, got {dilations}"
+        )
+    if node.STEM_TYPE not in _STEMS:
+        raise ValueError(
+            f"MODEL.RESNETS.STEM_TYPE must be one of {list(_STEMS)}, got {node.STEM_TYPE!r}"
+        )
+    if len(node.RES5_MULTI_GRID) != 3:
+        raise ValueError(
+            "MODEL.RESNETS.RES5_MULTI_GRID must have one factor for each of res5's 3 blocks, got "
+            f"{list(node.RES5_MULTI_GRID)}"
+        )
+    check_out_features(node.OUT_FEATURES, ["stem", "res2", "res3", "res4", "res5"])
+
+
+def _dilated(node: CfgNode, index: int) -> dict[str, Any]:
+    """Return the arguments of stage `res{index + 2}`: where it is dilated, it has no stride."""
+    arguments = stage_arguments(node, index)
+    dilation = {2: node.RES4_DILATION, 3: node.RES5_DILATION}.get(index, 1)
+    count = arguments["num_blocks"]
+    del arguments["dilation"]
+    first_stride = 1 if index == 0 or dilation > 1 else 2
+    grid = node.RES5_MULTI_GRID if index == 3 else [1] * count
+    return {
+        **arguments,
+        "stride_per_block": [first_stride] + [1] * (count - 1),
+        "dilation_per_block": [dilation * factor for factor in grid],
+    }
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_deeplab_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build the dilated ResNet that `cfg.MODEL.RESNETS` describes.
+
+    Args:
+        cfg: a full config with the keys of `add_deeplab_config`.
+        input_shape: its `channels` enter the stem.
+
+    Returns:
+        The network, with only the stages that `OUT_FEATURES` needs.
+
+    Raises:
+        ValueError: a key of `MODEL.RESNETS` has a value that this network cannot have.
+
+    Source: Chen et al., Rethinking Atrous Convolution (2017), section 3.2 (dilation, multi-grid).
+    """
+    node = cfg.MODEL.RESNETS
+    _check(node)
+    stem = _STEMS[node.STEM_TYPE](input_shape.channels or 3, node.STEM_OUT_CHANNELS, node.NORM)
+    in_channels, out_channels = node.STEM_OUT_CHANNELS, node.RES2_OUT_CHANNELS
+    stages = []
+    for index in range(4):
+        stages.append(
+            ResNet.make_stage(
+                in_channels=in_channels, out_channels=out_channels, **_dilated(node, index)
+            )
+        )
+        in_channels, out_channels = out_channels, 2 * out_channels
+    network = ResNet(
+        stem, stages, out_features=node.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
+    )
+    set_norm_eps(network, node.NORM_EPS)
+    return network
+
+
+class DeepLabCE(nn.Module):
+    """Mean cross entropy of the share of a batch's pixels whose cross entropy is largest.
+
+    Args:
+        ignore_label: label of pixels whose loss is 0; they count among all pixels.
+        top_k_percent_pixels: the share of all pixels, in (0, 1]; 1 takes all.
+        weight: (K,) factors of the classes.
+
+    Raises:
+        ValueError: a share that is not in (0, 1].
+
+    Source: Yang et al., DeeperLab (2019), the weighted bootstrapped cross entropy.
+    """
+
+    def __init__(
+        self,
+        ignore_label: int = -1,
+        top_k_percent_pixels: float = 1.0,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 < top_k_percent_pixels <= 1.0:
+            raise ValueError(
+                "DeepLabCE: top_k_percent_pixels is a share of the pixels (the config key "
+                f"LOSS_TOP_K): expected a number in (0, 1], got {top_k_percent_pixels}"
+            )
+        self.ignore_label = ignore_label
+        self.top_k_percent_pixels = top_k_percent_pixels
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the loss, 0-dim float32.
+
+        Args:
+            logits: (N, K, H, W).
+            labels: int64 (N, H, W).
+            weights: (N, H, W), factors of the pixels' losses, which are chosen after it.
+        """
+        losses = F.cross_entropy(
+            logits.float(),
+            labels,
+            weight=self.weight,  # type: ignore[arg-type]
+            ignore_index=self.ignore_label,
+            reduction="none",
+        )
+        if weights is not None:
+            losses = losses * weights
+        losses = losses.flatten()
+        if self.top_k_percent_pixels < 1.0:
+            count = max(1, int(self.top_k_percent_pixels * losses.numel()))
+            losses = losses.topk(count, sorted=False).values
+        return losses.mean()
+
 
 Norm = str | Callable[[int], nn.Module] | None
 

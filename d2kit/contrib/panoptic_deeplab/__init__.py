@@ -8,16 +8,18 @@ on a dataset with panoptic labels whose classes of things and stuff share one nu
 ``coco_2017_train_panoptic``.
 """
 
-from d2kit.contrib.panoptic_deeplab.config import add_panoptic_deeplab_config
-from d2kit.contrib.panoptic_deeplab.dataset_mapper import PanopticDeeplabDatasetMapper
+from d2kit.contrib.panoptic_deeplab.dataset_mapper import (
+    PanopticDeeplabDatasetMapper,
+    PanopticDeepLabTargetGenerator,
+)
 from d2kit.contrib.panoptic_deeplab.panoptic_seg import (
     INS_EMBED_BRANCHES_REGISTRY,
     PanopticDeepLab,
     PanopticDeepLabInsEmbedHead,
     PanopticDeepLabSemSegHead,
+    add_panoptic_deeplab_config,
     build_ins_embed_branch,
 )
-from d2kit.contrib.panoptic_deeplab.target_generator import PanopticDeepLabTargetGenerator
 
 __all__ = [
     "INS_EMBED_BRANCHES_REGISTRY",

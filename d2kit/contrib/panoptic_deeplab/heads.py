@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.contrib.deeplab import DeepLabV3PlusHead
-from d2kit.contrib.deeplab.loss import DeepLabCE
+from d2kit.contrib.deeplab.semantic_seg import DeepLabCE
 from d2kit.layers import Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
-from d2kit.layers.shape_spec import shapes_of
-from d2kit.layers.weight_init import normal_fill, xavier_fill
+from d2kit.layers.blocks import normal_fill, xavier_fill
+from d2kit.layers.wrappers import shapes_of
 from d2kit.modeling import SEM_SEG_HEADS_REGISTRY
 from d2kit.utils.registry import Registry
 

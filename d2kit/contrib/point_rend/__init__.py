@@ -17,10 +17,13 @@ where the file has, beside those of a Mask R-CNN with FPN, the keys
     INPUT: {MASK_FORMAT: bitmask}
 """
 
-from d2kit.contrib.point_rend.color_augmentation import ColorAugSSDTransform
-from d2kit.contrib.point_rend.config import add_pointrend_config
 from d2kit.contrib.point_rend.mask_head import ImplicitPointRendMaskHead, PointRendMaskHead
-from d2kit.contrib.point_rend.point_head import StandardPointHead, build_point_head
+from d2kit.contrib.point_rend.point_head import (
+    StandardPointHead,
+    add_pointrend_config,
+    build_point_head,
+)
+from d2kit.data.transforms import ColorAugSSDTransform
 
 __all__ = [
     "ColorAugSSDTransform",

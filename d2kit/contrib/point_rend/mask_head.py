@@ -16,23 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
-from d2kit.contrib.point_rend.point_features import (
+from d2kit.contrib.point_rend.point_head import (
+    ConvFCHead,
+    build_point_head,
     generate_regular_grid_point_coords,
     get_point_coords_wrt_image,
     get_uncertain_point_coords_on_grid,
     get_uncertain_point_coords_with_randomness,
     point_sample,
     point_sample_fine_grained_features,
+    roi_mask_point_loss,
     sample_bitmaps,
     uniform_points,
 )
-from d2kit.contrib.point_rend.point_head import (
-    ConvFCHead,
-    build_point_head,
-    roi_mask_point_loss,
-)
 from d2kit.layers import ShapeSpec
-from d2kit.layers.shape_spec import shapes_of
+from d2kit.layers.wrappers import shapes_of
 from d2kit.modeling.roi_heads.box_head import own_class
 from d2kit.modeling.roi_heads.fast_rcnn import region_count
 from d2kit.modeling.roi_heads.mask_head import (

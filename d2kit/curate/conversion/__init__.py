@@ -14,15 +14,18 @@ from d2kit.curate.conversion.common import (
     split_of,
     write_coco_dataset,
 )
-from d2kit.curate.conversion.cvat import read_cvat, write_cvat
 from d2kit.curate.conversion.foreign import IMAGE_FOLDERS, SPLITS, image_files, read_text
-from d2kit.curate.conversion.label_studio import is_label_studio, read_label_studio
-from d2kit.curate.conversion.labelme import read_labelme, write_labelme
+from d2kit.curate.conversion.json_formats import (
+    is_label_studio,
+    is_via,
+    read_label_studio,
+    read_labelme,
+    read_via,
+    write_labelme,
+)
 from d2kit.curate.conversion.masks import read_masks, write_masks
-from d2kit.curate.conversion.table import is_table, read_csv
-from d2kit.curate.conversion.via import is_via, read_via
-from d2kit.curate.conversion.voc import read_voc, write_voc
-from d2kit.curate.conversion.yolo import read_yolo, write_yolo
+from d2kit.curate.conversion.text_formats import is_table, read_csv, read_yolo, write_yolo
+from d2kit.curate.conversion.xml_formats import read_cvat, read_voc, write_cvat, write_voc
 
 __all__ = [
     "IMAGE_FOLDERS",

@@ -9,8 +9,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from d2kit.data.catalog import DatasetCatalog, MetadataCatalog, dataset_root, register_on_use
-from d2kit.data.datasets.builtin_meta import _get_builtin_metadata
+from d2kit.data.catalog import (
+    DatasetCatalog,
+    MetadataCatalog,
+    _get_builtin_metadata,
+    dataset_root,
+    register_on_use,
+)
 from d2kit.data.datasets.cityscapes import load_cityscapes_instances, load_cityscapes_semantic
 from d2kit.data.datasets.coco import CocoInstances, load_sem_seg, register_coco_instances
 from d2kit.data.datasets.coco_panoptic import (

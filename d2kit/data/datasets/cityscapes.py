@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from d2kit.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from d2kit.data.catalog import CITYSCAPES_CATEGORIES
 from d2kit.data.datasets.validate import Problems, all_numbers, read_json, short
 from d2kit.data.detection_utils import read_label_map
 from d2kit.structures import BoxMode

@@ -17,8 +17,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from d2kit.data.catalog import DatasetCatalog, MetadataCatalog, dataset_root
-from d2kit.data.datasets.builtin_meta import _get_coco_instances_meta
+from d2kit.data.catalog import (
+    DatasetCatalog,
+    MetadataCatalog,
+    _get_coco_instances_meta,
+    dataset_root,
+)
 from d2kit.data.datasets.coco import KEPT_KEYS, image_paths, make_records
 from d2kit.data.datasets.validate import (
     CocoTables,

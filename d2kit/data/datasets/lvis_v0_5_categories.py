@@ -1,4 +1,4 @@
-"""The 1230 categories of LVIS v0.5, by id (see `_lvis_categories`)."""
+"""The 1230 categories of LVIS v0.5, by id (see `lvis.shipped_categories`)."""
 
 from typing import Any
 

@@ -1,8 +1,6 @@
-"""Infinite samplers for training and the split of a dataset over processes for inference.
+"""Samplers: the order of records, their split over processes, batches of one group."""
 
-The training samplers define one *global* stream of record indices, which depends on the seed only.
-`stream(start)` gives that stream from any position; iteration gives the share of this process.
-"""
+from __future__ import annotations
 
 import itertools
 import math
@@ -13,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data.sampler import Sampler
+from torch.utils.data.sampler import BatchSampler, Sampler
 
+from d2kit.data.common import batches_by_group
 from d2kit.utils import comm
 
 __all__ = [
+    "GroupedBatchSampler",
     "InferenceSampler",
     "RandomSubsetTrainingSampler",
     "RepeatFactorTrainingSampler",
@@ -250,3 +250,36 @@ class InferenceSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self._local_indices)
+
+
+class GroupedBatchSampler(BatchSampler):
+    """Forms batches within groups, in the order in which they become full.
+
+    Args:
+        sampler: yields record indices.
+        group_ids: group of each record, `group_ids[index]`.
+        batch_size: indices per batch. A group that never fills a batch is not yielded.
+
+    Raises:
+        ValueError: `sampler` is not a Sampler, or the batch size is not positive.
+    """
+
+    def __init__(self, sampler: Sampler[int], group_ids: Sequence[int], batch_size: int) -> None:
+        if not isinstance(sampler, Sampler):
+            raise ValueError(
+                "GroupedBatchSampler expects a torch.utils.data.Sampler, got "
+                f"{type(sampler).__name__}"
+            )
+        if batch_size < 1:
+            raise ValueError(f"GroupedBatchSampler expects batch_size >= 1, got {batch_size}")
+        self.sampler = sampler
+        self.group_ids = [int(g) for g in group_ids]
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return batches_by_group(self.sampler, self.group_ids.__getitem__, self.batch_size)
+
+    def __len__(self) -> int:
+        raise NotImplementedError(
+            "the number of batches depends on the order of the groups and is not known beforehand"
+        )

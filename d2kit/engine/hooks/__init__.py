@@ -1,11 +1,17 @@
 """Hooks: what happens around the iterations of a training."""
 
-from d2kit.engine.hooks.average import WeightAveraging
-from d2kit.engine.hooks.checkpoint import BestCheckpointer, PeriodicCheckpointer
+from d2kit.engine.hooks.checkpoint import BestCheckpointer, PeriodicCheckpointer, WeightAveraging
 from d2kit.engine.hooks.evaluation import EarlyStopping, EvalHook, PreciseBN
-from d2kit.engine.hooks.profiling import AutogradProfiler, TorchMemoryStats, TorchProfiler
-from d2kit.engine.hooks.progress import CallbackHook, IterationTimer, LRScheduler, PeriodicWriter
-from d2kit.engine.safety.preemption import Preemption
+from d2kit.engine.hooks.progress import (
+    AutogradProfiler,
+    CallbackHook,
+    IterationTimer,
+    LRScheduler,
+    PeriodicWriter,
+    TorchMemoryStats,
+    TorchProfiler,
+)
+from d2kit.engine.safety.stopping import Preemption
 from d2kit.engine.trainer_base import HookBase
 
 __all__ = [

@@ -74,7 +74,7 @@ class EvalHook(HookBase):
         self._func = None  # it usually refers to the trainer
 
     def _do_eval(self) -> None:
-        from d2kit.evaluation.testing import flatten_results_dict
+        from d2kit.evaluation.evaluator import flatten_results_dict
 
         assert self._func is not None
         results = self._func()
@@ -243,7 +243,7 @@ PANE = 800
 """Longest side of each of the two pictures, pixels; small images are enlarged up to 3 times."""
 
 
-def build_evaluation_pictures(
+def draw_evaluation_pictures(
     cfg: CfgNode, model: nn.Module, done: int, build_loader: Callable[[CfgNode, str], Any]
 ) -> None:
     """Draw ``TEST.VIS_IMAGES`` images of each test set, ground truth left and prediction right.
@@ -402,7 +402,7 @@ class ReportHook(HookBase):
         from d2kit.evaluation.report import write_report
 
         try:
-            logger.info("Results page: %s", write_report(self._output_dir))
+            write_report(self._output_dir)
         except Exception as error:  # weights and results are there: the page can be made again
             logger.warning(
                 "No results page: %s. The training is complete; to try again: d2kit report %s",

@@ -225,7 +225,7 @@ def check_dataset_names(names: Iterable[str]) -> None:
             )
 
 
-def default_num_classes(cfg: CfgNode) -> int | None:
+def number_of_classes(cfg: CfgNode) -> int | None:
     """Return how many classes a config's model detects; None for models we do not know."""
     from d2kit.modeling.facts import build_facts
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from d2kit.engine.preflight.data import pick_evenly
-from d2kit.solver.lr_scheduler import LRMultiplier
+from d2kit.solver.build import LRMultiplier
 from d2kit.structures import BoxMode
 
 MIN_IOU = 0.5

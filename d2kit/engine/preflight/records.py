@@ -17,7 +17,7 @@ from typing import Any
 
 from d2kit.config import CfgNode
 
-__all__ = ["DefaultRecordCheck", "build_learned_parts", "check_same_classes", "evaluator_kind"]
+__all__ = ["DefaultRecordCheck", "learned_parts", "check_same_classes", "evaluator_kind"]
 
 Record = Mapping[str, Any]
 
@@ -43,7 +43,7 @@ def evaluator_kind(metadata: Mapping[str, Any] | Any) -> str | None:
     return "coco" if kind is None and metadata.get("thing_classes") is not None else kind
 
 
-def build_learned_parts(cfg: CfgNode) -> frozenset[str]:
+def learned_parts(cfg: CfgNode) -> frozenset[str]:
     """Return what of an annotation a config's model learns from.
 
     Returns:
@@ -90,7 +90,7 @@ class DefaultRecordCheck:
             records: in the standard format.
             num_classes: of the model; None: not compared.
         """
-        learns = build_learned_parts(self.cfg)
+        learns = learned_parts(self.cfg)
         bad: dict[str, list[str]] = {}
         files: Counter[str] = Counter()
         objects, largest = 0, 0.0
@@ -219,7 +219,7 @@ class DefaultRecordCheck:
 
     def _check_test_objects(self, name: str, records: Sequence[Record], converted: bool) -> None:
         """Compare the objects with what the evaluator counts and looks at."""
-        learns, cfg = build_learned_parts(self.cfg), self.cfg
+        learns, cfg = learned_parts(self.cfg), self.cfg
         most, at, masks, objects = 0, "", 0, 0
         no_box: list[str] = []
         keypoints: Counter[int] = Counter()

@@ -29,7 +29,7 @@ from d2kit.engine.preflight.model import (
 )
 from d2kit.utils import comm
 
-__all__ = ["build_preflight_report", "describe_length"]
+__all__ = ["preflight_report", "describe_length"]
 
 
 LEAST_SIDE = 8
@@ -39,7 +39,7 @@ MANY = 0.1
 """Share of objects from which their size is a matter of the whole training."""
 
 
-def build_schedule_warnings(cfg: CfgNode, max_iter: int) -> list[str]:
+def schedule_warnings(cfg: CfgNode, max_iter: int) -> list[str]:
     """Return warnings about the schedule of a run of `max_iter` iterations."""
     solver, found = cfg.SOLVER, []
     warmup = 0 if solver.WARMUP_FACTOR >= 1 else solver.WARMUP_ITERS
@@ -57,7 +57,7 @@ def build_schedule_warnings(cfg: CfgNode, max_iter: int) -> list[str]:
     return found
 
 
-def build_object_warnings(
+def object_warnings(
     cfg: CfgNode,
     records: Sequence[Any],
     chosen: Sequence[int],
@@ -111,7 +111,7 @@ def describe_length(max_iter: int, batch: int, images: int | None, seed: int | N
     return f"{text}, {batch} images per iteration, seed {seed}"
 
 
-def build_preflight_report(
+def preflight_report(
     cfg: CfgNode,
     trainer: Any,
     test_counts: Mapping[str, DatasetCounts | None],
@@ -139,16 +139,16 @@ def build_preflight_report(
         return length
     records = records_of(loader)
     joined = None if records is None else count_records(records, limit)
-    counts = _build_train_counts(cfg, joined)
+    counts = _train_counts(cfg, joined)
     counts |= {("test", name): found for name, found in test_counts.items()}
     model = comm.unwrap_model(trainer.model)
     parts: dict[str, Callable[[], str]] = {"Datasets": lambda: table_of_datasets(counts)}
     if joined is not None and records is not None:
-        parts[f"Classes of {_of(joined)}"] = lambda: _build_classes(cfg, joined)
-        parts["Anchors"] = lambda: _build_anchor_text(cfg, model, records, limit)
+        parts[f"Classes of {_of(joined)}"] = lambda: _class_table(cfg, joined)
+        parts["Anchors"] = lambda: _anchor_text(cfg, model, records, limit)
     parts["Parameters"] = lambda: _parameter_text(model)
-    parts["Learning rate (largest of all groups)"] = lambda: _build_rate_text(cfg, trainer)
-    parts["Memory of each process"] = lambda: _build_memory_text(cfg, model, trainer.optimizer)
+    parts["Learning rate (largest of all groups)"] = lambda: _rate_text(cfg, trainer)
+    parts["Memory of each process"] = lambda: _memory_text(cfg, model, trainer.optimizer)
     judged = [*warnings]
     if records is not None:
         judged += _judged(cfg, records, limit)
@@ -161,7 +161,7 @@ def _judged(cfg: CfgNode, records: Sequence[Any], limit: int) -> list[str]:
     """Return warnings about the sizes of objects; none where a judge fails."""
     try:
         chosen = pick_evenly(len(records), limit)
-        return build_object_warnings(cfg, records, chosen, _build_output_shape(cfg)[0])
+        return object_warnings(cfg, records, chosen, _shape_of_output(cfg)[0])
     except Exception:
         logger.debug("The sizes of the objects could not be judged", exc_info=True)
         return []
@@ -189,7 +189,7 @@ def _of(counts: DatasetCounts) -> str:
     return f"{counts.looked_at:,} of {counts.images:,} training images"
 
 
-def _build_train_counts(
+def _train_counts(
     cfg: CfgNode, joined: DatasetCounts | None
 ) -> dict[tuple[str, str], DatasetCounts | None]:
     """Return the counts of each training set: as trained on, or of several as they are."""
@@ -206,7 +206,7 @@ def _build_train_counts(
     return counts
 
 
-def _build_classes(cfg: CfgNode, counts: DatasetCounts) -> str:
+def _class_table(cfg: CfgNode, counts: DatasetCounts) -> str:
     from d2kit.data import MetadataCatalog
 
     names = list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or ())
@@ -216,13 +216,13 @@ def _build_classes(cfg: CfgNode, counts: DatasetCounts) -> str:
 # ---- anchors
 
 
-def _build_anchor_text(cfg: CfgNode, model: nn.Module, records: Sequence[Any], limit: int) -> str:
+def _anchor_text(cfg: CfgNode, model: nn.Module, records: Sequence[Any], limit: int) -> str:
     from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
 
     generators = [m for m in model.modules() if isinstance(m, DefaultAnchorGenerator)]
     if not generators:
         return "none: this model has no upright anchors"
-    shape, text = _build_output_shape(cfg)
+    shape, text = _shape_of_output(cfg)
     found = resized_boxes(records, shape, limit)
     if not len(found.boxes):
         return "no boxes to compare them with"
@@ -232,7 +232,7 @@ def _build_anchor_text(cfg: CfgNode, model: nn.Module, records: Sequence[Any], l
     return _anchor_lines(fit, text)
 
 
-def _build_output_shape(cfg: CfgNode) -> tuple[Callable[[int, int], tuple[int, int]], str]:
+def _shape_of_output(cfg: CfgNode) -> tuple[Callable[[int, int], tuple[int, int]], str]:
     """Return the resizing of the training, of several lengths the middle one, and its name."""
     from d2kit.data.detection_utils import build_augmentation
 
@@ -276,7 +276,7 @@ def _parameter_text(model: nn.Module) -> str:
     return tabulate(cells, headers=heads, colalign=align, disable_numparse=True)
 
 
-def _build_rate_text(cfg: CfgNode, trainer: Any) -> str:
+def _rate_text(cfg: CfgNode, trainer: Any) -> str:
     last = trainer.max_iter - 1
     if last < 0:
         return "no iteration"
@@ -293,7 +293,7 @@ def _build_rate_text(cfg: CfgNode, trainer: Any) -> str:
     return "\n".join([spark_line(curve), *lines])
 
 
-def _build_memory_text(cfg: CfgNode, model: nn.Module, optimizer: Any) -> str:
+def _memory_text(cfg: CfgNode, model: nn.Module, optimizer: Any) -> str:
     solver, world = cfg.SOLVER, comm.get_world_size()
     memory = estimate_memory(
         model,

@@ -1,4 +1,6 @@
-"""One run at a time in an output folder, on one machine or on several that share the folder."""
+"""One run at a time in an output folder, and a resumed run with the config of its checkpoint."""
+
+from __future__ import annotations
 
 import atexit
 import json
@@ -8,14 +10,26 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from d2kit.utils import comm
 from d2kit.utils.file_io import atomic_write, remove_leftovers
+from d2kit.utils.registry import flatten
 
-__all__ = ["RunLock", "hold_output_dir", "release_output_dir", "sole_run"]
+__all__ = [
+    "ConfigRecord",
+    "RunLock",
+    "config_differences",
+    "hold_output_dir",
+    "release_output_dir",
+    "sole_run",
+]
+
 
 logger = logging.getLogger(__name__)
 
@@ -225,3 +239,78 @@ def sole_run(folder: Path) -> Iterator[None]:
         yield
     finally:
         release_output_dir(str(folder))
+
+
+_ABSENT = "(no such key)"
+
+# Keys, or the beginnings of keys, that do not change what is trained. A longer training is no
+# other one until it comes to the old end; the seed is taken from the checkpoint.
+HARMLESS = (
+    *("OUTPUT_DIR", "VERSION", "VIS_PERIOD", "TEST.", "DATASETS.TEST", "SEED", "RESUME_CHANGED"),
+    *("DATALOADER.NUM_WORKERS", "DATALOADER.MAX_SKIPPED_IMAGES", "SOLVER.MAX_ITER"),
+    *("SOLVER.MAX_EPOCHS", "MODEL.WEIGHTS"),
+    *(
+        "SOLVER.CHECKPOINT_PERIOD",
+        "MODEL.DEVICE",
+        "MODEL.COMPILE",  # other digits, as of another device
+        "SOLVER.AMP.ENABLED",  # the machine decides, as it does the device
+        "CUDNN_BENCHMARK",
+        "DETERMINISTIC",
+        "DETERMINISTIC_STRICT",
+        "INPUT.MIN_SIZE_TEST",
+    ),
+    *("INPUT.MAX_SIZE_TEST", "SOLVER.EARLY_STOPPING", "GLOBAL.HACK", "PREFLIGHT.", "WRITERS."),
+)
+
+
+class ConfigRecord:
+    """Keeps a config in checkpoints, and refuses to go on from one of another training.
+
+    Args:
+        config: the config as YAML.
+        allow: go on nevertheless.
+    """
+
+    def __init__(self, config: str, *, allow: bool) -> None:
+        self._config = config
+        self._allow = allow
+
+    def state_dict(self) -> dict[str, str]:
+        """Return the config as YAML."""
+        return {"yaml": self._config}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Log the differences from the config of a checkpoint.
+
+        Raises:
+            ValueError: if one changes the result, unless that is allowed.
+        """
+        lines, harmful = config_differences(state_dict["yaml"], self._config)
+        if not lines:
+            return
+        text = "\n  ".join(["the config differs from the checkpoint's:", *lines])
+        if harmful and not self._allow:
+            raise ValueError(
+                f"{text}\nA resumed run would be neither the old training nor the new one. Undo "
+                f"the change of {', '.join(harmful)}, choose another OUTPUT_DIR, start without "
+                "--resume, or go on nevertheless with RESUME_CHANGED True"
+            )
+        logger.warning("Resuming although %s", text) if harmful else logger.info("Note: %s", text)
+
+
+def config_differences(before: str, now: str) -> tuple[list[str], list[str]]:
+    """Compare two configs.
+
+    Args:
+        before: YAML of the first.
+        now: YAML of the second.
+
+    Returns:
+        A line for each key that differs, and the keys of those that change what is trained.
+    """
+    old, new = flatten(yaml.safe_load(before)), flatten(yaml.safe_load(now))
+    keys = [key for key in sorted({*old, *new}) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    lines = [f"{key}: {old.get(key, _ABSENT)!r} -> {new.get(key, _ABSENT)!r}" for key in keys]
+    # a key that one of them lacks came or went with another version of d2kit
+    harmful = [k for k in keys if k in old and k in new and not k.startswith(HARMLESS)]
+    return lines, harmful

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from d2kit.evaluation.groups import OVERALL
 from d2kit.evaluation.report.figures import ERRORS, IOU, STYLE, Figures, Series, bars, lines
 from d2kit.evaluation.report.pictures import Pair
 from d2kit.evaluation.report.run_files import Dataset, Run
-from d2kit.utils.text import html_text
+from d2kit.utils.text import html_text, one_line
 
 __all__ = ["MARK", "document", "make_run_page", "number", "table"]
 
@@ -107,14 +108,8 @@ def _data(run: Run) -> str:
 
 
 def _use(run: Run) -> str:
-    weights = "model_final.pth"
-    if (run.folder / "model_best.pth").exists():
-        weights = "model_best.pth"
-    return (
-        "```bash\n"
-        f"d2kit predict --input PICTURES --config-file config.yaml MODEL.WEIGHTS {weights}\n"
-        "```"
-    )
+    folder = shlex.quote(one_line(str(run.folder)))
+    return f"```bash\nd2kit predict --config-file {folder} --input PICTURES\n```"
 
 
 MARK = '<meta name="generator" content="d2kit report">'

@@ -1,8 +1,8 @@
 """Networks that turn an image batch into feature maps."""
 
-from d2kit.modeling.backbone.backbone import Backbone
-from d2kit.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone
+from d2kit.modeling.backbone.backbone import BACKBONE_REGISTRY, Backbone, build_backbone
 from d2kit.modeling.backbone.builders import (
+    TimmBackbone,
     build_mvit_fpn_backbone,
     build_regnet_fpn_backbone,
     build_swin_fpn_backbone,
@@ -29,7 +29,6 @@ from d2kit.modeling.backbone.resnet import (
     make_stage,
 )
 from d2kit.modeling.backbone.swin import SwinTransformer
-from d2kit.modeling.backbone.timm_fpn import TimmBackbone
 from d2kit.modeling.backbone.vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
 
 __all__ = [

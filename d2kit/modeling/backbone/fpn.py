@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode
 from d2kit.layers import Conv2d, ShapeSpec, get_norm
-from d2kit.layers.weight_init import xavier_fill
-from d2kit.modeling.backbone.backbone import Backbone
-from d2kit.modeling.backbone.build import BACKBONE_REGISTRY
+from d2kit.layers.blocks import xavier_fill
+from d2kit.modeling.backbone.backbone import BACKBONE_REGISTRY, Backbone
 from d2kit.modeling.backbone.resnet import build_resnet_backbone
 from d2kit.utils.devices import is_symbolic
 from d2kit.utils.registry import nearest_names

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from d2kit.layers import CNNBlockBase, get_norm
-from d2kit.layers.weight_init import msra_fill
+from d2kit.layers.blocks import msra_fill
 from d2kit.modeling.backbone.backbone import Backbone
 from d2kit.utils.registry import nearest_names
 

@@ -24,9 +24,8 @@ from d2kit.layers import (
     ShapeSpec,
     get_norm,
 )
-from d2kit.layers.weight_init import msra_fill
-from d2kit.modeling.backbone.backbone import Backbone
-from d2kit.modeling.backbone.build import BACKBONE_REGISTRY
+from d2kit.layers.blocks import msra_fill
+from d2kit.modeling.backbone.backbone import BACKBONE_REGISTRY, Backbone
 from d2kit.utils.registry import nearest_names
 
 __all__ = [

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2kit.layers import CNNBlockBase, Conv2d, get_norm
-from d2kit.layers.weight_init import msra_fill
+from d2kit.layers.blocks import msra_fill
 from d2kit.modeling.backbone.backbone import Backbone
 from d2kit.modeling.backbone.fpn import _assert_strides_are_log2_contiguous
 from d2kit.modeling.backbone.transformer import (

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from d2kit.layers import move_device_like
-from d2kit.layers.fuse import fold_batch_norm
+from d2kit.layers.blocks import fold_batch_norm
 from d2kit.modeling.box_regression import check_classes, outlines_of
 from d2kit.modeling.postprocessing import detector_postprocess
 from d2kit.modeling.sampling import per_image_seeds
 from d2kit.structures import Boxes, ImageList, Instances
 from d2kit.utils.devices import upload
-from d2kit.utils.event_storage import put_image
+from d2kit.utils.events import put_image
 
 _SHOWN_BOXES = 20
 

@@ -19,11 +19,11 @@ from d2kit.modeling.box_regression import (
     finite_rows,
 )
 from d2kit.modeling.meta_arch.common import ImageNormalizer, show_detections, to_input_size
-from d2kit.modeling.overriding import overrides
 from d2kit.modeling.proposal_generator.proposal_utils import top_of_level
 from d2kit.structures import Boxes, ImageList, Instances
 from d2kit.utils import comm
-from d2kit.utils.event_storage import picture_due, put_scalars
+from d2kit.utils.events import picture_due, put_scalars
+from d2kit.utils.registry import overrides
 
 __all__ = ["DenseDetector", "permute_to_N_HWA_K"]
 

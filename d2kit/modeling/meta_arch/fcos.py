@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec, cat
-from d2kit.layers.shape_spec import shapes_of
-from d2kit.layers.weight_init import normal_fill
+from d2kit.layers.blocks import normal_fill
+from d2kit.layers.wrappers import shapes_of
 from d2kit.modeling.anchor_generator import DefaultAnchorGenerator
 from d2kit.modeling.backbone import Backbone, build_backbone
 from d2kit.modeling.box_regression import Box2BoxTransformLinear, matched_classes, rows_or_zeros
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.dense_detector import OneStageDetector, build_shared_arguments
 from d2kit.modeling.meta_arch.retinanet import RetinaNetHead
-from d2kit.modeling.overriding import overrides
 from d2kit.structures import Boxes, ImageList, Instances
+from d2kit.utils.registry import overrides
 
 __all__ = ["FCOS", "FCOSHead"]
 

@@ -20,12 +20,12 @@ from d2kit.modeling.meta_arch.common import (
     show_boxes,
     to_input_size,
 )
-from d2kit.modeling.overriding import overrides
 from d2kit.modeling.proposal_generator import RPN, build_proposal_generator
 from d2kit.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads, build_roi_heads
 from d2kit.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from d2kit.structures import Boxes, ImageList, Instances, ROIMasks
-from d2kit.utils.event_storage import picture_due
+from d2kit.utils.events import picture_due
+from d2kit.utils.registry import overrides
 
 __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 

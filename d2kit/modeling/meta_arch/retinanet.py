@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import CycleBatchNormList, ShapeSpec, SyncBatchNorm, get_norm
-from d2kit.layers.shape_spec import region_shape, shapes_of
-from d2kit.layers.weight_init import normal_fill
+from d2kit.layers.blocks import normal_fill
+from d2kit.layers.wrappers import region_shape, shapes_of
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.backbone import build_backbone
 from d2kit.modeling.box_regression import (
     Box2BoxTransform,
+    Matcher,
     match_boxes,
     matched_classes,
     rows_or_zeros,
 )
-from d2kit.modeling.matcher import Matcher
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.dense_detector import (
     OneStageDetector,

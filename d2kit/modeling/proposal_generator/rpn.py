@@ -3,6 +3,8 @@
 Source: Faster R-CNN (Ren et al. 2015), section 3; on a pyramid: FPN (Lin et al. 2017), section 4.1.
 """
 
+from __future__ import annotations
+
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,20 +16,19 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, cat
+from d2kit.layers.blocks import normal_fill
 from d2kit.layers.losses import weighted, weights_per_loss
-from d2kit.layers.shape_spec import region_shape, shapes_of
-from d2kit.layers.weight_init import normal_fill
+from d2kit.layers.wrappers import region_shape, shapes_of
 from d2kit.modeling.anchor_generator import build_anchor_generator
 from d2kit.modeling.box_regression import (
     Box2BoxTransform,
+    Box2BoxTransformRotated,
+    Matcher,
     _dense_box_regression_loss,
     match_boxes,
     rows_or_zeros,
 )
 from d2kit.modeling.compiling import shapes_are_fixed
-from d2kit.modeling.matcher import Matcher
-from d2kit.modeling.overriding import overrides
-from d2kit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from d2kit.modeling.proposal_generator.proposal_utils import (
     find_top_rpn_proposals,
     suppress_and_pad,
@@ -36,10 +37,40 @@ from d2kit.modeling.proposal_generator.proposal_utils import (
 )
 from d2kit.modeling.sampling import for_image, generator_of_image, subsample_masks
 from d2kit.structures import Boxes, ImageList, Instances
-from d2kit.utils.event_storage import put_scalars
-from d2kit.utils.registry import Registry
+from d2kit.utils.events import put_scalars
+from d2kit.utils.registry import Registry, overrides
 
-__all__ = ["RPN", "RPN_HEAD_REGISTRY", "StandardRPNHead", "build_rpn_head"]
+__all__ = [
+    "PROPOSAL_GENERATOR_REGISTRY",
+    "RPN",
+    "RPN_HEAD_REGISTRY",
+    "RRPN",
+    "StandardRPNHead",
+    "build_proposal_generator",
+    "build_rpn_head",
+    "find_top_rrpn_proposals",
+]
+
+
+PROPOSAL_GENERATOR_REGISTRY = Registry("PROPOSAL_GENERATOR")
+"""Proposal generators: called with ``(cfg, input_shape)``, they return an ``nn.Module``."""
+
+
+def build_proposal_generator(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Any:
+    """Build the proposal generator that ``cfg.MODEL.PROPOSAL_GENERATOR.NAME`` names.
+
+    Args:
+        cfg: the config.
+        input_shape: feature name -> its shape, as the backbone gives it.
+
+    Returns:
+        The module, or None for ``"PrecomputedProposals"``, where the data brings the proposals.
+    """
+    name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if name == "PrecomputedProposals":
+        return None
+    return PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, input_shape)
+
 
 RPN_HEAD_REGISTRY = Registry("RPN_HEAD")
 """RPN heads: called with ``(cfg, input_shape: list[ShapeSpec])``.
@@ -434,3 +465,73 @@ class RPN(nn.Module):
             decoded = self.box2box_transform.apply_deltas(delta.flatten(0, 1), source.flatten(0, 1))
             boxes.append(decoded.view_as(delta))
         return boxes
+
+
+find_top_rrpn_proposals = find_top_rpn_proposals
+"""The same rules: boxes of five numbers are clipped, measured and suppressed as rotated ones."""
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class RRPN(RPN):
+    """An `RPN` with rotated anchors (`RotatedAnchorGenerator`) and rotated ground truth.
+
+    Args:
+        **kwargs: as of `RPN`; `box2box_transform` is a `Box2BoxTransformRotated`.
+
+    Raises:
+        ValueError: upright anchors, or a loss that has no rotated form.
+
+    Source: Ma et al. (2018), section III.
+    """
+
+    @configurable
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if getattr(self.anchor_generator, "box_dim", 5) != 5:
+            raise ValueError(
+                "RRPN needs rotated anchors: set MODEL.ANCHOR_GENERATOR.NAME to "
+                f"RotatedAnchorGenerator, got {type(self.anchor_generator).__name__}"
+            )
+        check_rotated_loss(self.box_reg_loss_type, "MODEL.RPN")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Return the constructor's arguments for `cfg` and the backbone's output shapes."""
+        weights = rotated_weights(cfg.MODEL.RPN.BBOX_REG_WEIGHTS, "MODEL.RPN")
+        return {
+            **super().from_config(cfg, input_shape),
+            "box2box_transform": Box2BoxTransformRotated(weights=weights),
+        }
+
+
+def rotated_weights(weights: Any, section: str) -> tuple[float, float, float, float, float]:
+    """Return the five weights of rotated box deltas.
+
+    Args:
+        weights: as the config has them.
+        section: of the config, for the message.
+
+    Raises:
+        ValueError: if they are not five.
+    """
+    if len(weights) != 5:
+        raise ValueError(
+            f"{section}.BBOX_REG_WEIGHTS: rotated boxes need five weights (dx, dy, dw, dh, "
+            f"da), for example (10.0, 10.0, 5.0, 5.0, 1.0), got {tuple(weights)}"
+        )
+    dx, dy, dw, dh, da = weights
+    return dx, dy, dw, dh, da
+
+
+def check_rotated_loss(box_reg_loss_type: str, section: str) -> None:
+    """Raise ValueError unless the box loss has a rotated form.
+
+    Args:
+        box_reg_loss_type: as the config has it.
+        section: of the config, for the message.
+    """
+    if box_reg_loss_type != "smooth_l1":
+        raise ValueError(
+            f"{section}.BBOX_REG_LOSS_TYPE must be smooth_l1 for rotated boxes, got "
+            f"{box_reg_loss_type!r}"
+        )

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import Conv2d, ShapeSpec, get_norm
-from d2kit.layers.shape_spec import region_shape
-from d2kit.layers.weight_init import msra_fill, xavier_fill
+from d2kit.layers.blocks import msra_fill, xavier_fill
+from d2kit.layers.wrappers import region_shape
 from d2kit.utils.registry import Registry
 
 __all__ = ["ROI_BOX_HEAD_REGISTRY", "FastRCNNConvFCHead", "build_box_head"]

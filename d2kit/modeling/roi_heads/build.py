@@ -7,10 +7,9 @@ from torch import nn
 
 from d2kit.config import CfgNode
 from d2kit.layers import ShapeSpec
-from d2kit.layers.shape_spec import shapes_of
+from d2kit.layers.wrappers import shapes_of
 from d2kit.modeling.backbone.resnet import BottleneckBlock, ResNet
-from d2kit.modeling.box_regression import Box2BoxTransform
-from d2kit.modeling.matcher import Matcher
+from d2kit.modeling.box_regression import Box2BoxTransform, Matcher
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.roi_heads.box_head import build_box_head
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers

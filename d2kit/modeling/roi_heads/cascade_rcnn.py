@@ -12,16 +12,14 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.modeling.box_regression import match_boxes, rows_or_zeros
-from d2kit.modeling.matcher import Matcher
+from d2kit.modeling.box_regression import Matcher, match_boxes, rows_or_zeros
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.roi_heads.build import build_cascade_branch
 from d2kit.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from d2kit.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from d2kit.modeling.sampling import check_targets
 from d2kit.structures import Boxes, Instances
-from d2kit.utils.event_storage import put_scalars
-from d2kit.utils.events import get_event_storage, has_event_storage
+from d2kit.utils.events import get_event_storage, has_event_storage, put_scalars
 
 __all__ = ["CascadeROIHeads"]
 

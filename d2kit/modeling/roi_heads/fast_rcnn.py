@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
+from d2kit.layers.blocks import normal_fill
 from d2kit.layers.losses import weighted, weights_per_loss
-from d2kit.layers.shape_spec import region_shape
-from d2kit.layers.weight_init import normal_fill
+from d2kit.layers.wrappers import region_shape
 from d2kit.modeling.box_regression import (
     Box2BoxTransform,
     _dense_box_regression_loss,
@@ -35,7 +35,7 @@ from d2kit.modeling.proposal_generator.proposal_utils import (
 )
 from d2kit.structures import Instances
 from d2kit.utils import comm
-from d2kit.utils.event_storage import put_scalars
+from d2kit.utils.events import put_scalars
 from d2kit.utils.registry import class_weights
 
 __all__ = [

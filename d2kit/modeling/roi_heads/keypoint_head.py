@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.layers.shape_spec import region_shape
-from d2kit.layers.weight_init import msra_fill
+from d2kit.layers.blocks import msra_fill
+from d2kit.layers.wrappers import region_shape
 from d2kit.modeling.box_regression import split_like
 from d2kit.modeling.roi_heads.box_head import add_convs, in_turn
 from d2kit.structures import Instances, heatmaps_to_keypoints

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.layers.shape_spec import region_shape
-from d2kit.layers.weight_init import msra_fill, normal_fill
+from d2kit.layers.blocks import msra_fill, normal_fill
+from d2kit.layers.wrappers import region_shape
 from d2kit.modeling.box_regression import split_like
 from d2kit.modeling.roi_heads.box_head import add_convs, in_turn, own_class
 from d2kit.modeling.roi_heads.fast_rcnn import region_count
 from d2kit.modeling.sampling import SampledPolygonMasks, crop_sampled_polygons
 from d2kit.structures import Instances
 from d2kit.utils.devices import is_symbolic
-from d2kit.utils.event_storage import picture_due, put_image, put_scalars
+from d2kit.utils.events import picture_due, put_image, put_scalars
 from d2kit.utils.registry import Registry
 
 __all__ = [

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.layers import ShapeSpec
-from d2kit.modeling.box_regression import check_classes, match_boxes, matched_classes
-from d2kit.modeling.matcher import Matcher
+from d2kit.modeling.box_regression import Matcher, check_classes, match_boxes, matched_classes
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from d2kit.modeling.roi_heads.build import (
@@ -38,7 +37,7 @@ from d2kit.modeling.sampling import (
     subsample_labels,
 )
 from d2kit.structures import Boxes, ImageList, Instances
-from d2kit.utils.event_storage import put_scalars
+from d2kit.utils.events import put_scalars
 from d2kit.utils.registry import Registry
 
 __all__ = [

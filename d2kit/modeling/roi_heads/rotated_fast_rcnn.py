@@ -16,7 +16,7 @@ from d2kit.modeling.proposal_generator.proposal_utils import (
     fast_rcnn_inference,
     fast_rcnn_inference_single_image,
 )
-from d2kit.modeling.proposal_generator.rrpn import check_rotated_loss, rotated_weights
+from d2kit.modeling.proposal_generator.rpn import check_rotated_loss, rotated_weights
 from d2kit.modeling.roi_heads.box_head import build_box_head
 from d2kit.modeling.roi_heads.build import build_pooler
 from d2kit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers

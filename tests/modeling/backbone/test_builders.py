@@ -7,7 +7,7 @@ from torch import nn
 
 from d2kit.config import get_cfg
 from d2kit.modeling.backbone import TimmBackbone, build_backbone
-from d2kit.modeling.backbone.timm_fpn import _centred
+from d2kit.modeling.backbone.builders import _centred
 from d2kit.structures import ImageList
 
 SMALL = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2kit.config import get_cfg
-from d2kit.layers.fuse import fold_batch_norm
+from d2kit.layers.blocks import fold_batch_norm
 from d2kit.structures import ImageList
 from tests.modeling.backbone.test_state_dicts import build
 from tests.support.reference_files import reference_path

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from d2kit.layers import ShapeSpec
 from d2kit.modeling import SEM_SEG_HEADS_REGISTRY
-from d2kit.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from d2kit.modeling.meta_arch.panoptic_fpn import SemSegFPNHead
 from tests.support.tiny_dense import labelled_input, tiny_dense_model
 
 

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from d2kit.modeling.box_regression import match_boxes
-from d2kit.modeling.matcher import Matcher
+from d2kit.modeling.box_regression import Matcher, match_boxes
 from d2kit.modeling.proposal_generator.proposal_utils import (
     add_ground_truth_to_proposals,
     add_ground_truth_to_proposals_single_image,

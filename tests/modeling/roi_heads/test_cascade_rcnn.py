@@ -3,8 +3,7 @@ import torch
 
 from d2kit.layers import ShapeSpec
 from d2kit.modeling import build_roi_heads
-from d2kit.modeling.box_regression import Box2BoxTransform
-from d2kit.modeling.matcher import Matcher
+from d2kit.modeling.box_regression import Box2BoxTransform, Matcher
 from d2kit.modeling.roi_heads import CascadeROIHeads, FastRCNNConvFCHead, FastRCNNOutputLayers
 from d2kit.structures import Boxes, ImageList, Instances, pairwise_iou
 from d2kit.utils.events import EventStorage

@@ -7,15 +7,15 @@ from torch import nn
 
 from d2kit.contrib.point_rend import add_pointrend_config
 from d2kit.contrib.point_rend.mask_head import PointRendMaskHead, point_labels
-from d2kit.contrib.point_rend.point_features import (
+from d2kit.contrib.point_rend.point_head import (
     generate_regular_grid_point_coords,
     get_uncertain_point_coords_on_grid,
     get_uncertain_point_coords_with_randomness,
     point_sample,
     point_sample_fine_grained_features,
+    roi_mask_point_loss,
     sample_bitmaps,
 )
-from d2kit.contrib.point_rend.point_head import roi_mask_point_loss
 from d2kit.modeling import build_model
 from d2kit.modeling.sampling import SampledBitMasks, per_image_seeds
 from d2kit.structures import BitMasks, Boxes, Instances, PolygonMasks
