@@ -32,6 +32,7 @@ OWN_KEYS = frozenset(
         "DATASETS.KEYPOINT_FLIP_MAP",
         "DATASETS.KEYPOINT_NAMES",
         "MODEL.CLASS_NAMES",
+        "MODEL.COMPILE",
         "MODEL.FPN.P6_FROM",
         "MODEL.FREEZE",
         "MODEL.RESNETS.NORM_EPS",

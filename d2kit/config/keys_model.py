@@ -14,6 +14,12 @@ _GENERAL: dict[str, tuple[Any, str]] = {
     "MODEL.MASK_ON": (False, "Add the mask head and read segmentations."),
     "MODEL.KEYPOINT_ON": (False, "Add the keypoint head and read keypoints."),
     "MODEL.DEVICE": ("cuda", "Device of the model: cuda, cuda:N, cpu; cpu where CUDA is absent."),
+    "MODEL.COMPILE": (
+        "none",
+        "none; trunk: backbone and dense heads under torch.compile, which takes minutes at the "
+        "first step and needs a C++ compiler (CUDA: triton); graph: at inference on CUDA the same "
+        "parts as CUDA graphs, one for each padded size.",
+    ),
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "Class of the whole model, in META_ARCH."),
     "MODEL.FREEZE": (
         [],

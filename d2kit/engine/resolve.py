@@ -27,6 +27,7 @@ from d2kit.engine.preflight.data import (
     records_of,
 )
 from d2kit.engine.trainers import amp_precision, check_accumulation
+from d2kit.modeling.compiling import choose_compile_mode
 from d2kit.utils import comm
 from d2kit.utils.devices import choose_device, computes_bfloat16
 from d2kit.utils.file_io import atomic_write
@@ -436,7 +437,7 @@ def _build_seeded(cfg: CfgNode) -> CfgNode:
 
 
 def _build_machine_cfg(cfg: CfgNode) -> tuple[CfgNode, str]:
-    """Return a frozen copy with a device and a precision that this machine has, and why."""
+    """Return a frozen copy with what this machine has (device, precision, compiler), and why."""
     device = choose_device(cfg.MODEL.DEVICE)
     cfg = cfg.clone()
     cfg.defrost()
@@ -447,6 +448,10 @@ def _build_machine_cfg(cfg: CfgNode) -> tuple[CfgNode, str]:
     if cfg.SOLVER.AMP.ENABLED and choose_precision(cfg.SOLVER.AMP.PRECISION, device) is None:
         why.append(f"no native bfloat16 on this {device.type.upper()}: float32")
         cfg.SOLVER.AMP.ENABLED = False
+    mode, reason = choose_compile_mode(cfg.MODEL.COMPILE, device, deterministic=cfg.DETERMINISTIC)
+    if reason:
+        why.append(reason)
+        cfg.MODEL.COMPILE = mode
     cfg.freeze()
     return cfg, "; ".join(why)
 

@@ -57,7 +57,7 @@ TRAINED = (
 
 _Runner = Callable[[Tensor], Sequence[Any]]
 
-_FREE = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.CLASS_NAMES")
+_FREE = ("MODEL.COMPILE", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.CLASS_NAMES")
 _FIXED = ("INPUT.FORMAT", "TEST.DETECTIONS_PER_IMAGE")
 """Config keys outside of the file though in MODEL, and inside of it though not."""
 

@@ -9,7 +9,7 @@ from torchvision.ops import nms
 from d2kit.layers.rotated_boxes import overlapping_pairs
 from d2kit.utils.devices import is_symbolic
 
-__all__ = ["batched_nms", "batched_nms_rotated", "nms", "nms_rotated"]
+__all__ = ["batched_nms", "batched_nms_rotated", "keep_masks", "nms", "nms_rotated"]
 
 _MOVED_APART_AT_ONCE = 200_000  # numbers of boxes: the matrix of overlaps takes 300 MB
 
@@ -55,6 +55,45 @@ def _nms_of_few(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     last = scores.new_full((2,), -torch.inf)
     keep = nms(torch.cat([boxes, far]), torch.cat([scores, last]), iou_threshold)
     return keep[keep < boxes.shape[0]]
+
+
+def keep_masks(
+    boxes: Tensor,
+    valid: Tensor,
+    iou_threshold: float,
+    groups: Tensor | None = None,
+    rounds: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """Do what `nms` does for a batch of sorted boxes, with shapes that do not depend on them.
+
+    A box stays if no better one that stays overlaps it. Starting with all, each round gets one more
+    link of every chain of overlaps right; where two rounds agree, the answer is final.
+
+    Args:
+        boxes: (B, P, 4) XYXY pixels, the best first.
+        valid: (B, P) bool; others neither stay nor suppress.
+        iou_threshold: in [0, 1]; a box with an IoU above it with a better box is dropped.
+        groups: (B, P) integers; only boxes with the same number compete; None: all.
+        rounds: how often to look.
+
+    Returns:
+        Which boxes stay, (B, P) bool; in which sets of boxes that is final, (B,) bool.
+    """
+    first, second = boxes[:, :, None], boxes[:, None]
+    sides = torch.minimum(first[..., 2:], second[..., 2:])
+    sides = (sides - torch.maximum(first[..., :2], second[..., :2])).clamp(min=0)
+    shared = sides[..., 0] * sides[..., 1]
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    over = shared / (area[:, :, None] + area[:, None] - shared) > iou_threshold
+    if groups is not None:
+        over &= groups[:, :, None] == groups[:, None]
+    removes = over.triu(diagonal=1).to(boxes.dtype)  # the row removes the column
+    keep = before = valid
+    for _ in range(rounds):
+        before = keep
+        hit = torch.bmm(keep.unsqueeze(1).to(boxes.dtype), removes).squeeze(1)
+        keep = valid & (hit == 0)
+    return keep, (keep == before).all(dim=1)
 
 
 def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import RoIPool
 
 from d2kit.layers import ROIAlign, ROIAlignRotated, cat
+from d2kit.modeling.compiling import shapes_are_fixed
 from d2kit.structures import Boxes, RotatedBoxes
 from d2kit.utils.devices import is_symbolic
 from d2kit.utils.registry import AssertedValueError
@@ -161,8 +162,22 @@ class ROIPooler(nn.Module):
         levels = assign_boxes_to_levels(
             box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
+        if shapes_are_fixed():
+            return self._pool_everywhere(x, rois, levels)
         pool = self._pool_symbolically if is_symbolic() else self._pool_levels
         return pool(x, rois, levels)
+
+    def _pool_everywhere(self, x: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        """Pool all boxes from each level, empty ones where it is not theirs: no count is asked."""
+        pooled: Tensor | None = None
+        for level, (pooler, feature) in enumerate(zip(self.level_poolers, x, strict=True)):
+            own = levels == level
+            box = nn.functional.pad(own[:, None].expand(-1, rois.shape[1] - 1), (1, 0), value=True)
+            part = pooler(feature, torch.where(box, rois, 0.0))
+            shape = (-1, 1, 1, 1)
+            pooled = part if pooled is None else torch.where(own.view(shape), part, pooled)
+        assert pooled is not None
+        return pooled
 
     def _pool_levels(self, x: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
         """Sort the boxes by level, so that one sync (for the counts) serves all levels."""

@@ -9,7 +9,8 @@
 A `Fake` is a tensor that says "cuda:0" and holds its numbers as a CPU tensor; a dispatch mode does
 every operation on those numbers. Refused: tensors of both devices in one operation (a CPU scalar is
 let through), `.numpy()`. Counted: waits of the host, and operations that would launch a kernel, at
-one each. Nothing is said about time, memory, streams or digits. Torch's autograd engine asks the
+one each. A captured graph refuses waits, and counts as one launch when it is replayed. Nothing is
+said about time, memory, streams or digits. Torch's autograd engine asks the
 CUDA driver for streams, so `_Engine` calls the nodes of the graph in its place.
 """
 
@@ -108,6 +109,7 @@ class Gpu(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.open = []
+        self.graph = None  # that is being captured
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[Counts]:
@@ -119,6 +121,8 @@ class Gpu(TorchDispatchMode):
             self.open.remove(counts)
 
     def wait(self, what):
+        if self.graph is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
         frame = sys._getframe(1)
         while frame is not None and not frame.f_code.co_filename.startswith(ROOT):
             frame = frame.f_back
@@ -163,6 +167,8 @@ class Gpu(TorchDispatchMode):
         plain = tree_map_only(torch.device, lambda _: torch.device("cpu"), plain)
         real_args, real_kwargs = tree_map_only(Fake, lambda x: x.held, (args, plain))
         out = func(*real_args, **real_kwargs)
+        if self.graph is not None and not func.is_view:
+            self.graph.steps.append((func, real_args, real_kwargs, out))
         # a view of a tensor from outside of inference mode is none of inference mode either
         ordinary = func.is_view and fakes and not fakes[0].is_inference()
         with torch.inference_mode(False) if ordinary else contextlib.nullcontext():
@@ -300,6 +306,32 @@ class _Now:
         _ACTIVE[-1].wait("synchronize")
 
 
+class _CudaGraph:
+    """A `torch.cuda.CUDAGraph`: does what was captured again, in the same memory."""
+
+    def __init__(self, *_, **__):
+        self.steps = []
+
+    def replay(self):
+        for counts in _ACTIVE[-1].open:
+            counts.launches += 1
+        for func, args, kwargs, out in self.steps:
+            again = tree_leaves(func(*args, **kwargs))
+            for old, new in zip(tree_leaves(out), again, strict=True):
+                if old is not new and isinstance(old, Tensor):
+                    old.copy_(new)
+
+
+@contextlib.contextmanager
+def _capture(graph, pool=None):
+    del pool
+    _ACTIVE[-1].graph = graph
+    try:
+        yield
+    finally:
+        _ACTIVE[-1].graph = None
+
+
 _ACTIVE: list[Gpu] = []
 _GENERATOR = torch.Generator
 
@@ -334,6 +366,9 @@ def _patches(gpu):
         **dict.fromkeys(["Event", "Stream", "current_stream", "default_stream"], _Now),
         **dict.fromkeys(["device", "stream"], to(contextlib.nullcontext())),
         "device_count": to(1),
+        "CUDAGraph": _CudaGraph,
+        "graph": _capture,
+        "graph_pool_handle": to((0, 0)),
         "synchronize": lambda *_: gpu.wait("synchronize"),
         "get_device_name": to(properties.name),
         "get_device_properties": to(properties),

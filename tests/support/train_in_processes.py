@@ -24,6 +24,7 @@ HEADS = {
     "class weights": ["MODEL.ROI_HEADS.CLASS_WEIGHTS", [5.0, 0.2, 1.0, 0.5]],
 }
 NAMES = (*HEADS, "RetinaNet", "SemanticSegmentor")
+HEADS["compiled"] = ["MODEL.COMPILE", "trunk"]
 
 
 def config(name):
@@ -67,6 +68,7 @@ if __name__ == "__main__":
     place = Path(sys.argv[4])
     store = dist.FileStore(str(place / "store"), processes)
     dist.init_process_group("gloo", store=store, rank=own_rank, world_size=processes)
-    result = {name: train(name, own_rank, processes, count) for name in NAMES}
+    names = sys.argv[5:] or NAMES
+    result = {name: train(name, own_rank, processes, count) for name in names}
     dist.destroy_process_group()
     (place / f"{own_rank}.json").write_text(json.dumps(result))

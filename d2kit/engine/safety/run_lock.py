@@ -252,6 +252,7 @@ HARMLESS = (
     *(
         "SOLVER.CHECKPOINT_PERIOD",
         "MODEL.DEVICE",
+        "MODEL.COMPILE",  # other digits, as of another device
         "SOLVER.AMP.ENABLED",  # the machine decides, as it does the device
         "CUDNN_BENCHMARK",
         "DETERMINISTIC",

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2kit.config import CfgNode
+from d2kit.modeling.compiling import compile_trunk
 from d2kit.utils.devices import choose_device
 from d2kit.utils.registry import Registry, nearest_names
 
@@ -99,7 +100,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """Build the model that ``cfg.MODEL.META_ARCHITECTURE`` names, on ``cfg.MODEL.DEVICE``.
 
     No weights are loaded. A CUDA device on a machine without one is replaced by the CPU, with a
-    warning.
+    warning. ``cfg.MODEL.COMPILE`` is obeyed, see `compile_trunk`.
 
     Args:
         cfg: the config.
@@ -109,8 +110,9 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
     Raises:
         KeyError: if no such model is registered; the message lists the nearest names.
-        ValueError: if a pattern of ``cfg.MODEL.FREEZE`` matches nothing, or no part of the model
-            uses ``cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS``, which are set.
+        ValueError: if a pattern of ``cfg.MODEL.FREEZE`` matches nothing, no part of the model uses
+            ``cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS``, which are set, or ``cfg.MODEL.COMPILE`` is none
+            of its words.
     """
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     freeze_by_pattern(model, cfg.MODEL.get("FREEZE", ()))
@@ -124,4 +126,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
             "MODEL.FCOS.FOCAL_LOSS_ALPHA / GAMMA, any model by DATALOADER.SAMPLER_TRAIN "
             "RepeatFactorTrainingSampler"
         )
-    return model.to(choose_device(cfg.MODEL.DEVICE))
+    model = model.to(choose_device(cfg.MODEL.DEVICE))
+    deterministic = bool(cfg.get("DETERMINISTIC", False))
+    compile_trunk(model, cfg.MODEL.get("COMPILE"), deterministic=deterministic)
+    return model

@@ -3,12 +3,16 @@
 Source: Faster R-CNN (Ren et al. 2015), Mask R-CNN (He et al. 2017).
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.modeling.backbone import Backbone, build_backbone
+from d2kit.modeling.compiling import fixed_shapes
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.common import (
     ImageNormalizer,
@@ -16,10 +20,12 @@ from d2kit.modeling.meta_arch.common import (
     show_boxes,
     to_input_size,
 )
-from d2kit.modeling.proposal_generator import build_proposal_generator
-from d2kit.modeling.roi_heads import build_roi_heads
-from d2kit.structures import ImageList, Instances, ROIMasks
+from d2kit.modeling.proposal_generator import RPN, build_proposal_generator
+from d2kit.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads, build_roi_heads
+from d2kit.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from d2kit.structures import Boxes, ImageList, Instances, ROIMasks
 from d2kit.utils.events import picture_due
+from d2kit.utils.registry import overrides
 
 __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 
@@ -43,6 +49,8 @@ class GeneralizedRCNN(ImageNormalizer):
     """
 
     roi_heads: Any
+    replayed: Callable[[Tensor, list[tuple[int, int]]], Any] | None = None
+    """Detects by CUDA graphs, see `compile_trunk`; None: no graphs."""
 
     @configurable
     def __init__(
@@ -170,12 +178,17 @@ class GeneralizedRCNN(ImageNormalizer):
         if self.training:
             raise ValueError("GeneralizedRCNN.inference needs evaluation mode: call model.eval()")
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        if detected_instances is None:
-            results = self._detect(batched_inputs, images, features)
-        else:
-            detected = [x.to(self.device) for x in detected_instances]
-            results = self.roi_heads.forward_with_given_boxes(features, detected)
+        results = None
+        if detected_instances is None and self.replayed is not None:
+            padded = self.replayed(images.tensor, images.image_sizes)
+            results = None if padded is None else without_padding(padded, images.image_sizes)
+        if results is None:
+            features = self.backbone(images.tensor)
+            if detected_instances is None:
+                results = self._detect(batched_inputs, images, features)
+            else:
+                detected = [x.to(self.device) for x in detected_instances]
+                results = self.roi_heads.forward_with_given_boxes(features, detected)
         if not do_postprocess:
             return results
         return self._to_input_size(results, batched_inputs, images.image_sizes)
@@ -186,6 +199,51 @@ class GeneralizedRCNN(ImageNormalizer):
         """Return the detections of each image, in the size the network saw."""
         proposals, _ = self._propose(batched_inputs, images, features)
         return self.roi_heads(images, features, proposals, None)[0]
+
+    @property
+    def can_detect_padded(self) -> bool:
+        """Whether all parts are those that know `fixed_shapes`, and no subclass has its own."""
+        heads, rpn = self.roi_heads, self.proposal_generator
+        known = type(rpn) is RPN and not overrides(rpn, RPN, "_decode_proposals")
+        known = known and type(heads) is StandardROIHeads and not heads.keypoint_on
+        known = known and type(heads.box_predictor) is FastRCNNOutputLayers
+        known = known and heads.box_predictor.test_topk_per_image > 0
+        if known and heads.mask_on:
+            known = type(heads.mask_head) is MaskRCNNConvUpsampleHead
+            known = known and heads.mask_pooler is not None
+        return known and not overrides(self, GeneralizedRCNN, "_detect", "_propose", "inference")
+
+    def detect_padded(
+        self, images: Tensor, image_sizes: list[tuple[int, int]]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Detect with tensors of sizes that do not depend on what is found: the host never waits.
+
+        Args:
+            images: (N, C, H, W), normalised and padded.
+            image_sizes: (height, width) of the N images.
+
+        Returns:
+            `pred_boxes` (N, D, 4), `scores` (N, D), `pred_classes` (N, D), with masks `pred_masks`
+            (N, D, 1, M, M); `facts` (N + 1,): how many of the D rows are detections, in each image,
+            and whether these are all that there are. And the anchors that were read.
+        """
+        rpn: Any = self.proposal_generator
+        features = self.backbone(images)
+        batch = ImageList(images, image_sizes)
+        with fixed_shapes() as exact:
+            proposals, _ = rpn(batch, features)
+            found = self.roi_heads(batch, features, proposals, None)[0]
+        padded = {
+            name: torch.stack([x.get(name) for x in found])
+            for name in found[0].get_fields()
+            if name != "pred_boxes"
+        }
+        padded["pred_boxes"] = torch.stack([x.pred_boxes.tensor for x in found])
+        counts = (padded["scores"] > -math.inf).sum(dim=1)
+        padded["facts"] = torch.cat([counts, torch.stack(exact).all().long().reshape(1)])
+        return padded, [
+            x.tensor for x in rpn.anchor_generator([features[n] for n in rpn.in_features])
+        ]
 
     def _to_input_size(
         self,
@@ -208,6 +266,25 @@ class GeneralizedRCNN(ImageNormalizer):
     ) -> list[dict[str, Any]]:
         """See `to_input_size`; user classes call or override it."""
         return to_input_size(instances, batched_inputs, image_sizes)
+
+
+def without_padding(
+    padded: dict[str, Tensor], image_sizes: list[tuple[int, int]]
+) -> list[Instances] | None:
+    """Return the detections of each image, which is one wait; None where they are not all.
+
+    Args:
+        padded: see `GeneralizedRCNN.detect_padded`.
+        image_sizes: (height, width) of the N images.
+    """
+    *counts, exact = padded["facts"].tolist()
+    if not exact:
+        return None
+    results = []
+    for i, (count, size) in enumerate(zip(counts, image_sizes, strict=True)):
+        fields = {name: value[i, :count] for name, value in padded.items() if name != "facts"}
+        results.append(Instances(size, **{**fields, "pred_boxes": Boxes(fields["pred_boxes"])}))
+    return results
 
 
 @META_ARCH_REGISTRY.register()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from d2kit.layers.nms import keep_masks
 from d2kit.modeling.box_regression import (
     boxes_of,
     clip_to_images,
@@ -16,6 +19,7 @@ from d2kit.modeling.box_regression import (
     suppress_by_group,
     true_rows,
 )
+from d2kit.modeling.compiling import note_exactness
 from d2kit.structures import Boxes, Instances
 from d2kit.utils.devices import is_symbolic, smallest
 
@@ -136,6 +140,131 @@ def suppress_and_trim(
         )
     chosen = [true_rows(rows, count) for rows, count in zip(usable, counts, strict=True)]
     return _survivors(clipped, scores, levels, chosen, image_sizes, (nms_thresh, post_nms_topk))
+
+
+def suppress_and_pad(
+    boxes: Tensor,
+    scores: Tensor,
+    counts: Sequence[int],
+    image_sizes: Sequence[tuple[int, int]],
+    *,
+    nms_thresh: float,
+    post_nms_topk: int,
+    min_box_size: float,
+) -> list[Instances]:
+    """Do what `suppress_and_trim` does, at inference, with as many boxes of each image.
+
+    Args:
+        boxes: (N, P, 4) XYXY pixels, level after level, in each the best first.
+        scores: (N, P).
+        counts: boxes of each level, P in total.
+        image_sizes: see `suppress_and_trim`, as the other arguments.
+        nms_thresh: IoU.
+        post_nms_topk: boxes of each image.
+        min_box_size: pixels.
+
+    Returns:
+        One `Instances` per image; rows behind its last box have zeros and the objectness -inf.
+    """
+    boxes, scores = boxes.float(), scores.float()
+    clipped = _clipped_by_numbers(boxes, image_sizes)
+    usable = finite_rows(boxes) & finite_rows(scores.unsqueeze(-1))
+    usable &= (sides_of(clipped) > min_box_size).all(dim=-1)
+    lacking = [max(counts) - count for count in counts]
+    by_level = zip(clipped.split(list(counts), dim=1), lacking, strict=True)
+    grouped = torch.stack([F.pad(x, (0, 0, 0, n)) for x, n in by_level], dim=1)
+    valid_by_level = zip(usable.split(list(counts), dim=1), lacking, strict=True)
+    valid = torch.stack([F.pad(x, (0, n)) for x, n in valid_by_level], dim=1)
+    keep, final = keep_masks(grouped.flatten(0, 1), valid.flatten(0, 1), nms_thresh)
+    note_exactness(final.all())
+    of_level = keep.view(valid.shape).unbind(dim=1)
+    keep = torch.cat([x[:, :n] for x, n in zip(of_level, counts, strict=True)], dim=1)
+    best, order = _best_kept(keep, scores, post_nms_topk)
+    chosen = clipped.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
+    chosen = torch.where(best.unsqueeze(-1) > -math.inf, chosen, 0.0)
+    return [
+        Instances(size, proposal_boxes=Boxes(box), objectness_logits=score)
+        for size, box, score in zip(image_sizes, chosen, best, strict=True)
+    ]
+
+
+def _clipped_by_numbers(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Do what `clip_to_images` does, without a tensor of limits that would have to be uploaded."""
+    inside = []
+    for rows, size in zip(boxes.unbind(), image_sizes, strict=True):
+        of_image = Boxes(rows)
+        of_image.clip(size)
+        inside.append(of_image.tensor)
+    return torch.stack(inside)
+
+
+def _best_kept(keep: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return the scores of the best `most` kept boxes (N, P), -inf behind them, and their places.
+
+    Boxes of one score stay in order, as in a suppression that returns indices.
+    """
+    ranked = torch.where(keep, scores, -math.inf).sort(dim=1, descending=True, stable=True)
+    return ranked.values[:, :most], ranked.indices[:, :most]
+
+
+def padded_detections(
+    boxes: Tensor,
+    valid: Tensor,
+    deltas: Tensor,
+    probs: Tensor,
+    image_sizes: Sequence[tuple[int, int]],
+    transform: Any,
+    *,
+    score_thresh: float,
+    nms_thresh: float,
+    topk: int,
+    min_size: float = 0.0,
+) -> list[Instances]:
+    """Do what `fast_rcnn_inference` does, with as many detections of each image.
+
+    The best 10 * `topk` pairs of region and class are looked at; where that is not enough, the
+    result is noted as not exact.
+
+    Args:
+        boxes: (N, R, 4) XYXY pixels.
+        valid: (N, R) bool, which of them are regions.
+        deltas: (N, R, K*4 or 4).
+        probs: (N, R, K+1), background last.
+        image_sizes: (height, width) per image.
+        transform: deltas and boxes -> boxes.
+        score_thresh: see there, as the others.
+        nms_thresh: IoU.
+        topk: detections of each image.
+        min_size: pixels.
+
+    Returns:
+        One `Instances` per image; rows behind its last detection have zeros and the score -inf.
+    """
+    scores = probs[..., :-1]
+    wanted = (scores > score_thresh) & valid.unsqueeze(-1)
+    looked_at = min(10 * topk, wanted[0].numel())
+    values, index = _best_kept(wanted.flatten(1), scores.flatten(1), looked_at)
+    rows, classes = index // scores.shape[2], index % scores.shape[2]
+    by_class = deltas.unflatten(2, (-1, 4))
+    place = rows * by_class.shape[2] + classes.clamp(max=by_class.shape[2] - 1)
+    own = by_class.flatten(1, 2).gather(1, place.unsqueeze(-1).expand(-1, -1, 4))
+    sources = boxes.gather(1, rows.unsqueeze(-1).expand(-1, -1, 4))
+    decoded = transform.apply_deltas(own.flatten(0, 1), sources.flatten(0, 1)).view_as(sources)
+    clipped = _clipped_by_numbers(decoded, image_sizes)
+    usable = (values > -math.inf) & finite_rows(decoded)
+    if min_size > 0:
+        usable &= (sides_of(clipped) >= min_size).all(dim=-1)
+    keep, final = keep_masks(clipped, usable, nms_thresh, groups=classes)
+    enough = (keep.sum(dim=1) >= topk) | (wanted.flatten(1).sum(dim=1) <= looked_at)
+    note_exactness((final & enough).all())
+    best, order = _best_kept(keep, values, topk)
+    chosen = clipped.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
+    chosen = torch.where(best.unsqueeze(-1) > -math.inf, chosen, 0.0)
+    parts = zip(image_sizes, chosen, best, classes.gather(1, order), strict=True)
+    return [
+        Instances(size, pred_boxes=Boxes(box), scores=score, pred_classes=kind)
+        for size, box, score, kind in parts
+    ]
 
 
 def _survivors(

@@ -28,8 +28,10 @@ from d2kit.modeling.box_regression import (
     match_boxes,
     rows_or_zeros,
 )
+from d2kit.modeling.compiling import shapes_are_fixed
 from d2kit.modeling.proposal_generator.proposal_utils import (
     find_top_rpn_proposals,
+    suppress_and_pad,
     suppress_and_trim,
     top_of_level,
 )
@@ -431,15 +433,18 @@ class RPN(nn.Module):
             levels.append(torch.full_like(index[0], level))
         delta, source = torch.cat(deltas, dim=1), torch.cat(sources, dim=1)
         boxes = self.box2box_transform.apply_deltas(delta.flatten(0, 1), source.flatten(0, 1))
+        boxes, joined = boxes.view_as(source), torch.cat(scores, dim=1)
+        limits: Any = {
+            "nms_thresh": self.nms_thresh,
+            "post_nms_topk": self.post_nms_topk[self.training],
+            "min_box_size": self.min_box_size,
+        }
+        if shapes_are_fixed():
+            counts = [x.shape[1] for x in scores]
+            return suppress_and_pad(boxes, joined, counts, image_sizes, **limits)
+        joined_levels = torch.cat(levels)
         return suppress_and_trim(
-            boxes.view_as(source),
-            torch.cat(scores, dim=1),
-            torch.cat(levels),
-            image_sizes,
-            nms_thresh=self.nms_thresh,
-            post_nms_topk=self.post_nms_topk[self.training],
-            min_box_size=self.min_box_size,
-            training=self.training,
+            boxes, joined, joined_levels, image_sizes, training=self.training, **limits
         )
 
     def _decode_proposals(

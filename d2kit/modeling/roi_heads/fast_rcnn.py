@@ -25,10 +25,12 @@ from d2kit.modeling.box_regression import (
     finite_rows,
     split_like,
 )
+from d2kit.modeling.compiling import shapes_are_fixed
 from d2kit.modeling.proposal_generator.proposal_utils import (
     boxes_of_class,
     fast_rcnn_inference,
     fast_rcnn_inference_single_image,
+    padded_detections,
     suppress,
 )
 from d2kit.structures import Instances
@@ -433,6 +435,8 @@ class FastRCNNOutputLayers(nn.Module):
         """
         probs = self.predict_probs(predictions, proposals)
         shapes = [p.image_size for p in proposals]
+        if shapes_are_fixed():
+            return self._padded_detections(predictions[1], torch.stack(probs), proposals), []
         if type(self).predict_boxes is not FastRCNNOutputLayers.predict_boxes:
             return fast_rcnn_inference(
                 self.predict_boxes(predictions, proposals),
@@ -467,6 +471,24 @@ class FastRCNNOutputLayers(nn.Module):
             instances.append(result)
             kept.append(index)
         return instances, kept
+
+    def _padded_detections(
+        self, deltas: Tensor, probs: Tensor, proposals: list[Instances]
+    ) -> list[Instances]:
+        """Detect among as many proposals of each image, see `padded_detections`."""
+        logits = torch.stack([p.objectness_logits for p in proposals])
+        return padded_detections(
+            torch.stack([p.proposal_boxes.tensor for p in proposals]),
+            logits > -math.inf,
+            deltas.view(*logits.shape, -1),
+            probs,
+            [p.image_size for p in proposals],
+            self.box2box_transform,
+            score_thresh=self.test_score_thresh,
+            nms_thresh=self.test_nms_thresh,
+            topk=self.test_topk_per_image,
+            min_size=self.test_min_size,
+        )
 
     def predict_boxes(
         self, predictions: Predictions, proposals: list[Instances]
