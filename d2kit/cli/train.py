@@ -300,8 +300,7 @@ def train(
     for line in made.data.report:
         print(line)
     print(f"recipe: {written} (its reasons are in it; run it again by --config-file)")
-    arguments = ["--config-file", str(written)]
-    cfg = setup(argument_parser().parse_args(arguments))
+    cfg = setup(argument_parser().parse_args(["--config-file", str(written)]))
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     if dry_run:

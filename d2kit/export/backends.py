@@ -173,7 +173,7 @@ def read_config(path: str | os.PathLike[str]) -> CfgNode:
     trained = next((name for name in TRAINED if (folder / name).is_file()), None)
     if not (folder / METADATA).exists() and (folder / CONFIG).is_file() and trained is not None:
         cfg.merge_from_file(folder / CONFIG)
-        cfg.MODEL.WEIGHTS = str(folder / trained)
+        cfg.merge_from_list(["MODEL.WEIGHTS", str(folder / trained)])
         logger.info("%s is the folder of a training: its weights are %s", folder, trained)
         return cfg
     metadata = _read_metadata(folder)
