@@ -75,9 +75,9 @@ def _open_tiff(data: bytes, name: str | os.PathLike) -> Any:
     """
     from PIL import TiffImagePlugin
 
-    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
     stream = io.BytesIO(data)
     try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
         stream.seek(tags.next)
         tags.load(stream)
         width, height = int(tags.get(256, 0)), int(tags.get(257, 0))
