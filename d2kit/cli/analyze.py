@@ -430,7 +430,11 @@ def machine(args: argparse.Namespace) -> str:
 
 def benchmark_main(argv: list[str] | None = None) -> None:
     """Run the chosen task."""
-    parser = argparse.ArgumentParser(prog="d2kit benchmark", description=ABOUT_BENCHMARK)
+    parser = argparse.ArgumentParser(
+        prog="d2kit benchmark",
+        description=ABOUT_BENCHMARK,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--task", choices=("inference",), default="inference")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"))
     parser.add_argument("--threads", type=int, default=2)

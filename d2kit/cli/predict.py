@@ -40,6 +40,7 @@ from d2kit.video import (
 
 ABOUT_PREDICT = r"""Run a model on images or folders: overlay pictures and COCO JSON.
 
+d2kit predict --config-file run/ --input a.jpg folder/   # a training's folder, its best weights
 d2kit predict --config-file run/config.yaml --input a.jpg folder/ [--output predictions] \
               [--confidence-threshold 0.5] [--tile 800] MODEL.WEIGHTS run/model_final.pth
 d2kit predict --config-file exported/ --input a.jpg    # a folder of d2kit export
@@ -56,7 +57,9 @@ def parse_predict(argv: list[str] | None = None) -> argparse.Namespace:
         description=ABOUT_PREDICT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", required=True, help="YAML file, or folder of an export")
+    parser.add_argument(
+        "--config-file", required=True, help="YAML file, folder of a training or export"
+    )
     parser.add_argument("--input", nargs="+", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("output/predictions"))
     parser.add_argument(

@@ -137,9 +137,9 @@ def _check_pixels(cfg: CfgNode) -> None:
         )
 
 
-ABOUT_EXPORT = """\
-Export a model to TorchScript, ONNX, torch.export or OpenVINO, checked against the original.
+ABOUT_EXPORT = r"""Export to TorchScript, ONNX, torch.export or OpenVINO, checked against the original.
 
+d2kit export --config-file run/ --format onnx --image street.jpg --output exported
 d2kit export --config-file run/config.yaml --format onnx --image street.jpg --output exported \
              MODEL.WEIGHTS run/model_final.pth
 """

@@ -40,9 +40,8 @@ def cell(form: str, kind: str) -> dict:
         for name in SIZES:
             given = picture(name)
             if form == "torch_export":  # see docs/export.md: 65 pixels are the least side
-                given = F.pad(
-                    given, (0, max(0, 65 - given.shape[2]), 0, max(0, 65 - given.shape[1]))
-                )
+                missing = [max(0, 65 - side) for side in given.shape[1:]]
+                given = F.pad(given, (0, missing[1], 0, missing[0]))
             values = graph(given)
             expected = dict(zip(graph.output_names, values, strict=True))
             try:

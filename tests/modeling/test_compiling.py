@@ -6,6 +6,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from tests.support.train_in_processes import train
 REPOSITORY = Path(__file__).parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, there is no g++"
+    shutil.which("g++") is None or not Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
+    reason="torch.compile needs a C++ compiler and Python's headers: no g++ or no Python.h",
 )
 
 
