@@ -137,7 +137,7 @@ def _check_pixels(cfg: CfgNode) -> None:
         )
 
 
-ABOUT_EXPORT = r"""Export to TorchScript, ONNX, torch.export or OpenVINO, checked against the original.
+ABOUT_EXPORT = r"""Export to TorchScript, ONNX, torch.export or OpenVINO, checked against the model.
 
 d2kit export --config-file run/ --format onnx --image street.jpg --output exported
 d2kit export --config-file run/config.yaml --format onnx --image street.jpg --output exported \
