@@ -90,7 +90,8 @@ def test_a_stopped_process_is_named(folder):
 def test_a_child_that_raises_ends_the_parent(folder):
     process = start(folder, "raise")
     assert process.wait(600) not in (0, None)
-    assert time.time() - float((folder / "begin").read_text()) < runs.patience(10)
+    # twice GRACE, and what the processes take to end
+    assert time.time() - float((folder / "begin").read_text()) < runs.patience(16)
     assert "bad on purpose" in (folder / "stderr").read_text()
 
 
