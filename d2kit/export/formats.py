@@ -105,7 +105,9 @@ class DetectorGraph(nn.Module):
         model: Any = self.model
         images = model.preprocess_image([{"image": image}])
         features = model.backbone(images.tensor)
-        return _fields(model.proposal_generator(images, features)[0][0])
+        found = _fields(model.proposal_generator(images, features)[0][0])
+        # torch.export takes no stretch without gradients that ends in no tensor of its own
+        return {name: value.clone() for name, value in found.items()}
 
     def _semantic(self, image: Tensor) -> dict[str, Tensor]:
         model: Any = self.model
