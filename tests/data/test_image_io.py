@@ -240,6 +240,7 @@ def test_truncated_files_are_refused(tmp_path, suffix, share):
         (b"\xff\xd8\xff\xe0", (ValueError, OSError), "bad.jpg"),
         (b"\xff\xd8\xff\xd9", (ValueError, OSError), "bad.jpg"),
         (b"GIF89a\x01", (ValueError, OSError), "bad.jpg"),
+        (b"II*\0\x08", OSError, "damaged TIFF header"),
     ],
 )
 def test_what_is_no_image_is_named(tmp_path, data, error, message):
