@@ -27,7 +27,6 @@ from d2kit.engine.preflight.data import (
     records_of,
 )
 from d2kit.engine.trainers import amp_precision, check_accumulation
-from d2kit.modeling.compiling import choose_compile_mode
 from d2kit.utils import comm
 from d2kit.utils.devices import choose_device, computes_bfloat16
 from d2kit.utils.file_io import atomic_write
@@ -438,6 +437,8 @@ def _build_seeded(cfg: CfgNode) -> CfgNode:
 
 def _build_machine_cfg(cfg: CfgNode) -> tuple[CfgNode, str]:
     """Return a frozen copy with what this machine has (device, precision, compiler), and why."""
+    from d2kit.modeling.compiling import choose_compile_mode
+
     device = choose_device(cfg.MODEL.DEVICE)
     cfg = cfg.clone()
     cfg.defrost()

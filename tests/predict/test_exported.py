@@ -147,7 +147,7 @@ def test_one_flipped_bit_is_refused(name, exports, tmp_path):
 
 
 def test_a_folder_that_is_none(trained, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no metadata.json; `d2kit export` writes one"):
+    with pytest.raises(FileNotFoundError, match="no metadata.json, which `d2kit export`"):
         d2kit.Predictor(trained.parent)
     with pytest.raises(FileNotFoundError, match="missing' is no name of the model zoo"):
         d2kit.Predictor(tmp_path / "missing")
