@@ -82,9 +82,11 @@ def highest(model, name):
     return float(scores.max()) if len(scores) else 0.0
 
 
+FORMS = [(form, kind) for kind in HEADS for form in ("torchscript", "onnx", "openvino")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["torchscript", "onnx", "openvino"])
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize(("form", "kind"), [*FORMS, ("torch_export", "mask C4")])
 def test_a_picture_without_a_detection(form, kind, tmp_path):
     """The heads behind the pooling get no rows; with group norms ONNX could not say that."""
     needs(form)
