@@ -145,6 +145,7 @@ def test_a_whole_line_without_its_end_stays(folder, straight):
 def stopped(folder, number, variables=()):
     """Train; in the first evaluation the process asks itself to stop, and goes on with images."""
     os.environ.update(variables)
+    signal.signal(number, signal.SIG_DFL)  # tests under nohup ignore SIGHUP, and so would this
 
     class Slow(tiny.TinyTrainer):
         @classmethod
