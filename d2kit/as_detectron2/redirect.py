@@ -221,13 +221,16 @@ def _keep_names(alias: str, package: ModuleType) -> None:
     ``layers.nms``: Python binds every module that it loads in its package. One that is in
     `sys.modules` is not loaded again.
     """
-    for info in pkgutil.iter_modules(getattr(package, "__path__", ())):
-        kept = getattr(package, info.name, None)
-        if info.name.startswith("_") or kept is None or isinstance(kept, ModuleType):
+    own = package.__name__.partition(".")[2]
+    moved = [path.rpartition(".") for path in d2kit.MOVED]
+    names = [info.name for info in pkgutil.iter_modules(getattr(package, "__path__", ()))]
+    for name in names + [name for place, _, name in moved if place == own]:
+        kept = getattr(package, name, None)
+        if name.startswith("_") or kept is None or isinstance(kept, ModuleType):
             continue
-        submodule = importlib.import_module(f"{package.__name__}.{info.name}")
-        setattr(package, info.name, kept)
-        sys.modules[f"{alias}.{info.name}"] = submodule
+        submodule = importlib.import_module(f"{package.__name__}.{name}")
+        setattr(package, name, kept)
+        sys.modules[f"{alias}.{name}"] = submodule
 
 
 class _Absent(importlib.abc.Loader):

@@ -1,5 +1,7 @@
 """Layers and low-level operations: what torch and torchvision lack, or do too slowly."""
 
+import sys
+
 from d2kit.layers.batch_norm import (
     CycleBatchNormList,
     FrozenBatchNorm2d,
@@ -41,3 +43,7 @@ from d2kit.layers.wrappers import (
     nonzero_tuple,
     shapes_to_tensor,
 )
+
+# Python binds each module that it loads in its package: loaded later by its old path (d2kit.MOVED),
+# this one would replace the function.
+sys.modules[f"{__name__}.roi_align_rotated"] = sys.modules[f"{__name__}.rotated_boxes"]

@@ -33,6 +33,20 @@ def test_a_renamed_package_brings_its_modules(old, new):
     assert importlib.import_module("d2kit.projects.deeplab.loss").DeepLabCE
 
 
+def test_a_moved_path_replaces_no_object_of_its_package():
+    code = """
+import importlib, types, d2kit
+for old in d2kit.MOVED:
+    place, _, name = old.rpartition(".")
+    package = importlib.import_module(f"d2kit.{place}".rstrip("."))
+    before = getattr(package, name, None)
+    importlib.import_module(f"d2kit.{old}")
+    if before is not None and not isinstance(before, types.ModuleType):
+        assert getattr(package, name) is before, old
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_classes_are_the_same_under_every_name():
     from d2kit import tracking
     from d2kit.tracking.bbox_iou_tracker import BBoxIOUTracker

@@ -142,18 +142,20 @@ import logging, importlib, importlib.metadata, importlib.util, pkgutil, types
 early = logging.getLogger("detectron2.early")
 import d2kit.as_detectron2, d2kit
 pairs = []
-for info in pkgutil.walk_packages(d2kit.__path__, "d2kit."):
-    parent, _, name = info.name.rpartition(".")
-    if "._" in info.name or parent == "d2kit" or "as_detectron2" in parent:
+modules = [info.name for info in pkgutil.walk_packages(d2kit.__path__, "d2kit.")]
+for path in modules + [f"d2kit.{old}" for old in d2kit.MOVED]:
+    parent, _, name = path.rpartition(".")
+    if "._" in path or parent == "d2kit" or "as_detectron2" in parent:
         continue
     place = importlib.import_module(parent.replace("d2kit", "detectron2"))
     before = getattr(place, name, None)
     if before is not None and not isinstance(before, types.ModuleType):
-        module = importlib.import_module(info.name.replace("d2kit", "detectron2"))
-        assert getattr(place, name) is before, info.name
+        module = importlib.import_module(path.replace("d2kit", "detectron2"))
+        assert getattr(place, name) is before, path
         assert isinstance(module, types.ModuleType)
-        pairs.append(info.name)
+        pairs.append(path)
 assert "d2kit.layers.roi_align" in pairs and "d2kit.engine.launch" in pairs, pairs
+assert "d2kit.layers.roi_align_rotated" in pairs, pairs
 assert importlib.metadata.version("detectron2") == "0.6"
 assert importlib.util.find_spec("detectron2") is not None
 assert importlib.util.find_spec("detectron2.layers") is not None
