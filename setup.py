@@ -40,7 +40,9 @@ setup(
         "torchvision>=0.25",
         "numpy>=1.26",
         "opencv-python>=4.12",
-        "pillow>=11.3",
+        # 13.0 mends the decoders of JPEG and TIFF; it is the first without Python 3.10
+        'pillow>=13.0; python_version >= "3.11"',
+        'pillow>=12.3; python_version < "3.11"',
         "pycocotools>=2.0.8",
         "hotcoco>=1.3",
         "fvcore>=0.1.5.post20221221",

@@ -9,7 +9,10 @@ import importlib
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # `typing` is half of the time of importing this package
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.2.0"
 
@@ -69,7 +72,7 @@ MOVED = {
     "tracking.iou_weighted_hungarian_bbox_iou_tracker": "tracking.trackers",
     "tracking.utils": "tracking.trackers",
     "tracking.vanilla_hungarian_bbox_iou_tracker": "tracking.trackers",
-    "utils.colormap": "visualization.labels",
+    "utils.colormap": "visualization.visualizer",
     "utils.memory": "utils.devices",
     "utils.serialize": "utils.safe_pickle",
     "utils.torch_version_utils": "utils.env",
@@ -104,9 +107,9 @@ MOVED = {
     "tracking.smoothing": "tracking.trackers",
     "utils.archives": "utils.file_io",
     "utils.class_frequency": "utils.registry",
-    "utils.errors": "utils.registry",
+    "utils.errors": "utils.names",
     "utils.event_storage": "utils.events",
-    "utils.nested": "utils.registry",
+    "utils.nested": "utils.names",
     "visualization.video_visualizer": "visualization.visualizer",
 }
 """Module under which user code imports what is part of a larger file here -> that file."""
@@ -119,7 +122,7 @@ class _Moved:
         self.home = home
 
     @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return a spec that loads the module's file here; None if it has the name that it had."""
         top, _, place = name.partition(".")
         if top != __name__ or not place:
@@ -141,7 +144,7 @@ class _Moved:
 sys.meta_path.insert(0, _Moved)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Load a shortcut when it is first used."""
     if name not in SHORTCUTS:
         raise AttributeError(f"module 'd2kit' has no attribute '{name}'")

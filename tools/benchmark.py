@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2kit.cli.analyze import benchmark_main as main
+from d2kit.cli.benchmark import benchmark_main as main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -30,7 +30,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2kit.checkpoint import DetectionCheckpointer
-from d2kit.cli.analyze import machine
+from d2kit.cli.benchmark import machine
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import DefaultTrainer, launch
 from d2kit.engine.safety.stopping import add_preemption

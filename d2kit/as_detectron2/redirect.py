@@ -97,7 +97,7 @@ class NotHere:
     path = ""
     reason = ""
 
-    def __new__(cls, *_: Any, **__: Any) -> NotHere:
+    def __new__(cls, *_: object, **__: object) -> NotHere:
         """Refuse."""
         raise NotImplementedError(f"{cls.path} does not exist under d2kit: {cls.reason}")
 
@@ -125,7 +125,7 @@ class AbsentModule(ModuleType):
         super().__init__(name, f"{name} does not exist under d2kit: {reason}")
         self._reason = reason
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
         found = absent_class(f"{self.__name__}.{name}", self._reason)
@@ -151,13 +151,13 @@ class _OneName(dict[str, Any]):
     def __contains__(self, name: object) -> bool:
         return super().__contains__(self._known(name))
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> object:
         return super().__getitem__(str(self._known(name)))
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         super().__setitem__(str(self._known(name)), value)
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> object:
         return super().get(str(self._known(name)), default)
 
 
@@ -267,7 +267,7 @@ class _Root(ModuleType):
     __version__ = API_VERSION
     __path__: list[str] = []
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(d2kit, RENAMED.get(name, name))
 
 

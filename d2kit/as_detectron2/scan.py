@@ -536,7 +536,7 @@ def _known_keys(adders: set[str]) -> Any:
     return cfg
 
 
-def _judge_key(where: str, key: str, own: set[str], node: Any) -> Use:
+def _judge_key(where: str, key: str, own: set[str], node: object) -> Use:
     if any(key == mine or key.startswith(f"{mine}.") for mine in own):
         return Use(where, "config key", key, True)
     for part in key.split("."):

@@ -20,7 +20,7 @@ from d2kit.checkpoint.files import (
 )
 from d2kit.checkpoint.naming import NAMINGS, Naming, as_tensor
 from d2kit.utils.file_io import atomic_write
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.names import nearest_names
 
 __all__ = [
     "align_and_update_state_dicts",
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 # Blob suffix in Caffe2 -> parameter; a batch norm there is a scale and a shift.
 _C2_SUFFIX = {"w": "weight", "b": "bias", "s": "weight", "rm": "running_mean", "riv": "running_var"}
 _C2_BRANCH = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
-_C2_BLOCK = re.compile(r"res(\d)_(\d+)_branch(1|2[abc])(_bn|_gn)?_(w|b|s|rm|riv)")
-_C2_STEM = re.compile(r"(?:res_)?conv1(_bn|_gn)?_(w|b|s|rm|riv)")
-_C2_CLASSIFIER = re.compile(r"(?:fc1000|pred)_(w|b)")
+_C2_BLOCK = r"res(\d)_(\d+)_branch(1|2[abc])(_bn|_gn)?_(w|b|s|rm|riv)"
+_C2_STEM = r"(?:res_)?conv1(_bn|_gn)?_(w|b|s|rm|riv)"
+_C2_CLASSIFIER = r"(?:fc1000|pred)_(w|b)"
 
 # Blobs of Detectron's detectors, without the suffix -> our layer.
 _C2_LAYERS = {
@@ -61,25 +61,24 @@ _C2_LAYERS = {
 }
 # Predictors whose first rows are background's -> how many.
 _C2_BACKGROUND = {"cls_score": 1, "bbox_pred": 4, "mask_fcn_logits": 1}
-_C2_LAYER = {re.compile(f"{blob}_(w|b)"): layer for blob, layer in _C2_LAYERS.items()}
-_C2_TOWER = re.compile(r"retnet_(cls|bbox)_conv_n(\d)_fpn3_(w|b)")
+_C2_TOWER = r"retnet_(cls|bbox)_conv_n(\d)_fpn3_(w|b)"
 
 _TV_PREFIX = r"(?:module\.|backbone\.body\.)*"
-_TV_BLOCK = re.compile(_TV_PREFIX + r"layer([1-4])\.(\d+)\.(conv|bn)(\d)\.(\w+)")
-_TV_SHORTCUT = re.compile(_TV_PREFIX + r"layer([1-4])\.(\d+)\.downsample\.([01])\.(\w+)")
-_TV_STEM = re.compile(_TV_PREFIX + r"(conv|bn)1\.(\w+)")
-_TV_CLASSIFIER = re.compile(_TV_PREFIX + r"fc\.(\w+)")
+_TV_BLOCK = _TV_PREFIX + r"layer([1-4])\.(\d+)\.(conv|bn)(\d)\.(\w+)"
+_TV_SHORTCUT = _TV_PREFIX + r"layer([1-4])\.(\d+)\.downsample\.([01])\.(\w+)"
+_TV_STEM = _TV_PREFIX + r"(conv|bn)1\.(\w+)"
+_TV_CLASSIFIER = _TV_PREFIX + r"fc\.(\w+)"
 
 
 def _c2_name(blob: str) -> str:
     """Return our name for a blob of a Caffe2 model; blobs of other layers keep theirs."""
-    if found := _C2_BLOCK.fullmatch(blob):
+    if found := re.fullmatch(_C2_BLOCK, blob):
         stage, block, branch, norm, suffix = found.groups()
         layer = f"res{stage}.{block}.{_C2_BRANCH[branch]}"
-    elif found := _C2_STEM.fullmatch(blob):
+    elif found := re.fullmatch(_C2_STEM, blob):
         norm, suffix = found.groups()
         layer = "stem.conv1"
-    elif found := _C2_CLASSIFIER.fullmatch(blob):
+    elif found := re.fullmatch(_C2_CLASSIFIER, blob):
         norm, suffix, layer = None, found.group(1), "linear"
     else:
         return _c2_head_name(blob)
@@ -88,11 +87,11 @@ def _c2_name(blob: str) -> str:
 
 def _c2_head_name(blob: str) -> str:
     """Return our name for a blob of Detectron's pyramid or heads; other blobs keep theirs."""
-    if found := _C2_TOWER.fullmatch(blob):
+    if found := re.fullmatch(_C2_TOWER, blob):
         tower, number, suffix = found.groups()
         return f"head.{tower}_subnet.{2 * int(number)}.{_C2_SUFFIX[suffix]}"
-    for pattern, layer in _C2_LAYER.items():
-        if found := pattern.fullmatch(blob):
+    for pattern, layer in _C2_LAYERS.items():
+        if found := re.fullmatch(f"{pattern}_(w|b)", blob):
             place = layer.format(n=found.groupdict().get("n"))
             return f"{place}.{_C2_SUFFIX[blob[-1]]}"
     return blob
@@ -116,21 +115,21 @@ def convert_c2_names(blobs: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_torchvision_resnet(names: Iterable[str]) -> bool:
     """Tell whether parameter names are those of a torchvision ResNet, alone or in a detector."""
-    return any(_TV_BLOCK.fullmatch(name) for name in names)
+    return any(re.fullmatch(_TV_BLOCK, name) for name in names)
 
 
 def _torchvision_name(name: str) -> str:
     """Return our name for a parameter of a torchvision ResNet; others keep theirs."""
-    if found := _TV_BLOCK.fullmatch(name):
+    if found := re.fullmatch(_TV_BLOCK, name):
         stage, block, kind, number, rest = found.groups()
         layer = f"res{int(stage) + 1}.{block}.conv{number}"
         return f"{layer}{'.norm' if kind == 'bn' else ''}.{rest}"
-    if found := _TV_SHORTCUT.fullmatch(name):
+    if found := re.fullmatch(_TV_SHORTCUT, name):
         stage, block, part, rest = found.groups()
         return f"res{int(stage) + 1}.{block}.shortcut{'.norm' if part == '1' else ''}.{rest}"
-    if found := _TV_STEM.fullmatch(name):
+    if found := re.fullmatch(_TV_STEM, name):
         return f"stem.conv1{'.norm' if found.group(1) == 'bn' else ''}.{found.group(2)}"
-    if found := _TV_CLASSIFIER.fullmatch(name):
+    if found := re.fullmatch(_TV_CLASSIFIER, name):
         return f"linear.{found.group(1)}"
     return name
 
@@ -191,7 +190,7 @@ LIBRARIES = ("d2kit", "detectron2", *NAMINGS)
 """Libraries whose names `convert_weights` writes; d2kit's are Detectron2's."""
 
 _STEM = "backbone.bottom_up.stem.conv1.weight"
-_CONSTANT = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
+_CONSTANT = r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$"
 _DENSE = "head.cls_score.weight"
 _PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.", "head.cls_score.")
 _TWO_STAGE = "proposal_generator.rpn_head.anchor_deltas.weight"
@@ -241,7 +240,7 @@ def convert_weights(weights: Mapping[str, Any], library: str) -> dict[str, Any]:
     ours = plain if source is None else source.to_ours(plain)
     if library not in NAMINGS:
         return ours
-    ours = {name: value for name, value in ours.items() if not _CONSTANT.search(name)}
+    ours = {name: value for name, value in ours.items() if not re.search(_CONSTANT, name)}
     two_stage, dense = NAMINGS[library]
     target = two_stage if _TWO_STAGE in ours else dense
     if _STEM not in ours or not (_TWO_STAGE in ours or _DENSE in ours):
@@ -352,7 +351,9 @@ def convert_file(source: Path, target: Path, library: str) -> str:
     return f"{source}: names of {title}; {len(weights)} weights to {target}, names of {library}"
 
 
-def _wrapped(weights: dict[str, Tensor], library: str, checkpoint: dict[str, Any]) -> Any:
+def _wrapped(
+    weights: dict[str, Tensor], library: str, checkpoint: dict[str, Any]
+) -> dict[str, Any]:
     """Put around the weights what the library expects."""
     if library == "torchvision":
         return weights

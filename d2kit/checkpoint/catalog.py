@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from d2kit.utils.file_io import PathManager, atomic_write
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.names import nearest_names
 from d2kit.utils.text import one_line
 
 __all__ = ["find_weights", "weights_url"]
@@ -146,7 +147,7 @@ TIMEOUT = 30  # seconds without a byte
 SLOWEST = 4096  # bytes a second on average, over the time of TIMEOUT, below which it is given up
 LARGEST = 64 << 30  # bytes of a file whose length is announced
 LARGEST_UNKNOWN = 512 << 20  # bytes of one whose length is not, and no hash of it known
-TORCHVISION_NAME = re.compile(r"-([0-9a-f]{8,64})\.pth$")
+TORCHVISION_NAME = r"-([0-9a-f]{8,64})\.pth$"
 
 
 def cache_path(url: str) -> Path:
@@ -167,7 +168,7 @@ def hash_of_url(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     if parts.fragment.startswith("sha256="):
         return parts.fragment[len("sha256=") :].lower()
-    named = TORCHVISION_NAME.search(parts.path)
+    named = re.search(TORCHVISION_NAME, parts.path)
     return named.group(1) if named and parts.netloc.endswith("pytorch.org") else ""
 
 
@@ -270,6 +271,15 @@ class _Speed:
 
 def _fetch(url: str, target: Path, expected: str) -> None:
     """Copy the answer to a request into `target`, which appears only when complete and checked."""
+    try:
+        _copy_answer(url, target, expected)
+    except http.client.HTTPException as error:  # no HTTP, cut in the middle of a chunk, a wrong URL
+        raise OSError(
+            f"{type(error).__name__}: {one_line(error, 120)}; nothing was kept"
+        ) from error
+
+
+def _copy_answer(url: str, target: Path, expected: str) -> None:
     from tqdm import tqdm
 
     logger.info("Downloading %s to %s", url, target)
@@ -334,14 +344,14 @@ def _torchvision_url(name: str) -> str:
 
     if "." in name:
         try:
-            return models.get_weight(name).url
+            return str(models.get_weight(name).url)
         except (ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"torchvision has no weights named '{name}': {error}") from error
     known = models.list_models()
     if name not in known:
         near = nearest_names(name, known)
         raise ValueError(f"torchvision has no model named '{name}'; nearest: {near}")
-    return models.get_model_weights(name).DEFAULT.url  # type: ignore[attr-defined]
+    return str(models.get_model_weights(name).DEFAULT.url)  # type: ignore[attr-defined]
 
 
 def weights_url(name: str) -> str:

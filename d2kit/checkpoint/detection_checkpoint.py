@@ -15,14 +15,6 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from d2kit.checkpoint.c2_model_loading import (
-    align_and_update_state_dicts,
-    convert_torchvision_names,
-    is_torchvision_resnet,
-    recognise_naming,
-    select_coco_classes,
-    trained_classes,
-)
 from d2kit.checkpoint.catalog import find_weights, is_lite_file, rename_lite
 from d2kit.checkpoint.files import (
     last_run,
@@ -146,7 +138,7 @@ class DetectionCheckpointer(Checkpointer):
         save_dir: str | os.PathLike[str] = "",
         *,
         save_to_disk: bool | None = None,
-        **checkpointables: Any,
+        **checkpointables: object,
     ) -> None:
         to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
         super().__init__(model, os.fspath(save_dir), save_to_disk=to_disk, **checkpointables)
@@ -164,7 +156,7 @@ class DetectionCheckpointer(Checkpointer):
 
     # ---- saving
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def save(self, name: str, **kwargs: object) -> None:
         """Write a checkpoint; does nothing without `save_dir` or where `save_to_disk` is False.
 
         Args:
@@ -264,7 +256,7 @@ class DetectionCheckpointer(Checkpointer):
         return self.load(path, checkpointables=[])
 
     def load(
-        self, path: str, checkpointables: list[str] | None = None, *args: Any, **kwargs: Any
+        self, path: str, checkpointables: list[str] | None = None, *args: object, **kwargs: object
     ) -> dict[str, Any]:
         """Load weights and, if the file has them, the states of checkpointables.
 
@@ -293,7 +285,9 @@ class DetectionCheckpointer(Checkpointer):
             name, query = str(path), ""
         self._source = name
         self._heuristics = parse_qs(query).get("matching_heuristics") == ["True"]
-        rest = super().load(str(find_weights(name)), checkpointables, *args, **kwargs)
+        rest: dict[str, Any] = super().load(
+            str(find_weights(name)), checkpointables, *args, **kwargs
+        )
         self._loaded_run = (rest.pop("run", 0), rest.pop("run_started", 0.0))
         return rest
 
@@ -333,6 +327,16 @@ class DetectionCheckpointer(Checkpointer):
 
     def _matched(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Return the file's weights under the model's names, as far as they can be told."""
+        # Loaded when weights come: tables of names, 8 ms of `import d2kit.engine`.
+        from d2kit.checkpoint.c2_model_loading import (
+            align_and_update_state_dicts,
+            convert_torchvision_names,
+            is_torchvision_resnet,
+            recognise_naming,
+            select_coco_classes,
+            trained_classes,
+        )
+
         weights = dict(checkpoint.pop("model"))
         ours = self.model.state_dict()
         from_c2 = checkpoint.get("__author__") == "Caffe2"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
+import os
 import pickle
 import re
 import tarfile
@@ -54,13 +56,13 @@ def read_torch(path: Path, *, mmap: bool = False) -> Any:
 class _Inert:
     """Takes the place of an object of another library: does nothing, whatever is done with it."""
 
-    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+    def __new__(cls, *_: object, **__: object) -> _Inert:
         """Make one, from any arguments."""
         return super().__new__(cls)
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __init__(self, *_: object, **__: object) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: object) -> None: ...
 
 
 # MMEngine keeps the history of its log in a checkpoint, under "message_hub".
@@ -103,6 +105,8 @@ def _age(path: Path) -> _Age:
     Raises:
         Exception: of nearly any kind, if it is damaged.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("not a file")
     if not zipfile.is_zipfile(path):
         raise ValueError("not a complete archive of torch.save")
     data = read_torch(path, mmap=True)
@@ -136,6 +140,37 @@ def _age_or_none(path: Path) -> _Age:
 def last_run(folder: Path) -> int:
     """Return the highest number of a training that left readable checkpoints in `folder`, or 0."""
     return max([0, *(_age_or_none(path).run for path in folder.glob("*.pth"))])
+
+
+SET_ASIDE = (
+    *("model_best.pth", "model_best_ema.safetensors"),
+    *("model_final.pth", "model_final_ema.safetensors"),
+)
+"""Names under which a training leaves what others take for its result."""
+
+
+def set_aside(folder: Path, used: str = "") -> list[Path]:
+    """Rename the best and final weights of earlier trainings: they are none of the one that begins.
+
+    Args:
+        folder: of the output.
+        used: weights that the training starts from; they keep their name.
+
+    Returns:
+        The new names, such as ``model_best_of_run1.pth``.
+    """
+    found = [folder / name for name in SET_ASIDE if (folder / name).is_file()]
+    found = [path for path in found if not (os.path.exists(used) and path.samefile(used))]
+    run, renamed = last_run(folder) if found else 0, []
+    for path in found:
+        stem, count = f"{path.stem}_of_run{run}", itertools.count(2)
+        target = folder / f"{stem}{path.suffix}"
+        while target.exists():
+            target = folder / f"{stem}_{next(count)}{path.suffix}"
+        path.rename(target)
+        renamed.append(target)
+        logger.info("%s is of an earlier training: renamed to %s", path, target.name)
+    return renamed
 
 
 def newest_checkpoint(folder: Path, trusted: dict[Path, tuple[int, int]]) -> Path | None:
@@ -174,7 +209,7 @@ WEIGHT_KEYS = ("model", "state_dict", "model_state")  # Detectron2, Lightning an
 DIGEST = "d2kit_sha256"  # in a .pkl, or the metadata of a .safetensors, that we wrote
 LONGEST_HEADER = 64 << 20  # bytes of a safetensors header, about 500,000 tensors
 MOST_NUMBERS = 1 << 48  # elements of one tensor
-HASHED_NAME = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8}|[0-9a-f]{64})\.pth")  # not a date
+HASHED_NAME = r"-(?=[0-9]*[a-f])([0-9a-f]{8}|[0-9a-f]{64})\.pth"  # not a date
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -193,6 +228,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: if the file is damaged (each that d2kit writes carries checksums), of another
             kind, holds no weights, or wants to run code.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is a folder, pipe or device; expected a file of weights")
     _check_name(path)
     found = _read(path)
     if not found["model"]:
@@ -206,7 +243,7 @@ def _check_name(path: Path) -> None:
     Raises:
         ValueError: if they differ.
     """
-    named = HASHED_NAME.search(path.name)
+    named = re.search(HASHED_NAME, path.name)
     if named is None or not path.is_file():
         return
     if not check_hash(path, named.group(1)):
@@ -263,7 +300,7 @@ def _reason(error: Exception) -> str:
     return text.partition("\n")[0][:300]
 
 
-def _from_pickle(data: Any, path: Path) -> dict[str, Any]:
+def _from_pickle(data: object, path: Path) -> dict[str, Any]:
     """Bring the content of a zoo pickle into our form."""
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a dict, got {type(data).__name__}")
@@ -292,7 +329,7 @@ def _digest_of_arrays(arrays: Mapping[str, Any]) -> str:
         return ""
 
 
-def _as_array(value: Any) -> Any:
+def _as_array(value: object) -> object:
     """Undo NumPy's turning an array without axes into a number."""
     return np.asarray(value) if isinstance(value, np.generic) else value
 
@@ -373,7 +410,7 @@ def write_safetensors(state: Mapping[str, Tensor]) -> bytes:
     return save(copies, metadata={"format": "pt", DIGEST: digest_of(copies)})
 
 
-def plain_state(value: Any, where: str) -> Any:
+def plain_state(value: object, where: str) -> object:
     """Turn a state into tensors, numbers, text and containers, which load without running code.
 
     NumPy numbers and arrays are converted; mappings become dicts, named tuples tuples.

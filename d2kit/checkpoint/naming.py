@@ -19,7 +19,7 @@ from torch import Tensor
 
 Change = Callable[[Mapping[str, Any]], dict[str, Any]]
 
-_PLACE = re.compile(r"\{(?P<name>\w)(?:\*(?P<scale>\d+))?(?P<shift>[+-]\d+)?\}|\*")
+_PLACE = r"\{(?P<name>\w)(?:\*(?P<scale>\d+))?(?P<shift>[+-]\d+)?\}|\*"
 
 
 class Template:
@@ -32,7 +32,7 @@ class Template:
     def __init__(self, text: str) -> None:
         self._pieces: list[str | tuple[str, int, int]] = []  # text, or (place, scale, shift)
         pattern, end = "", 0
-        for found in _PLACE.finditer(text):
+        for found in re.finditer(_PLACE, text):
             before = text[end : found.start()]
             end = found.end()
             place = found["name"] or "*"
@@ -126,7 +126,7 @@ class Rule:
         return tuple(map(Template, self.copies))
 
 
-def as_tensor(value: Any) -> Tensor:
+def as_tensor(value: object) -> Tensor:
     """Return a tensor or NumPy array as a tensor, without a copy where that is possible."""
     return torch.from_numpy(np.asarray(value)) if not isinstance(value, Tensor) else value
 
@@ -287,7 +287,8 @@ class _RatioMajor(Rows):
                 "not known"
             )
         by_anchor = rows.unflatten(0, (slow, fast, -1))
-        return by_anchor.transpose(0, 1).reshape(rows.shape)
+        found: Tensor = by_anchor.transpose(0, 1).reshape(rows.shape)
+        return found
 
 
 BACKGROUND_FIRST = _BackgroundFirst()
@@ -395,7 +396,7 @@ def _torchvision_tower(ours: str, theirs: str) -> tuple[Rule, ...]:
     )
 
 
-_TOWER_WEIGHT = re.compile(r"head\.(cls|bbox)_subnet\.\d+\.weight")
+_TOWER_WEIGHT = r"head\.(cls|bbox)_subnet\.\d+\.weight"
 
 
 def _with_tower_bias(weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -403,7 +404,7 @@ def _with_tower_bias(weights: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(weights)
     for name, value in weights.items():
         bias = f"{name.removesuffix('weight')}bias"
-        if _TOWER_WEIGHT.fullmatch(name) and bias not in weights:
+        if re.fullmatch(_TOWER_WEIGHT, name) and bias not in weights:
             result[bias] = as_tensor(value).new_zeros(len(value))
     return result
 
@@ -414,7 +415,7 @@ def _without_tower_bias(weights: Mapping[str, Any]) -> dict[str, Any]:
     if "head.cls_subnet.1.weight" not in weights:
         return result
     for name, value in weights.items():
-        if not _TOWER_WEIGHT.fullmatch(name) or as_tensor(value).dim() == 1:
+        if not re.fullmatch(_TOWER_WEIGHT, name) or as_tensor(value).dim() == 1:
             continue  # no tower, or the norm's
         bias = as_tensor(result.pop(f"{name.removesuffix('weight')}bias"))
         if bias.any():

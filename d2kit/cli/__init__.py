@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 
-__all__ = ["VERBS", "main"]
+TYPE_CHECKING = False  # `d2kit --help` loads neither typing nor argparse
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["VERBS", "main", "verb_parser"]
 
 GROUPS = {
     "Train": {
@@ -52,7 +56,7 @@ GROUPS = {
             "Detectron2, torchvision, MMDetection, safetensors",
         ),
         "analyze": ("analyze.analyze_main", "multiply-adds, activations, parameters, structure"),
-        "benchmark": ("analyze.benchmark_main", "speed and memory beside torchvision"),
+        "benchmark": ("benchmark.benchmark_main", "speed and memory beside torchvision"),
     },
 }
 """Title -> verb -> (module of this package and its function of ``argv``, one line of help)."""
@@ -82,9 +86,9 @@ def main(argv: list[str] | None = None) -> int | None:
         print(f"d2kit {__version__}")
         return 0
     if verb not in VERBS:
-        import difflib  # not `nearest_names`, whose module takes a second to import
+        from d2kit.utils.names import nearest_names
 
-        near = difflib.get_close_matches(verb.replace("_", "-"), VERBS, n=3, cutoff=0.5)
+        near = nearest_names(verb.replace("_", "-"), VERBS)
         named = f"nearest: {', '.join(near)}" if near else "`d2kit --help` lists them"
         print(f"error: d2kit has no verb '{verb}' ({named})", file=sys.stderr)
         return 2
@@ -102,3 +106,11 @@ def help_text() -> str:
         lines += [f"  {verb:{width}}{text}" for verb, (_, text) in group.items()]
     lines += ["", "First steps: d2kit train --data FOLDER; then d2kit predict, d2kit report."]
     return "\n".join(lines)
+
+
+def verb_parser(verb: str, about: str) -> argparse.ArgumentParser:
+    """Return a parser without arguments, whose help shows `about` as it is written."""
+    import argparse
+
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=f"d2kit {verb}", description=about, formatter_class=raw)

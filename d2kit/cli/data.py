@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 from tqdm import tqdm
 
+from d2kit.cli import verb_parser
 from d2kit.curate.checking import Finding, ImageFile, check_dataset, repair_coco, survey_images
-from d2kit.curate.conversion import READERS, WRITERS
+from d2kit.curate.conversion import CVAT_MARK, READERS, WRITERS
 from d2kit.curate.splitting import METHODS, find_leaks, shared_groups, split_coco
 from d2kit.data.datasets.validate import read_json
 from d2kit.data.records import read_coco
 from d2kit.engine import user_errors
 from d2kit.evaluation.groups import ground_truth_ap
-from d2kit.utils.file_io import atomic_write
+from d2kit.utils.file_io import OwnFiles, atomic_write, load_json
+from d2kit.utils.text import one_line
 
 ABOUT_CHECK = """\
 Check a dataset in COCO format; write a repaired copy; feed the truth to its own evaluation.
@@ -31,6 +37,52 @@ it also finds files whose entries have other folders (absolute ones), backslashe
 """
 
 
+MADE_BY = "made by d2kit split"
+"""Key of "info" of the files that this tool wrote, and may write again."""
+
+MADE_BY_CHECK = "made by d2kit check --fix"
+MADE_BY_CONVERT = "made by d2kit convert"
+OTHERWISE = "give another output, or --overwrite"
+NOT_OURS = f"was not made by this tool: {OTHERWISE}"
+
+
+def check_target(path: Path, source: Path | None, overwrite: bool, mark: str) -> None:
+    """Refuse to replace the file that is read, and one that this tool did not write.
+
+    Args:
+        path: of the output.
+        source: that is read.
+        overwrite: files of others may be replaced, but for `source`.
+        mark: key of "info" of the files that this tool wrote, and may write again.
+
+    Raises:
+        ValueError: with the file's name, and what to do.
+    """
+    if source is not None and path.exists() and path.resolve() == source.resolve():
+        raise ValueError(
+            f"'{path}' is the file that is read, and would be replaced: {OTHERS[mark]}"
+        )
+    if not path.exists() or overwrite:
+        return
+    try:
+        info = load_json(path).get("info")
+    except (ValueError, AttributeError):
+        info = None
+    if not (isinstance(info, dict) and mark in info):
+        raise ValueError(f"'{path}' exists and {NOT_OURS}")
+
+
+OTHERS = {
+    MADE_BY: "give the parts other names (--parts), or --output FOLDER",
+    MADE_BY_CHECK: "give --fix another name",
+}
+
+
+def marked(info: object, mark: str) -> dict[str, Any]:
+    """Return the entry "info" of a file, with the mark of a tool."""
+    return {**(info if isinstance(info, dict) else {}), mark: True}
+
+
 LISTED = 20
 """Lines of one kind that are printed one by one."""
 
@@ -40,14 +92,11 @@ ENOUGH = 99.995
 
 def parse_check(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="d2kit check",
-        description=ABOUT_CHECK,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("check", ABOUT_CHECK)
     parser.add_argument("json", type=Path, help="COCO annotations")
     parser.add_argument("--images", type=Path, help="image folder: every image is decoded")
     parser.add_argument("--fix", type=Path, metavar="OUT.json", help="write a repaired copy")
+    parser.add_argument("--overwrite", action="store_true", help="--fix may replace others' files")
     parser.add_argument("--ground-truth-ap", action="store_true", help="must be 100")
     parser.add_argument("--max-lines", type=int, default=1000, help="of a list (default 1000)")
     return parser.parse_args(argv)
@@ -87,7 +136,7 @@ def show(found: Sequence[Finding], limit: int) -> int:
     errors = [f for f in found if f.level == "error"]
     notes = [f for f in found if f.level != "error"]
     for group, prefix in ((errors, ""), (notes, "note: ")):
-        lines = grouped(group)
+        lines = [one_line(line, None, shown=True) for line in grouped(group)]
         print("".join(f"{prefix}{line}\n" for line in lines[:limit]), end="")
         if len(lines) > limit:
             print(f"{prefix}... and {len(lines) - limit} more")
@@ -98,6 +147,8 @@ def show(found: Sequence[Finding], limit: int) -> int:
 def check_main(argv: list[str] | None = None) -> int:
     """Return 1 where something is wrong with the file, or with its repaired copy."""
     args = parse_check(argv)
+    if args.fix:
+        check_target(args.fix, args.json, args.overwrite, MADE_BY_CHECK)
     files = survey(args)
     found = check_dataset(args.json, args.images, survey=files)
     wrong = show(found, args.max_lines)
@@ -109,6 +160,7 @@ def check_main(argv: list[str] | None = None) -> int:
         print("\nrepairs:")
         show(done, args.max_lines)
         with atomic_write(args.fix, "w") as file:
+            fixed["info"] = marked(fixed.get("info"), MADE_BY_CHECK)
             json.dump(fixed, file, allow_nan=False)
         counts = ", ".join(f"{len(fixed[k])} {k}" for k in ("images", "annotations", "categories"))
         print(f"{args.fix}: {counts}; {len(done)} repairs\n")
@@ -140,14 +192,11 @@ relative to --images. What the target cannot hold is counted; docs/own_data.md h
 
 def convert_main(argv: list[str] | None = None) -> None:
     """Read, write, and tell what was lost."""
-    parser = argparse.ArgumentParser(
-        prog="d2kit convert",
-        description=ABOUT_CONVERT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("convert", ABOUT_CONVERT)
     parser.add_argument("--from", dest="source", choices=READERS, required=True)
     parser.add_argument("--to", dest="target", choices=WRITERS, required=True)
     parser.add_argument("--images", type=Path, help="image folder: names are relative to it")
+    parser.add_argument("--overwrite", action="store_true", help="also files of others")
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
     args = parser.parse_args(argv)
@@ -165,11 +214,68 @@ def convert_main(argv: list[str] | None = None) -> None:
             raise FileNotFoundError(f"--images {args.images}: no such folder")
         lost: Counter[str] = Counter()
         coco = READERS[args.source](args.input, args.images, lost)
-        lost += WRITERS[args.target](coco, args.output)
+        lost += write_converted(coco, args.target, args.output, overwrite=args.overwrite)
         counts = [f"{len(coco[k])} {k}" for k in ("images", "annotations", "categories")]
         print(f"{args.output}: {', '.join(counts)}")
         for what, count in sorted(lost.items()):
-            print(f"not kept: {count} {what}")
+            print(f"not kept: {count} {one_line(what)}")
+
+
+def write_converted(
+    coco: dict[str, Any], target: str, output: Path, *, overwrite: bool
+) -> Counter[str]:
+    """Write in another format: all files or none, and none of an earlier conversion stays.
+
+    Args:
+        coco: what was read.
+        target: name of the format.
+        output: a file for coco and cvat, else a folder.
+        overwrite: files of others may be replaced.
+
+    Returns:
+        What the format cannot hold, counted.
+
+    Raises:
+        ValueError: a file of others would be replaced.
+        OSError: the disk is full; the earlier files are as they were.
+    """
+    if target == "coco":
+        check_target(output, None, overwrite, MADE_BY_CONVERT)
+        coco = {**coco, "info": marked(coco.get("info"), MADE_BY_CONVERT)}
+        return WRITERS[target](coco, output)
+    single = output if output.suffix == ".xml" else None
+    folder = output.parent if single and target == "cvat" else output
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".convert-", dir=folder) as hidden:
+        made = Path(hidden, single.name) if single and target == "cvat" else Path(hidden)
+        with named_in(folder, hidden):
+            lost = WRITERS[target](coco, made)
+        found = sorted(p for p in Path(hidden).rglob("*") if p.is_file())
+        names = [p.relative_to(hidden).as_posix() for p in found]
+        if single and target == "cvat":
+            if single.exists() and not overwrite and CVAT_MARK not in single.read_bytes()[:2000]:
+                raise ValueError(f"'{single}' exists and {NOT_OURS}")
+            os.replace(made, single)
+            return lost
+        own = OwnFiles(folder, OTHERWISE, overwrite=overwrite)
+        own.check(names)
+        own.clear()
+        for name, path in zip(names, found, strict=True):
+            place = own.claim(name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+    return lost
+
+
+@contextmanager
+def named_in(folder: Path, hidden: str) -> Iterator[None]:
+    """Let an error of writing name the file by the name that it would have got."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename and str(error.filename).startswith(hidden):
+            error.filename = str(folder / os.path.relpath(str(error.filename), hidden))
+        raise
 
 
 ABOUT_SPLIT = """\
@@ -181,50 +287,26 @@ d2kit split --check train.json test.json --images FOLDER [--group video]
 """
 
 
-MADE_BY = "made by d2kit split"
-"""Key of "info" of the files that this tool wrote, and may write again."""
-
-
-def check_target(path: Path, source: Path, overwrite: bool) -> None:
-    """Refuse to replace the file that is split, and one that this tool did not write.
-
-    Raises:
-        ValueError: with the file's name, and what to do.
-    """
-    if path.exists() and path.resolve() == source.resolve():
-        raise ValueError(
-            f"'{path}' is the file to split, and a part has its name: give the parts other names "
-            "(--parts), or --output FOLDER"
-        )
-    if not path.exists() or overwrite:
-        return
-    try:
-        info = read_coco(path).get("info")
-    except ValueError:
-        info = None
-    if not (isinstance(info, dict) and MADE_BY in info):
-        raise ValueError(
-            f"'{path}' exists and was not made by this tool: give --output FOLDER, or --overwrite"
-        )
-
-
-def table(parts: dict[str, dict]) -> str:
+def table(parts: dict[str, dict[str, Any]]) -> str:
     """Return images and instances per class of each part."""
     names = {c["id"]: c["name"] for part in parts.values() for c in part["categories"]}
     rows = []
     for name, part in parts.items():
         classes = [a["category_id"] for a in part["annotations"]]
-        rows.append([name, len(part["images"]), *(classes.count(c) for c in names)])
-    return tabulate(rows, ["part", "images", *names.values()], tablefmt="github")
+        rows.append([one_line(name), len(part["images"]), *(classes.count(c) for c in names)])
+    titles = ["part", "images", *map(one_line, names.values())]
+    return tabulate(rows, titles, tablefmt="github")
 
 
-def check_leaks(parts: dict[str, dict], images: Path | None, group: str, threshold: float) -> int:
+def check_leaks(
+    parts: dict[str, dict[str, Any]], images: Path | None, group: str, threshold: float
+) -> int:
     """Print what is on both sides of the split; return how much."""
     shared = shared_groups(parts, group)
     if group == "video":
         shared.pop(".", None)  # images without video and without folder are no video
     for name, owners in list(shared.items())[:20]:
-        print(f"{group} '{name}' is in {' and '.join(owners)}")
+        print(f"{one_line(group)} '{one_line(name)}' is in {one_line(' and '.join(owners))}")
     leaks = []
     if images is not None:
         files = {
@@ -235,18 +317,15 @@ def check_leaks(parts: dict[str, dict], images: Path | None, group: str, thresho
         ) as bar:
             leaks = find_leaks(files, threshold=threshold, progress=bar.update)
         for leak in leaks[:20]:
-            print(f"look the same ({leak.distance:.1%} of the bits): {leak.first} {leak.second}")
+            both = f"{one_line(leak.first)} {one_line(leak.second)}"
+            print(f"look the same ({leak.distance:.1%} of the bits): {both}")
     print(f"\n{len(shared)} groups and {len(leaks)} pairs of images on both sides of a split")
     return len(shared) + len(leaks)
 
 
 def parse_split(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="d2kit split",
-        description=ABOUT_SPLIT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("split", ABOUT_SPLIT)
     parser.add_argument("json", type=Path, nargs="?", help="COCO JSON to split")
     parser.add_argument("--parts", nargs="+", default=["train=0.8", "test=0.2"])
     parser.add_argument("--method", choices=METHODS, help="default: stratified; group with --group")
@@ -282,15 +361,19 @@ def split_main(argv: list[str] | None = None) -> int:
     parts = split_coco(coco, shares, method=method, group=args.group, seed=args.seed)
     folder = args.output or args.json.parent
     for name in parts:
-        check_target(folder / f"{name}.json", args.json, args.overwrite)
+        check_target(folder / f"{name}.json", args.json, args.overwrite, MADE_BY)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
-        part["info"] = {**(part.get("info") or {}), MADE_BY: True}
-        with atomic_write(folder / f"{name}.json", "w") as f:
-            json.dump(part, f)
+    with ExitStack() as stack:  # all parts or none: an old one beside a new one would be a leak
+        for name, part in parts.items():
+            part["info"] = marked(part.get("info"), MADE_BY)
+            file = stack.enter_context(atomic_write(folder / f"{name}.json", "w"))
+            json.dump(part, file)
+            file.flush()
+            os.fsync(file.fileno())
     print(table(parts) + "\n")
     found = check_leaks(parts, args.images, args.group or "video", args.threshold)
     if found and method != "group":
         print("--group video keeps the frames of a video together")
-    print(f"written: {', '.join(str(folder / f'{name}.json') for name in parts)}")
+    written = ", ".join(one_line(folder / f"{name}.json") for name in parts)
+    print(f"written: {written}")
     return 0

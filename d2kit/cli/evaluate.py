@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from d2kit.cli import verb_parser
 from d2kit.data.records import read_coco
 from d2kit.engine import user_errors
 from d2kit.evaluation.coco_results import read_coco_results
@@ -79,11 +80,7 @@ d2kit evaluate-groups --dataset test.json --results run/inference/coco_instances
 
 def evaluate_groups_main(argv: list[str] | None = None) -> None:
     """Print the table; write the figures where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="d2kit evaluate-groups",
-        description=ABOUT_EVALUATE_GROUPS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("evaluate-groups", ABOUT_EVALUATE_GROUPS)
     parser.add_argument("--dataset", type=Path, required=True, help="COCO JSON with annotations")
     parser.add_argument("--results", type=Path, required=True, help="COCO results JSON")
     parser.add_argument("--group", default="video")
@@ -125,11 +122,7 @@ d2kit evaluate-tracks --ground-truth tracks/video14.json --results output/ward \
 @user_errors()
 def evaluate_tracks_main(argv: list[str] | None = None) -> None:
     """Evaluate, print a table, write JSON."""
-    parser = argparse.ArgumentParser(
-        prog="d2kit evaluate-tracks",
-        description=ABOUT_EVALUATE_TRACKS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("evaluate-tracks", ABOUT_EVALUATE_TRACKS)
     add = parser.add_argument
     add("--ground-truth", type=Path, required=True, help="MOT text, COCO-video JSON, or a folder")
     add("--results", type=Path, required=True, help="tracks.json, MOT text, or a folder")

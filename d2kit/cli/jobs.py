@@ -12,15 +12,16 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from d2kit import model_zoo
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.checkpoint.files import read_checkpoint
+from d2kit.cli import verb_parser
 from d2kit.config import LazyConfig, get_cfg, instantiate
 from d2kit.data import build_detection_train_loader
 from d2kit.engine import (
@@ -33,10 +34,9 @@ from d2kit.engine import (
     default_setup,
     default_writers,
     hooks,
-    launch,
     user_errors,
 )
-from d2kit.engine.launch import TrainingProcess
+from d2kit.engine.launch import TrainingProcess, launch_as_asked
 from d2kit.engine.resolve import choose_precision, start_loader_at
 from d2kit.evaluation import inference_on_dataset, print_csv_format
 from d2kit.solver import LRMultiplier
@@ -45,6 +45,9 @@ from d2kit.utils.env import derive_seed, seed_all_rng
 from d2kit.utils.events import EventStorage
 from d2kit.utils.file_io import load_json
 from d2kit.utils.logger import setup_logger
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 ABOUT_TRAIN_LAZY = """\
 Train or evaluate what a lazy config describes: the whole loop on one page.
@@ -62,16 +65,17 @@ configs/common/train.py has it.
 logger = logging.getLogger("d2kit.lazy")
 
 
-def build_model(cfg: Any) -> torch.nn.Module:
+def build_model(cfg: DictConfig) -> torch.nn.Module:
     """Return the model on the device of the config, or on the CPU where CUDA is absent."""
     device = str(cfg.train.device)
     if device.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("train.device is %s, but CUDA is not available: using the CPU", device)
         device = "cpu"
-    return instantiate(cfg.model).to(device)
+    found: torch.nn.Module = instantiate(cfg.model).to(device)
+    return found
 
 
-def evaluate(cfg: Any, model: torch.nn.Module) -> Mapping[str, Any]:
+def evaluate(cfg: DictConfig, model: torch.nn.Module) -> Mapping[str, Any]:
     """Return the metrics of the test set; empty without `dataloader.evaluator`."""
     if "evaluator" not in cfg.dataloader:
         return {}
@@ -82,15 +86,16 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> Mapping[str, Any]:
     return results
 
 
-def build_loader(cfg: Any) -> Any:
+def build_loader(cfg: DictConfig) -> Iterable[Any]:
     """Return the training loader; d2kit's own draws by the seed of the run."""
     loader = cfg.dataloader.train
     if loader["_target_"] is build_detection_train_loader and "seed" not in loader:
         loader.seed = cfg.train.seed
-    return instantiate(loader)
+    made: Iterable[Any] = instantiate(loader)
+    return made
 
 
-def train(cfg: Any, resume: bool) -> Mapping[str, Any]:
+def train(cfg: DictConfig, resume: bool) -> Mapping[str, Any]:
     """Train for `train.max_iter` steps, and return the metrics of the last evaluation."""
     model = build_model(cfg)
     logger.info("Model:\n%s", model)
@@ -182,15 +187,7 @@ def train_lazy_main(
         register: makes datasets known by name, e.g. those of a checkout. Each process calls it.
     """
     args = lazy_parser().parse_args(argv)
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        num_processes=args.num_processes,
-        args=(args, register),
-    )
+    launch_as_asked(run, args, register)
 
 
 ABOUT_SUBMIT = """\
@@ -224,11 +221,7 @@ def minutes(text: str) -> int:
 
 def submit_parser() -> argparse.ArgumentParser:
     """Return the parser of what comes before ``--``."""
-    parser = argparse.ArgumentParser(
-        prog="d2kit submit",
-        description=ABOUT_SUBMIT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("submit", ABOUT_SUBMIT)
     add = parser.add_argument
     add("--name", default="d2kit", help="of the job")
     add("--partition", help="of the cluster; default: its own")
@@ -464,11 +457,7 @@ def replay_main(argv: list[str] | None = None, register: Callable[[], None] | No
         argv: the command line; None: that of the process.
         register: makes datasets known by name, e.g. those of a checkout.
     """
-    parser = argparse.ArgumentParser(
-        prog="d2kit replay",
-        description=ABOUT_REPLAY,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("replay", ABOUT_REPLAY)
     parser.add_argument("dump", type=Path, help="folder failed_step_... of a training")
     parser.add_argument(
         "--import",

@@ -16,13 +16,14 @@ import cv2
 from tabulate import tabulate
 from tqdm import tqdm
 
+from d2kit.cli import verb_parser
 from d2kit.config import CfgNode
 from d2kit.engine import user_errors
 from d2kit.export import is_exported, read_config
 from d2kit.modeling.facts import build_facts
 from d2kit.predict import Predictor
 from d2kit.predict.predictor import check_loaded
-from d2kit.predict.run import predict_files, write_coco
+from d2kit.predict.run import check_results_file, predict_files, write_coco
 from d2kit.utils.file_io import find_image_files
 from d2kit.utils.text import one_line
 from d2kit.video import (
@@ -52,11 +53,7 @@ KEY = re.compile(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+")
 
 def parse_predict(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="d2kit predict",
-        description=ABOUT_PREDICT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("predict", ABOUT_PREDICT)
     parser.add_argument(
         "--config-file", required=True, help="YAML file, folder of a training or export"
     )
@@ -109,6 +106,7 @@ def predict_main(argv: list[str] | None = None, register: Callable[[], None] | N
         # what an exported model leaves out cannot come back
         exported = is_exported(cfg.MODEL.WEIGHTS)
         confidence = max(0.5, (facts.score_threshold or 0.0) if exported else 0.0)
+    check_results_file(args.output / "predictions.json")
     predictor = Predictor(cfg, batch_size=args.batch_size, tile=args.tile, confidence=confidence)
     check_loaded(predictor.model, cfg.MODEL.WEIGHTS)
     names = predictor.class_names
@@ -158,11 +156,7 @@ EXIT_CODES = {COMPLETE: 0, DAMAGED: 3, INTERRUPTED: 130}
 
 def parse_track(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="d2kit track",
-        description=ABOUT_TRACK,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("track", ABOUT_TRACK)
     add = parser.add_argument
     add("--config-file", required=True, help="YAML file, or folder of an export")
     add("--input", default="", help="video, folder of pictures, or number of a camera")
@@ -281,8 +275,10 @@ def track_main(argv: list[str] | None = None, register: Callable[[], None] | Non
     if register is not None:
         register()
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: end(stop))
+    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    for number in (n for n in numbers if n is not None):
+        if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:  # nohup
+            signal.signal(number, lambda *_: end(stop))
     cfg = build_cfg(args)
     summary = track_video(cfg, options(args), stop=stop)
     report(summary, args.output, cfg)

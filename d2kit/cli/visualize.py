@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from d2kit.cli import verb_parser
 from d2kit.config import CfgNode, get_cfg
 from d2kit.data import (
     DatasetCatalog,
@@ -33,7 +34,11 @@ from d2kit.evaluation.evaluator import stale_results
 from d2kit.utils.file_io import IMAGE_SUFFIXES, atomic_write
 from d2kit.utils.text import file_name, html_text, one_line
 from d2kit.visualization import ColorMode, Visualizer
-from d2kit.visualization.labels import palette
+from d2kit.visualization.drawing import palette
+
+NOTE = b"drawn by d2kit visualize"
+DRAWN = b"\xff\xfe" + (2 + len(NOTE)).to_bytes(2, "big") + NOTE
+"""Comment behind the first two bytes of each JPEG, by which a later run knows it and removes it."""
 
 SIDE = 360
 """Longest side of a thumbnail, in pixels: some 15 to 30 kB each."""
@@ -230,10 +235,16 @@ def page_of(cfg: CfgNode, pictures: Iterable[tuple[str, np.ndarray]], count: int
 def write_pictures(folder: Path, pictures: Iterable[tuple[str, np.ndarray]]) -> None:
     """Write (name, RGB picture) as JPEG; names that are equal without their endings keep them.
 
+    The pictures of an earlier run are removed first.
+
     Raises:
         OSError: a picture cannot be written.
+        ValueError: a file of others has the name of one.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.jpg"):
+        if _is_ours(old):
+            old.unlink()
     taken: set[str] = set()
     for name, rgb in pictures:
         path = Path(name)
@@ -246,8 +257,22 @@ def write_pictures(folder: Path, pictures: Iterable[tuple[str, np.ndarray]]) -> 
         done, data = cv2.imencode(".jpg", rgb[..., ::-1])
         if not done:
             raise OSError(f"{one_line(name)}: a picture of {rgb.shape} is no JPEG")
-        with atomic_write(folder / f"{flat}.jpg") as file:
-            file.write(data.tobytes())
+        target, content = folder / f"{flat}.jpg", data.tobytes()
+        if os.path.lexists(target):
+            raise ValueError(
+                f"{target} exists and was not written by this tool; choose another folder for the "
+                "output"
+            )
+        with atomic_write(target) as file:
+            file.write(content[:2] + DRAWN + content[2:])
+
+
+def _is_ours(picture: Path) -> bool:
+    """Tell whether `write_pictures` has written a file."""
+    if not picture.is_file():
+        return False
+    with picture.open("rb") as file:
+        return file.read(2 + len(DRAWN)).endswith(DRAWN)
 
 
 def tell_bad(bad: list[str]) -> None:
@@ -272,11 +297,7 @@ def visualize_main(
         argv: the command line; None: that of the process.
         register: makes datasets known by name, e.g. those of a checkout.
     """
-    parser = argparse.ArgumentParser(
-        prog="d2kit visualize",
-        description=ABOUT_VISUALIZE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("visualize", ABOUT_VISUALIZE)
     parser.add_argument("--config-file")
     parser.add_argument("--json", type=Path, help="COCO annotations, instead of a config")
     parser.add_argument("--images", type=Path, help="image folder of --json")
@@ -365,11 +386,7 @@ def visualize_results_main(
         argv: the command line; None: that of the process.
         register: makes datasets known by name, e.g. those of a checkout.
     """
-    parser = argparse.ArgumentParser(
-        prog="d2kit visualize-results",
-        description=ABOUT_VISUALIZE_RESULTS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("visualize-results", ABOUT_VISUALIZE_RESULTS)
     parser.add_argument("--input", type=Path, required=True, help="JSON file of the results")
     parser.add_argument("--dataset", help="default: the config's test set, else coco_2017_val")
     parser.add_argument("--config-file", help="registers datasets of your own, e.g. of the run")

@@ -15,13 +15,14 @@ from d2kit import __version__
 from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.checkpoint.c2_model_loading import LIBRARIES, convert_file
 from d2kit.checkpoint.catalog import ZOO_URL, find_weights
+from d2kit.cli import verb_parser
 from d2kit.config import CfgNode, get_cfg
 from d2kit.engine import user_errors
 from d2kit.export.backends import FILES, METADATA, RUNNERS, is_exported, read_config, sha256
 from d2kit.export.folder import export_model
 from d2kit.modeling import build_model
 from d2kit.utils.file_io import atomic_write, load_json
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.names import nearest_names
 
 ABOUT_CONVERT_WEIGHTS = r"""Convert weights between Detectron2, torchvision, MMDetection and d2kit.
 
@@ -36,11 +37,7 @@ has is recognised. The suffix of the target decides its format: .pth, .safetenso
 
 def parse_convert_weights(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="d2kit convert-weights",
-        description=ABOUT_CONVERT_WEIGHTS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("convert-weights", ABOUT_CONVERT_WEIGHTS)
     parser.add_argument("source")
     parser.add_argument("target", type=Path)
     parser.add_argument("--to", choices=(*LIBRARIES, "d2kit-folder"), default="d2kit")
@@ -151,11 +148,7 @@ CALIBRATION = 32
 
 def export_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    made = argparse.ArgumentParser(
-        prog="d2kit export",
-        description=ABOUT_EXPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = verb_parser("export", ABOUT_EXPORT)
     made.add_argument("--config-file", required=True, help="YAML file or name of the model zoo")
     made.add_argument("--format", choices=RUNNERS, default="onnx")
     made.add_argument("--image", type=Path, help="picture with objects; default: a drawn one")
@@ -391,11 +384,7 @@ RESULTS = "verify_zoo.json"
 
 def verify_zoo_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    made = argparse.ArgumentParser(
-        prog="d2kit verify-zoo",
-        description=ABOUT_VERIFY_ZOO,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = verb_parser("verify-zoo", ABOUT_VERIFY_ZOO)
     made.add_argument("names", nargs="*", help="of the model zoo; default: all with a known AP")
     made.add_argument("--data", type=Path, required=True, help="folder of COCO 2017")
     made.add_argument("--images", type=int, help="only the first N pictures")

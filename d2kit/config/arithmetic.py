@@ -63,7 +63,7 @@ class ArithmeticRefused(ValueError):
     """The text is more than arithmetic over numbers, or too much of it."""
 
 
-def evaluate(text: str) -> Any:
+def evaluate(text: str) -> object:
     """Return the value of an expression of numbers.
 
     Args:
@@ -137,7 +137,7 @@ class _Computation:
             self._grow(len(part))
             waiting += [inner for inner in part if isinstance(inner, list | tuple)]
 
-    def _checked(self, value: Any) -> Any:
+    def _checked(self, value: object) -> object:
         if isinstance(value, bool | list | tuple | range):
             return value
         if isinstance(value, int) and abs(value) > MAX_MAGNITUDE:
@@ -153,24 +153,24 @@ class _Computation:
         if self.items > MAX_ITEMS:
             raise ArithmeticRefused(f"lists of more than {MAX_ITEMS} elements in all")
 
-    def constant(self, node: ast.Constant, *_: Any) -> Any:
+    def constant(self, node: ast.Constant, *_: object) -> object:
         """A number; strings, complex numbers and the like are not."""
         if isinstance(node.value, bool) or not isinstance(node.value, int | float):
             raise ArithmeticRefused(f"{_shown(node)} is not a number")
         return node.value
 
-    def name(self, node: ast.Name, names: dict[str, Any], depth: int) -> Any:
+    def name(self, node: ast.Name, names: dict[str, Any], depth: int) -> object:
         """A loop variable."""
         if node.id not in names:
             raise ArithmeticRefused(f"the name '{node.id}' is unknown here")
         return names[node.id]
 
-    def sequence(self, node: ast.List | ast.Tuple, names: dict[str, Any], depth: int) -> Any:
+    def sequence(self, node: ast.List | ast.Tuple, names: dict[str, Any], depth: int) -> object:
         """A list or a tuple."""
         kind = list if isinstance(node, ast.List) else tuple
         return kind(self.value(part, names, depth) for part in node.elts)
 
-    def binary(self, node: ast.BinOp, names: dict[str, Any], depth: int) -> Any:
+    def binary(self, node: ast.BinOp, names: dict[str, Any], depth: int) -> object:
         """Two values and an operator; the size of the result is bounded before it is made."""
         operation = _BINARY.get(type(node.op))
         if operation is None:
@@ -188,14 +188,14 @@ class _Computation:
             _check_power(left, right)
         return operation(left, right)
 
-    def unary(self, node: ast.UnaryOp, names: dict[str, Any], depth: int) -> Any:
+    def unary(self, node: ast.UnaryOp, names: dict[str, Any], depth: int) -> object:
         """A sign."""
         operation = _UNARY.get(type(node.op))
         if operation is None:
             raise ArithmeticRefused(f"the operator in '{_shown(node)}' is no sign")
         return operation(self.value(node.operand, names, depth))
 
-    def call(self, node: ast.Call, names: dict[str, Any], depth: int) -> Any:
+    def call(self, node: ast.Call, names: dict[str, Any], depth: int) -> object:
         """One of the known functions, by its name, with plain arguments."""
         if not isinstance(node.func, ast.Name) or node.func.id not in _FUNCTIONS:
             raise ArithmeticRefused(
@@ -273,7 +273,7 @@ _HANDLERS: dict[type[ast.expr], Callable[..., Any]] = {
 }
 
 
-def _check_power(base: Any, exponent: Any) -> None:
+def _check_power(base: object, exponent: object) -> None:
     """Refuse powers of integers that are too long to be written down; floats overflow early."""
     if isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1:
         bits = abs(exponent) * (abs(base).bit_length() - 1)
@@ -281,7 +281,7 @@ def _check_power(base: Any, exponent: Any) -> None:
             raise ArithmeticRefused("a power beyond 2**63")
 
 
-def _bound(target: ast.expr, item: Any) -> dict[str, Any]:
+def _bound(target: ast.expr, item: object) -> dict[str, Any]:
     """Return the loop variables that `target` names, for one element."""
     if isinstance(target, ast.Name):
         return {target.id: item}

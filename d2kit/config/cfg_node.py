@@ -13,7 +13,7 @@ import yaml
 from fvcore.common.config import CfgNode as _FvcoreCfgNode
 
 from d2kit.config.yaml import BASE_KEY, LEAF_TYPES, load_yaml
-from d2kit.utils.registry import AssertedKeyError, AssertedValueError, nearest_names
+from d2kit.utils.names import AssertedKeyError, AssertedValueError, nearest_names
 
 LATEST = 2
 
@@ -56,7 +56,7 @@ def _get(tree: Mapping[str, Any], name: str) -> Any:
     return node
 
 
-def _set(tree: dict[str, Any], name: str, value: Any) -> None:
+def _set(tree: dict[str, Any], name: str, value: object) -> None:
     *sections, last = name.split(".")
     for section in sections:
         tree = tree.setdefault(section, type(tree)())
@@ -154,7 +154,7 @@ def upgrade_values(
     return values
 
 
-def decode(value: Any) -> Any:
+def decode(value: object) -> object:
     """Return what a string says as a Python literal, and anything else unchanged."""
     if not isinstance(value, str):
         return value
@@ -184,11 +184,11 @@ def _as(kind: type, value: Any, current: Any) -> Any:
     return kind(value)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "section" if isinstance(value, dict) else type(value).__name__
 
 
-def coerce(value: Any, raw: Any, current: Any, full: str, where: str) -> Any:
+def coerce(value: Any, raw: object, current: object, full: str, where: str) -> object:
     """Return `value` as it may replace `current`.
 
     Equal types pass; so does anything for None, None for anything but an int, an int where a
@@ -295,7 +295,7 @@ class CfgNode(_FvcoreCfgNode):
             raise AttributeError(name)
         raise AttributeError(self._no_key(name))
 
-    def __missing__(self, name: Any) -> Any:
+    def __missing__(self, name: object) -> Any:
         """Say what is wrong with ``cfg["NAME"]``; ``cfg.get("NAME")`` is None, as of any dict."""
         raise KeyError(self._no_key(str(name)))
 
@@ -311,7 +311,7 @@ class CfgNode(_FvcoreCfgNode):
         start = f"{section}." if section else ""
         return [f"{start}{key}" for key in self._full_keys() if key.endswith(f".{name}")][:4]
 
-    def __setattr__(self, name: str, val: Any) -> None:
+    def __setattr__(self, name: str, val: object) -> None:
         """Set a key; new ones are allowed unless the name is a slip.
 
         A new value (not a section) is refused where its name differs from a default key of the
@@ -355,7 +355,7 @@ class CfgNode(_FvcoreCfgNode):
                 )
         super().__setattr__(name, val)
 
-    def _checked(self, name: str, val: Any) -> Any:
+    def _checked(self, name: str, val: object) -> object:
         """Return a new value of an existing key as a config file would set it."""
         if isinstance(val, dict) or isinstance(self[name], dict):
             return val
@@ -465,7 +465,7 @@ class CfgNode(_FvcoreCfgNode):
         listed = f"nearest: {', '.join(near)}" if near else "no key is similar"
         return AssertedKeyError(f"{where}: unknown config key '{full}' ({listed})")
 
-    def _new_value(self, value: Any) -> Any:
+    def _new_value(self, value: object) -> object:
         if isinstance(value, dict):
             return type(self)(copy.deepcopy(dict(value)))
         return decode(value)
@@ -520,7 +520,7 @@ class CfgNode(_FvcoreCfgNode):
             ValueError: if a value is neither a number, a string, a bool, None, a list nor a tuple.
         """
 
-        def plain(value: Any, full: str) -> Any:
+        def plain(value: object, full: str) -> object:
             if isinstance(value, dict):
                 return {key: plain(v, f"{full}.{key}" if full else key) for key, v in value.items()}
             if isinstance(value, (list, tuple)):

@@ -28,7 +28,7 @@ from d2kit.config.cfg_node import CfgNode, upgrade_values
 from d2kit.config.config import _C
 from d2kit.config.keys import KEYS, OWN_KEYS, markdown
 from d2kit.config.yaml import find_zoo_file, load_yaml, nearest_zoo_names, parse_yaml, zoo_names
-from d2kit.utils.registry import flatten, nearest_names
+from d2kit.utils.names import flatten, nearest_names
 
 COMMAND_LINE = "the command line"
 WEIGHTS = (".pth", ".pt", ".pkl", ".safetensors")
@@ -174,7 +174,7 @@ def matching_keys(name: str) -> list[str]:
     raise KeyError(f"unknown config key '{name}' ({listed})")
 
 
-def _flow(value: Any) -> str:
+def _flow(value: object) -> str:
     """Return a value as YAML on one line."""
     plain = json.loads(json.dumps(value)) if isinstance(value, (list, tuple)) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=sys.maxsize, allow_unicode=True)

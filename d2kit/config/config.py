@@ -41,7 +41,7 @@ def _build() -> CfgNode:
 _C = _build()
 
 
-def _is_config(value: Any) -> bool:
+def _is_config(value: object) -> bool:
     if isinstance(value, _YacsCfgNode):
         return True
     omegaconf = sys.modules.get("omegaconf")  # whoever holds a DictConfig has imported it
@@ -77,7 +77,7 @@ def _configurable_init(init: Callable[..., None]) -> Callable[..., None]:
         )
 
     @functools.wraps(init)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+    def wrapper(self: object, *args: object, **kwargs: object) -> None:
         if not _called_with_config(args, kwargs):
             init(self, *args, **kwargs)
             return
@@ -131,7 +131,7 @@ def configurable(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
+        def wrapper(*args: object, **kwargs: object) -> object:
             if _called_with_config(args, kwargs):
                 return function(**_explicit(maker, args, kwargs))
             return function(*args, **kwargs)
@@ -148,7 +148,8 @@ global_cfg = CfgNode()
 
 def get_cfg() -> CfgNode:
     """Return a fresh config with all keys at their defaults."""
-    return _C.clone()
+    found: CfgNode = _C.clone()
+    return found
 
 
 def set_global_cfg(cfg: CfgNode) -> None:
@@ -177,7 +178,7 @@ def upgrade_config(cfg: CfgNode, to_version: int | None = None) -> CfgNode:
     version, target = cfg.VERSION, LATEST if to_version is None else to_version
     if target not in (1, LATEST) or version > target:
         raise ValueError(f"cannot upgrade a config of VERSION {version} to version {target}")
-    converted = cfg.clone()
+    converted: CfgNode = cfg.clone()
     if version < target:
         upgrade_names(converted)
     return converted
@@ -199,7 +200,7 @@ def downgrade_config(cfg: CfgNode, to_version: int) -> CfgNode:
     version = cfg.VERSION
     if to_version not in (1, LATEST) or version < to_version:
         raise ValueError(f"cannot downgrade a config of VERSION {version} to version {to_version}")
-    converted = cfg.clone()
+    converted: CfgNode = cfg.clone()
     if version > to_version:
         downgrade_names(converted)
     return converted

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from d2kit.utils.registry import locate
+from d2kit.utils.names import locate
 
 __all__ = ["dump_dataclass", "instantiate"]
 
@@ -29,7 +29,7 @@ def require_omegaconf() -> Any:
     return omegaconf
 
 
-def _with_lists(value: Any) -> Any:
+def _with_lists(value: Any) -> object:
     """Return nested dicts and lists with lists for tuples.
 
     What omegaconf 2.4 keeps as a tuple can only be replaced by another sequence, and a number
@@ -40,7 +40,7 @@ def _with_lists(value: Any) -> Any:
     return [_with_lists(item) for item in value] if type(value) in (list, tuple) else value
 
 
-def as_config(value: Any) -> Any:
+def as_config(value: object) -> Any:
     """Return a dict as a DictConfig that may hold any object, and anything else unchanged."""
     if isinstance(value, dict):
         content = _with_lists(value)
@@ -48,7 +48,7 @@ def as_config(value: Any) -> Any:
     return value
 
 
-def sequence_type(value: Any) -> type | None:
+def sequence_type(value: object) -> type | None:
     """Return list or tuple for a sequence of Python or of omegaconf, None for anything else."""
     if isinstance(value, (list, tuple)):
         return tuple if isinstance(value, tuple) else list
@@ -124,7 +124,8 @@ def resolve_target(name: str) -> Callable[..., Any]:
         TypeError: if it is not callable.
     """
     if name in _given:
-        return _given[name]
+        result: Callable[..., Any] = _given[name]
+        return result
     wanted = name
     if name.startswith(f"{ORIGINAL}.") and not _inside(name, _allowed):
         wanted = OURS + name[len(ORIGINAL) :].replace(".projects.", ".contrib.", 1)
@@ -132,7 +133,7 @@ def resolve_target(name: str) -> Callable[..., Any]:
         raise _refusal(name, "it is not in an allowed package")
     if any(part.startswith("__") for part in wanted.split(".")):
         raise _refusal(name, "names with two underscores lead out of a package")
-    found = locate(wanted)
+    found: Callable[..., Any] = locate(wanted)
     home = getattr(found, "__module__", None)
     if not isinstance(home, str) or not _inside(home, _allowed):
         raise _refusal(name, f"what it names is defined in '{home or type(found).__name__}'")
@@ -141,14 +142,14 @@ def resolve_target(name: str) -> Callable[..., Any]:
     return found
 
 
-def remember_target(target: Any) -> str:
+def remember_target(target: object) -> str:
     """Return the name of an object that code puts into a config; the name will lead back to it."""
     name = target_name(target)
     _given[name] = target
     return name
 
 
-def target_name(target: Any) -> str:
+def target_name(target: object) -> str:
     """Return the shortest dotted path under which an object can be imported.
 
     ``torch.nn.Conv2d``, for example, though it is defined in ``torch.nn.modules.conv``.
@@ -175,7 +176,7 @@ def target_name(target: Any) -> str:
 TARGET, RECURSIVE = "_target_", "_recursive_"
 
 
-def dump_dataclass(obj: Any) -> dict[str, Any]:
+def dump_dataclass(obj: object) -> dict[str, Any]:
     """Return a dataclass instance as a dict that `instantiate` builds again.
 
     Args:
@@ -187,7 +188,7 @@ def dump_dataclass(obj: Any) -> dict[str, Any]:
     if isinstance(obj, type) or not dataclasses.is_dataclass(obj):
         raise TypeError(f"dump_dataclass expects an instance of a dataclass, got {obj!r}")
 
-    def dump(value: Any) -> Any:
+    def dump(value: object) -> object:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return dump_dataclass(value)
         if isinstance(value, (list, tuple)):

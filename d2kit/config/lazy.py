@@ -34,7 +34,7 @@ from d2kit.config.instantiate import (
 )
 from d2kit.config.yaml import load_yaml, zoo_folder
 from d2kit.utils.file_io import atomic_write
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.names import nearest_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ _PLAIN = (str, int, float, bool, type(None))
 _WORDS = {"true": True, "false": False, "null": None}
 
 
-def _container(cfg: Any) -> Any:
+def _container(cfg: object) -> Any:
     """Return a config of omegaconf as Python containers, interpolations as they are written."""
     omegaconf = require_omegaconf()
     if not omegaconf.OmegaConf.is_config(cfg):
@@ -59,12 +59,12 @@ def _container(cfg: Any) -> Any:
     return omegaconf.OmegaConf.to_container(cfg, structured_config_mode=keep)
 
 
-def _is_named(value: Any) -> bool:
+def _is_named(value: object) -> bool:
     """Tell whether a callable can be found again under its name: no lambda, no inner function."""
     return callable(value) and "<" not in getattr(value, "__qualname__", "<")
 
 
-def plain(value: Any, lost: list[str], path: str = "") -> Any:
+def plain(value: object, lost: list[str], path: str = "") -> object:
     """Return a lazy config as dicts, lists and values that YAML can hold.
 
     Args:
@@ -88,7 +88,7 @@ def plain(value: Any, lost: list[str], path: str = "") -> Any:
     return target_name(value) if _is_named(value) else repr(value)
 
 
-def to_yaml(cfg: Any) -> tuple[str, list[str]]:
+def to_yaml(cfg: object) -> tuple[str, list[str]]:
     """Return a lazy config as YAML, and the paths of the values that YAML cannot hold."""
     lost: list[str] = []
     text = yaml.safe_dump(plain(cfg, lost), sort_keys=False, width=WIDTH, allow_unicode=True)
@@ -104,7 +104,7 @@ def _enclose(opening: str, parts: list[str], closing: str, indent: int) -> str:
     return f"{opening}\n{inner}{' ' * indent}{closing.lstrip(',')}"
 
 
-def _expression(value: Any, indent: int) -> str:
+def _expression(value: object, indent: int) -> str:
     """Return a value as a Python expression that starts `indent` columns from the left."""
     if isinstance(value, dict):
         items = {key: _expression(item, indent + 4) for key, item in value.items() if key != TARGET}
@@ -120,7 +120,7 @@ def _expression(value: Any, indent: int) -> str:
     return target_name(value) if _is_named(value) else repr(value)
 
 
-def to_python(cfg: Any, prefix: str) -> str:
+def to_python(cfg: object, prefix: str) -> str:
     """Return a lazy config as one assignment per value or call, for people to read.
 
     Args:
@@ -201,7 +201,7 @@ def _unknown(override: str, part: str, path: str, node: Any) -> str:
     return f"override '{override}': no key '{part}' {where} ({listed}); +KEY=VALUE adds one"
 
 
-def override(cfg: Any, overrides: list[str]) -> None:
+def override(cfg: object, overrides: list[str]) -> None:
     """Change a lazy config in place, see `LazyConfig.apply_overrides`; all of it or nothing."""
     for target in (copy.deepcopy(cfg), cfg):
         for text in overrides:
@@ -283,7 +283,7 @@ def _find(name: str, folder: Path, importer: Path) -> Path:
     raise ImportError(f"{importer}: no config file '{file}' to import ({listed})")
 
 
-def _importer(file: Path, chain: tuple[Path, ...]) -> Any:
+def _importer(file: Path, chain: tuple[Path, ...]) -> Callable[..., Any]:
     """Return an ``__import__`` for a config file: relative names are files beside it.
 
     Each import runs the file anew, so that whoever changes what was imported changes a copy of
@@ -363,7 +363,7 @@ class LazyCall:
             raise TypeError(f"LazyCall expects a callable or the name of one, got {target!r}")
         self._target = target
 
-    def __call__(self, **kwargs: Any) -> DictConfig:
+    def __call__(self, **kwargs: object) -> DictConfig:
         """Return the described call, to be changed like any config and made by `instantiate`.
 
         Args:
@@ -372,16 +372,19 @@ class LazyCall:
         target = self._target
         if target in CONTAINERS or dataclasses.is_dataclass(target):
             target = remember_target(target)  # omegaconf would take the class for a schema
-        return as_config({TARGET: target, **kwargs})
+        found: DictConfig = as_config({TARGET: target, **kwargs})
+        return found
 
 
-def _is_public_config(name: str, value: Any) -> bool:
+def _is_public_config(name: str, value: object) -> bool:
     """Tell whether a variable of a Python config belongs to it: its containers, no helpers."""
     holds = isinstance(value, Mapping) or sequence_type(value) is not None
     return holds and not name.startswith("_")
 
 
-def refuse_resolvers(value: Any, origins: Mapping[str, str], filename: str, full: str = "") -> None:
+def refuse_resolvers(
+    value: object, origins: Mapping[str, str], filename: str, full: str = ""
+) -> None:
     """Raise ValueError for ``${name:...}`` in a file: it would read this machine's environment.
 
     References to other keys, ``${model.num_classes}``, are data and stay.
@@ -440,7 +443,7 @@ class LazyConfig:
     """
 
     @staticmethod
-    def load_rel(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
+    def load_rel(filename: str, keys: str | tuple[str, ...] | None = None) -> DictConfig:
         """Load a config file that lies beside the code that calls this.
 
         It is trusted, as the caller's own code is.
@@ -459,7 +462,9 @@ class LazyConfig:
                 f"LazyConfig.load_rel('{filename}') from '{caller}': expected a relative path and "
                 "a calling file; use LazyConfig.load"
             )
-        return LazyConfig.load(str(Path(caller).parent / filename), keys, trust=True)
+        file = str(Path(caller).parent / filename)
+        loaded: DictConfig = LazyConfig.load(file, keys, trust=True)
+        return loaded
 
     @staticmethod
     def load(
@@ -507,7 +512,7 @@ class LazyConfig:
         return _select(values, keys, filename)
 
     @staticmethod
-    def save(cfg: Any, filename: str) -> None:
+    def save(cfg: object, filename: str) -> None:
         """Write a config as YAML, which `load` reads without executing anything.
 
         Targets are written as their names. Functions and classes elsewhere, and values that YAML
@@ -550,7 +555,7 @@ class LazyConfig:
         return cfg
 
     @staticmethod
-    def to_py(cfg: Any, prefix: str = "cfg.") -> str:
+    def to_py(cfg: object, prefix: str = "cfg.") -> str:
         """Return a config as readable Python: one assignment per value or described call.
 
         Args:

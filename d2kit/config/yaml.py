@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from d2kit.config.arithmetic import ArithmeticRefused, evaluate
-from d2kit.utils.registry import AssertedFileError, nearest_names
+from d2kit.utils.names import AssertedFileError, nearest_names
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SUFFIXES = (".yaml", ".py")
@@ -66,7 +66,7 @@ class _Loader(_SafeLoader):  # type: ignore[misc]
     """Plain YAML; behind the tag ``eval``, arithmetic over numbers (see `arithmetic`)."""
 
 
-def _arithmetic(loader: Any, node: yaml.Node) -> Any:
+def _arithmetic(loader: object, node: yaml.Node) -> object:
     """Return the value of ``!!python/object/apply:eval ["expression"]``."""
     if isinstance(node, yaml.MappingNode):  # the long form of the tag: {args: ["..."]}
         named = {key.value: value for key, value in node.value}
@@ -259,7 +259,7 @@ def _roots(first: Path) -> list[Path]:
     return [*own, nearest, *above, *(f.resolve() for f in listed), zoo_folder().resolve()]
 
 
-def _resolve_base(base: Any, file: Path, roots: list[Path], where: str) -> Path:
+def _resolve_base(base: object, file: Path, roots: list[Path], where: str) -> Path:
     if not isinstance(base, str) or not base:
         raise ValueError(f"{where}: {BASE_KEY} expects a path or a list of paths, got {base!r}")
     if "://" in base:

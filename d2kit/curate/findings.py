@@ -114,7 +114,7 @@ def true_area(annotation: Mapping[str, Any], height: int, width: int) -> float:
     return float(mask_util.area(rle))
 
 
-def bounds_of_polygons(masks: Any) -> list[float] | None:
+def bounds_of_polygons(masks: object) -> list[float] | None:
     """Return the box [x, y, width, height] around polygons; None for other masks."""
     if not isinstance(masks, list):
         return None

@@ -104,7 +104,7 @@ def _nearest(name: str, whole: Mapping[str, list[str]], last: Mapping[str, list[
     return files[0] if len(files) == 1 else ""
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """Copy JSON content with None instead of NaN and Infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
@@ -113,7 +113,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_integer(value: Any) -> int | None:
+def to_integer(value: object) -> int | None:
     """Return an integer that was written as text, as a float or as a truth value; else None."""
     number = int(value) if isinstance(value, bool) else to_numbers(value)
     if is_number(number) and number == int(number) and abs(number) < 2**63:
@@ -121,7 +121,7 @@ def to_integer(value: Any) -> int | None:
     return None
 
 
-def to_numbers(value: Any) -> Any:
+def to_numbers(value: object) -> Any:
     """Replace text that is a finite number by the number, in lists too; the rest stays."""
     if isinstance(value, list):
         return [to_numbers(v) for v in value]
@@ -261,7 +261,7 @@ def mend_box(a: Mapping[str, Any], width: int, height: int) -> list[float] | Non
     return [x0, y0, min(x + w, width) - x0, min(y + h, height) - y0]
 
 
-def _box_of(masks: Any, width: int, height: int) -> list[float] | None:
+def _box_of(masks: object, width: int, height: int) -> list[float] | None:
     """Return the box around a mask."""
     if isinstance(masks, dict):
         if rle_problem(masks, height, width):
@@ -391,15 +391,15 @@ def _numbered(data: Mapping[str, Any], done: Findings) -> Mapping[str, Any]:
     return data
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _is_in(value: Any, table: Mapping[Any, int]) -> bool:
+def _is_in(value: object, table: Mapping[Any, int]) -> bool:
     return isinstance(value, (str, int)) and value in table
 
 
-def _entries(entries: Any, kind: str, done: Findings) -> Iterable[tuple[str, Entry]]:
+def _entries(entries: object, kind: str, done: Findings) -> Iterable[tuple[str, Entry]]:
     """Yield (where, copy) of each entry that is an object."""
     for i, entry in enumerate(entries if isinstance(entries, list) else []):
         if isinstance(entry, dict):
@@ -408,7 +408,7 @@ def _entries(entries: Any, kind: str, done: Findings) -> Iterable[tuple[str, Ent
             done.add(f"{kind} number {i}", "entry", "left out: not an object")
 
 
-def _set(entry: Entry, key: str, value: Any, where: str, done: Findings) -> None:
+def _set(entry: Entry, key: str, value: object, where: str, done: Findings) -> None:
     """Change a field, and tell."""
     before = repr(entry[key]) if key in entry else "nothing"
     done.add(where, key, f"{before:.60} -> {value!r:.60}")
@@ -423,7 +423,7 @@ def _integers(entry: Entry, keys: Iterable[str], where: str, done: Findings) -> 
 
 
 def _images(
-    entries: Any,
+    entries: object,
     done: Findings,
     survey: Mapping[str, ImageFile] | None,
     moved: Mapping[str, str],
@@ -461,7 +461,7 @@ def _images(
     return table
 
 
-def _categories(entries: Any, annotations: list[Entry], done: Findings) -> dict[int, Entry]:
+def _categories(entries: object, annotations: list[Entry], done: Findings) -> dict[int, Entry]:
     table: dict[int, Entry] = {}
     for where, category in _entries(entries, "category", done):
         _integers(category, ("id",), where, done)
@@ -480,7 +480,7 @@ def _categories(entries: Any, annotations: list[Entry], done: Findings) -> dict[
     return table
 
 
-def _annotations(entries: Any, images: Mapping[int, Entry], done: Findings) -> list[Entry]:
+def _annotations(entries: object, images: Mapping[int, Entry], done: Findings) -> list[Entry]:
     """Mend the fields of each annotation; what remains wrong is found by the check."""
     kept = [*_entries(entries, "annotation", done)]
     known = [to_integer(a.get("id")) for _, a in kept]

@@ -41,7 +41,7 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
         ValueError: for a code that is malformed, or does not fit its size.
     """
     height, width = rle_size(rle)
-    mask = np.zeros((width, height), dtype=np.uint8).T
+    mask: np.ndarray = np.zeros((width, height), dtype=np.uint8).T
     paint_rle(rle, mask)
     return mask
 
@@ -150,10 +150,11 @@ def _transform_mask(transform: Any, mask: np.ndarray) -> np.ndarray:
     if isinstance(transform, PadTransform):
         sides = ((transform.y0, transform.y1), (transform.x0, transform.x1))
         return np.pad(mask, sides)
-    return transform.apply_segmentation(mask)
+    found: np.ndarray = transform.apply_segmentation(mask)
+    return found
 
 
-def _points(polygon: Any, annotation: dict[str, Any]) -> np.ndarray:
+def _points(polygon: object, annotation: dict[str, Any]) -> np.ndarray:
     """Return a polygon as new (P, 2) float64 array (fvcore's transforms write into it)."""
     try:
         points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
@@ -216,7 +217,8 @@ def get_bbox(annotation: Annotation) -> np.ndarray:
     Returns:
         (4,) float64, XYXY, absolute pixels.
     """
-    return _boxes_xyxy([annotation])[0]
+    found: np.ndarray = _boxes_xyxy([annotation])[0]
+    return found
 
 
 def _boxes_xyxy(annotations: Sequence[Annotation]) -> np.ndarray:
@@ -239,7 +241,7 @@ def _boxes_xyxy(annotations: Sequence[Annotation]) -> np.ndarray:
     return boxes
 
 
-def _one_transform(transforms: Any) -> Any:
+def _one_transform(transforms: object) -> Any:
     """Return one transform for one or a sequence of them."""
     return TransformList(list(transforms)) if isinstance(transforms, (tuple, list)) else transforms
 

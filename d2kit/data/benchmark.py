@@ -30,7 +30,7 @@ class _Repeated:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> object:
         return self.samples[index % len(self.samples)]
 
 
@@ -96,7 +96,7 @@ class DataLoaderBenchmark:
         )
         return mean
 
-    def _loader(self, dataset: Any, num_workers: int) -> Any:
+    def _loader(self, dataset: object, num_workers: int) -> Iterable[Any]:
         return build_batch_data_loader(
             dataset, self.sampler, self.total_batch_size, num_workers=num_workers
         )
@@ -147,4 +147,4 @@ class DataLoaderBenchmark:
         logger.info(
             "%d processes: %.3g to %.3g s per batch", len(seconds), min(seconds), max(seconds)
         )
-        return max(seconds)
+        return float(max(seconds))

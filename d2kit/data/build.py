@@ -8,7 +8,7 @@ processes nor on the number of training processes, and a loader starts at any ba
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils import data as torchdata
 
-from d2kit.config import configurable
+from d2kit.config import CfgNode, configurable
 from d2kit.data.common import (
     DatasetFromList,
     GlobalBatches,
@@ -32,6 +32,7 @@ from d2kit.data.loader import (
     GroupedSamples,
     IterableLoader,
     SeededDataset,
+    TestLoader,
     TrainLoader,
     WorkerSeed,
     outlive_stop_signals,
@@ -53,7 +54,7 @@ from d2kit.data.samplers import (
 )
 from d2kit.utils import comm
 from d2kit.utils.env import seed_all_rng
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.names import nearest_names
 
 __all__ = [
     "_build_weighted_sampler",
@@ -91,8 +92,8 @@ def worker_init_reset_seed(worker_id: int) -> None:
 
 
 def build_batch_data_loader(
-    dataset: Any,
-    sampler: Any,
+    dataset: object,
+    sampler: object,
     total_batch_size: int | None,
     *,
     aspect_ratio_grouping: bool = False,
@@ -105,8 +106,8 @@ def build_batch_data_loader(
     pin_memory: bool = False,
     seed: int | None = None,
     start_batch: int = 0,
-    **kwargs: Any,
-) -> Any:
+    **kwargs: object,
+) -> Iterable[Any]:
     """Build a loader of training batches: global ones where dataset and sampler allow it.
 
     A sampler without a global `stream` is iterated on each process as it is. Iterable datasets, and
@@ -164,7 +165,7 @@ def _per_process(total: int | None, single: int | None, world_size: int) -> int:
 
 def _iterable(
     dataset: Any,
-    sampler: Any,
+    sampler: object,
     local: int,
     grouping: bool,
     collate: Collate | None,
@@ -178,7 +179,7 @@ def _iterable(
     options.setdefault("worker_init_fn", WorkerSeed(seed, comm.get_rank()))
     collate = collate or trivial_batch_collator
     if grouping:
-        samples = torchdata.DataLoader(dataset, batch_size=None, **options)
+        samples = IterableLoader(dataset, batch_size=None, **options)
         return GroupedSamples(samples, local, collate)
     return IterableLoader(
         dataset, batch_size=local, drop_last=drop_last, collate_fn=collate, **options
@@ -186,8 +187,8 @@ def _iterable(
 
 
 def _map_style(
-    dataset: Any,
-    sampler: Any,
+    dataset: object,
+    sampler: object,
     local: int,
     grouping: bool,
     collate: Collate | None,
@@ -208,13 +209,13 @@ def _map_style(
     return TrainLoader(samples, batches, collate_fn=collate, seed=seed, **options)
 
 
-def _only_item(batch: list[Any]) -> Any:
+def _only_item(batch: list[Any]) -> object:
     """Return the sample of a batch of one."""
     return batch[0]
 
 
 def plan_batches(
-    sampler: Any, local: int, groups: np.ndarray | None, *, drop_last: bool
+    sampler: object, local: int, groups: np.ndarray | None, *, drop_last: bool
 ) -> GlobalBatches:
     """Return the batches of this process: slices of global ones where the sampler allows it.
 
@@ -252,7 +253,7 @@ def plan_batches(
 logger = logging.getLogger(__name__)
 
 
-def build_train_sampler(cfg: Any, dataset: Any, seed: int) -> Any:
+def build_train_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Iterable[int]:
     """Return the sampler that DATALOADER.SAMPLER_TRAIN names."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     logger.info("Using training sampler %s", name)
@@ -275,11 +276,11 @@ def build_train_sampler(cfg: Any, dataset: Any, seed: int) -> Any:
 
 
 def _train_loader_from_config(
-    cfg: Any,
+    cfg: CfgNode,
     mapper: Callable[[Any], Any] | None = None,
     *,
-    dataset: Any = None,
-    sampler: Any = None,
+    dataset: object = None,
+    sampler: object = None,
     seed: int | None = None,
 ) -> dict[str, Any]:
     """Translate a config to the arguments of `build_detection_train_loader`."""
@@ -311,10 +312,10 @@ def _train_loader_from_config(
 
 @configurable(from_config=_train_loader_from_config)
 def build_detection_train_loader(
-    dataset: Any,
+    dataset: object,
     *,
     mapper: Callable[[Any], Any] | None,
-    sampler: Any = None,
+    sampler: object = None,
     total_batch_size: int,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
@@ -323,7 +324,7 @@ def build_detection_train_loader(
     seed: int | None = None,
     start_batch: int = 0,
     **kwargs: Any,
-) -> Any:
+) -> Iterable[Any]:
     """Build the loader for training; also called as `build_detection_train_loader(cfg, ...)`.
 
     Args:
@@ -364,7 +365,7 @@ def build_detection_train_loader(
     )
 
 
-def _public_arguments(cfg: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def _public_arguments(cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Translate a config to the arguments that Detectron2's function has too.
 
     User code passes them on to loaders of its own; called with a config, the loader also takes
@@ -407,7 +408,7 @@ def _mapped(
 
 
 def _test_loader_from_config(
-    cfg: Any, dataset_name: str | list[str], mapper: Callable[[Any], Any] | None = None
+    cfg: CfgNode, dataset_name: str | list[str], mapper: Callable[[Any], Any] | None = None
 ) -> dict[str, Any]:
     """Translate a config to the arguments of `build_detection_test_loader`."""
     register_datasets(cfg.DATASETS.REGISTER_COCO)
@@ -458,11 +459,13 @@ def build_detection_test_loader(
         ValueError: the dataset is empty, or an iterable one has a sampler.
     """
     dataset, sampler = _mapped(dataset, mapper, sampler, InferenceSampler)
-    return torchdata.DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=False,
-        num_workers=num_workers,
-        collate_fn=collate_fn or trivial_batch_collator,
-    )
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "sampler": sampler,
+        "drop_last": False,
+        "num_workers": num_workers,
+        "collate_fn": collate_fn or trivial_batch_collator,
+    }
+    if isinstance(dataset, torchdata.IterableDataset):
+        return IterableLoader(dataset, **options)
+    return TestLoader(dataset, **options)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from d2kit.utils.registry import AssertedTypeError, AssertedValueError, nearest_names
+from d2kit.utils.names import AssertedTypeError, AssertedValueError, nearest_names
 
 __all__ = [
     "CITYSCAPES_CATEGORIES",
@@ -96,7 +96,7 @@ class _DatasetCatalog(UserDict[str, Callable[[], Any]]):
             )
         self.data[name] = func
 
-    def get(self, name: str) -> Any:  # type: ignore[override]
+    def get(self, name: str) -> list[dict[str, Any]]:  # type: ignore[override]
         """Load the dataset `name`.
 
         Returns:
@@ -105,7 +105,8 @@ class _DatasetCatalog(UserDict[str, Callable[[], Any]]):
         Raises:
             KeyError: there is no such dataset; the message lists the nearest names.
         """
-        return self[name]()
+        found: list[dict[str, Any]] = self[name]()
+        return found
 
     def list(self) -> list[str]:
         """Return the names of all datasets; none is registered by that."""
@@ -170,7 +171,7 @@ class Metadata(SimpleNamespace):
             f"others by MetadataCatalog.get('{self.name}').set({key}=...)"
         )
 
-    def __setattr__(self, key: str, value: Any) -> None:
+    def __setattr__(self, key: str, value: object) -> None:
         if key in self.__dict__ and not _equal(self.__dict__[key], value):
             raise AssertedValueError(
                 f"metadata '{key}' of dataset '{self.name}' is already "
@@ -183,7 +184,7 @@ class Metadata(SimpleNamespace):
         """Return a copy of all attributes; changing it does not change the metadata."""
         return dict(self.__dict__)
 
-    def set(self, **kwargs: Any) -> Metadata:
+    def set(self, **kwargs: object) -> Metadata:
         """Set several attributes; returns the metadata itself."""
         for key, value in kwargs.items():
             setattr(self, key, value)
@@ -201,7 +202,7 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """Show a value within 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

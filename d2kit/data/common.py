@@ -21,6 +21,7 @@ from torch.utils import data as torchdata
 from torch.utils.data.sampler import Sampler
 
 from d2kit.utils.env import derive_seed
+from d2kit.utils.text import text_of
 
 __all__ = [
     "AspectRatioGroupedDataset",
@@ -40,7 +41,7 @@ CHUNK = 4096
 Pair = tuple[int, int]
 
 
-def has_global_stream(sampler: Any) -> bool:
+def has_global_stream(sampler: object) -> bool:
     """Whether `sampler.stream` gives its order.
 
     A class of the user that inherits `stream` but has an `__iter__` of its own orders the records
@@ -248,7 +249,8 @@ class SkippedRecords:
 
     def indices(self) -> list[int]:
         """Return the records counted so far, in the order of the dataset."""
-        return self._marks.nonzero()[:, 0].tolist()
+        found: list[int] = self._marks.nonzero()[:, 0].tolist()
+        return found
 
 
 MAX_RETRIES = 100
@@ -351,7 +353,7 @@ def _aspect_groups(items: Sequence[Any]) -> np.ndarray | None:
         return None
 
 
-def describe_record(record: Any) -> str:
+def describe_record(record: object) -> str:
     """Say which image a record is about, for messages."""
     if isinstance(record, dict):
         for key in ("file_name", "image_id"):
@@ -360,7 +362,7 @@ def describe_record(record: Any) -> str:
     return "without file_name"
 
 
-def _map_record(map_func: Callable[[Any], Any], record: Any, where: str) -> Any:
+def _map_record(map_func: Callable[[Any], Any], record: object, where: str) -> Any:
     """Apply `map_func`; an exception gets another one around it that names the image.
 
     Raises:
@@ -373,7 +375,7 @@ def _map_record(map_func: Callable[[Any], Any], record: Any, where: str) -> Any:
     except Exception as error:
         kind = SampleError if isinstance(error, (OSError, ValueError)) else RuntimeError
         raise kind(
-            f"cannot make a sample of {where}, {name}: {type(error).__name__}: {error}"
+            f"cannot make a sample of {where}, {name}: {type(error).__name__}: {text_of(error)}"
         ) from error
 
 
@@ -454,7 +456,7 @@ class MapDataset(torchdata.Dataset[Any]):
         )
 
 
-def _picklable(function: Callable[[Any], Any]) -> Any:
+def _picklable(function: Callable[[Any], Any]) -> object:
     """Return the function, or its bytes where only cloudpickle can pickle it."""
     try:
         pickle.dumps(function)
@@ -465,7 +467,7 @@ def _picklable(function: Callable[[Any], Any]) -> Any:
     return function
 
 
-def _unpickled_map_dataset(kind: type, function: Any, state: dict[str, Any]) -> Any:
+def _unpickled_map_dataset(kind: type, function: object, state: dict[str, Any]) -> object:
     """Make the object that `MapDataset.__reduce__` describes."""
     made: Any = torchdata.Dataset.__new__(kind)
     made.__dict__ |= state

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2kit.config import configurable
+from d2kit.config import CfgNode, configurable
 from d2kit.data import detection_utils as utils
 from d2kit.data import transforms as T  # noqa: N812
 from d2kit.data.annotations import transform_annotations, transform_rotated_annotations
@@ -79,7 +79,7 @@ class DatasetMapper:
         logging.getLogger(__name__).info(f"Augmentations in {mode}: {list(augmentations)}")
 
     @classmethod
-    def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments that `cfg` asks for.
 
         Args:
@@ -192,13 +192,14 @@ def _in_sight(instances: Instances) -> torch.Tensor:
     bounds = BoxMode.convert(boxes.tensor, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
     seen = Boxes(bounds)
     seen.clip(instances.image_size)
-    return boxes.nonempty(threshold=1e-5) & seen.nonempty(threshold=1e-5)
+    found: torch.Tensor = boxes.nonempty(threshold=1e-5) & seen.nonempty(threshold=1e-5)
+    return found
 
 
 logger = logging.getLogger(__name__)
 
 
-def build_keypoint_flips(cfg: Any) -> list[int] | None:
+def build_keypoint_flips(cfg: CfgNode) -> list[int] | None:
     """Return for each keypoint its place in a mirrored image; None where nothing is mirrored.
 
     Names and pairs are those of DATASETS.KEYPOINT_NAMES and KEYPOINT_FLIP_MAP, which become the

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from d2kit.utils.file_io import MAX_IMAGE_PIXELS
 from d2kit.utils.text import one_line
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +24,7 @@ _WHITES = (1, 255, 4095, 65535)
 _TOLD: set[tuple[str, int]] = set()
 
 
-def _check_pixels(width: int, height: int, file_name: str | os.PathLike) -> None:
+def _check_pixels(width: int, height: int, file_name: str | os.PathLike[str]) -> None:
     if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(
             f"{file_name}: refused as too large: {width}x{height} pixels, the limit is "
@@ -29,7 +32,7 @@ def _check_pixels(width: int, height: int, file_name: str | os.PathLike) -> None
         )
 
 
-def _scaled(values: np.ndarray, name: str | os.PathLike) -> np.ndarray:
+def _scaled(values: np.ndarray, name: str | os.PathLike[str]) -> np.ndarray:
     """Scale deep pixels to uint8 by the rule of `read_image`, and say so once for each kind."""
     floats = np.issubdtype(values.dtype, np.floating)
     kind = "float" if floats else f"{8 * values.dtype.itemsize}-bit"
@@ -49,7 +52,7 @@ def _scaled(values: np.ndarray, name: str | os.PathLike) -> np.ndarray:
     return np.floor(values.clip(0, white) * (255 / white) + 0.5).astype(np.uint8)
 
 
-def _decode_deep(data: bytes, name: str | os.PathLike) -> Any:
+def _decode_deep(data: bytes, name: str | os.PathLike[str]) -> Image.Image | None:
     """Decode a picture of 16 bits or floats by OpenCV to an 8-bit Pillow image; None if it cannot.
 
     TIFF comes upright, other formats as they are stored.
@@ -67,7 +70,7 @@ def _decode_deep(data: bytes, name: str | os.PathLike) -> Any:
     return None if pixels is None else Image.fromarray(_scaled(pixels, name))
 
 
-def _open_tiff(data: bytes, name: str | os.PathLike) -> Any:
+def _open_tiff(data: bytes, name: str | os.PathLike[str]) -> Image.Image:
     """Decode a TIFF of a kind that Pillow does not know, such as colours in floats.
 
     Raises:

@@ -6,12 +6,13 @@ import io
 import logging  # noqa: F401  (user code imports it from here)
 import math
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from d2kit.config import CfgNode
 from d2kit.data import transforms as T  # noqa: N812
 from d2kit.data.annotations import (
     annotations_to_instances,
@@ -25,6 +26,9 @@ from d2kit.data.deep_pictures import _check_pixels, _decode_deep, _open_tiff, _s
 from d2kit.structures import Boxes, BoxMode, Instances
 from d2kit.utils.file_io import MAX_IMAGE_PIXELS, PathManager
 from d2kit.utils.registry import provides_class_weights
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = [
     "MAX_IMAGE_PIXELS",
@@ -76,7 +80,7 @@ _UPRIGHT = {
 }
 
 
-def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.ndarray:
+def read_image(file_name: str | os.PathLike[str], format: str | None = None) -> np.ndarray:
     """Read an image, set upright by its EXIF orientation; of an animation the first frame.
 
     Three-channel JPEGs are decoded by OpenCV, all else by Pillow. Both use libjpeg-turbo with the
@@ -119,7 +123,7 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
     return _to_array(image, format, file_name)
 
 
-def read_label_map(file_name: str | os.PathLike) -> np.ndarray:
+def read_label_map(file_name: str | os.PathLike[str]) -> np.ndarray:
     """Read an image whose pixels are labels, never scaled or mapped through colours.
 
     Args:
@@ -143,7 +147,7 @@ def read_label_map(file_name: str | os.PathLike) -> np.ndarray:
     return labels if labels.dtype == np.uint8 else labels.astype(np.int32)
 
 
-def convert_PIL_to_numpy(image: Any, format: str | None) -> np.ndarray:  # noqa: N802
+def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:  # noqa: N802
     """Convert a Pillow image to an array of the wanted colour format.
 
     Args:
@@ -160,7 +164,7 @@ def convert_PIL_to_numpy(image: Any, format: str | None) -> np.ndarray:  # noqa:
     return _to_array(image, format, "a picture")
 
 
-def _to_array(image: Any, format: str | None, name: str | os.PathLike) -> np.ndarray:
+def _to_array(image: Image.Image, format: str | None, name: str | os.PathLike[str]) -> np.ndarray:
     if format is None:
         return np.array(image)
     if format in ("BGR", "RGB", "YUV-BT.601"):
@@ -169,7 +173,8 @@ def _to_array(image: Any, format: str | None, name: str | os.PathLike) -> np.nda
             return rgb
         if format == "BGR":
             return np.ascontiguousarray(rgb[:, :, ::-1])
-        return rgb / 255.0 @ np.array(_M_RGB2YUV).T
+        found: np.ndarray = rgb / 255.0 @ np.array(_M_RGB2YUV).T
+        return found
     if format == "L":
         return np.array(_eight_bit(image, name).convert("L"))[:, :, None]
     try:
@@ -211,7 +216,7 @@ def _to_uint8(image: np.ndarray) -> np.ndarray:
     return image if image.dtype == np.uint8 else image.clip(0, 255).astype(np.uint8)
 
 
-def _apply_exif_orientation(image: Any, orientation: int | None = None) -> Any:
+def _apply_exif_orientation(image: Image.Image, orientation: int | None = None) -> Image.Image:
     """Set a Pillow image upright by its EXIF orientation; a damaged EXIF block counts as none."""
     from PIL import Image
 
@@ -221,17 +226,17 @@ def _apply_exif_orientation(image: Any, orientation: int | None = None) -> Any:
     return image.transpose(Image.Transpose[_UPRIGHT[orientation]])
 
 
-def _exif_orientation(image: Any) -> int:
+def _exif_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # Pillow's EXIF parser raises many types at damaged blocks
         return 1
 
 
-def read_image_bytes(file_name: str | os.PathLike) -> bytes:
+def read_image_bytes(file_name: str | os.PathLike[str]) -> bytes:
     """Return what an image file holds; refuse an empty one and one over `MAX_FILE_BYTES`."""
     with PathManager.open(os.fspath(file_name), "rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
+        data: bytes = file.read(MAX_FILE_BYTES + 1)
     if len(data) == 0:
         raise ValueError(f"{file_name}: the file is empty (0 bytes), expected an image")
     if len(data) > MAX_FILE_BYTES:
@@ -239,15 +244,22 @@ def read_image_bytes(file_name: str | os.PathLike) -> bytes:
     return data
 
 
-def open_image(data: bytes, file_name: str | os.PathLike) -> Any:
+def _readable_formats() -> Iterator[list[str]]:
+    """Yield the formats to try, the usual ones first; Pillow knows others with worse parsers."""
+    from PIL import Image
+
+    for formats in (_COMMON_FORMATS, _RARE_FORMATS):
+        # Matplotlib loads the PNG plugin alone: what is registered already is not all there is.
+        Image.init() if formats is _RARE_FORMATS else Image.preinit()
+        yield [name for name in formats if name in Image.OPEN] or list(formats)
+
+
+def open_image(data: bytes, file_name: str | os.PathLike[str]) -> Image.Image:
     """Parse the header and check the size; no pixel is decoded."""
     from PIL import Image
 
     image = None
-    for formats in (_COMMON_FORMATS, _RARE_FORMATS):
-        # Matplotlib loads the PNG plugin alone: what is registered already is not all there is.
-        Image.init() if formats is _RARE_FORMATS else Image.preinit()
-        known = [name for name in formats if name in Image.OPEN] or formats
+    for known in _readable_formats():
         try:
             image = Image.open(io.BytesIO(data), formats=known)
             break
@@ -268,7 +280,7 @@ def open_image(data: bytes, file_name: str | os.PathLike) -> Any:
     return image
 
 
-def upright_size(file_name: str | os.PathLike) -> tuple[int, int]:
+def upright_size(file_name: str | os.PathLike[str]) -> tuple[int, int]:
     """Return (width, height) of a file as `read_image` reads it, by its header alone.
 
     Raises:
@@ -276,18 +288,20 @@ def upright_size(file_name: str | os.PathLike) -> tuple[int, int]:
     """
     from PIL import Image
 
-    try:
-        with Image.open(file_name) as image:
-            size, turned = image.size, _exif_orientation(image) in (5, 6, 7, 8)
-            if image.format == "TIFF":  # some versions of Pillow turn its size already here
-                size = (image.tag_v2[256], image.tag_v2[257])
-    except Image.UnidentifiedImageError:  # none, or colours in floats
-        image = open_image(read_image_bytes(file_name), file_name)
-        return image.size
-    return size[::-1] if turned else size
+    for known in _readable_formats():
+        try:
+            with Image.open(file_name, formats=known) as image:
+                turned = _exif_orientation(image) in (5, 6, 7, 8)
+                width, height = image.size
+                if image.format == "TIFF":  # some versions of Pillow turn its size already here
+                    width, height = image.tag_v2[256], image.tag_v2[257]
+            return (height, width) if turned else (width, height)
+        except Image.UnidentifiedImageError:
+            continue
+    return open_image(read_image_bytes(file_name), file_name).size  # none, or colours in floats
 
 
-def load_upright(image: Any, file_name: str | os.PathLike) -> Any:
+def load_upright(image: Image.Image, file_name: str | os.PathLike[str]) -> Image.Image:
     """Decode the pixels, then orient (Pillow itself orients TIFF while decoding)."""
     try:
         image.load()
@@ -299,7 +313,7 @@ def load_upright(image: Any, file_name: str | os.PathLike) -> Any:
     return _apply_exif_orientation(image)
 
 
-def _is_plain_jpeg(header: Any, data: bytes) -> bool:
+def _is_plain_jpeg(header: Image.Image, data: bytes) -> bool:
     """Tell whether OpenCV's result is sure to equal Pillow's.
 
     OpenCV would fill truncated images up with grey and say nothing: only files that end with the
@@ -324,7 +338,7 @@ def _decode_by_opencv(data: bytes, size: tuple[int, int], format: str) -> np.nda
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if format == "RGB" else pixels
 
 
-def _eight_bit(image: Any, name: str | os.PathLike) -> Any:
+def _eight_bit(image: Image.Image, name: str | os.PathLike[str]) -> Image.Image:
     """Return a Pillow image of at most 8 bits per channel, without palette transparency."""
     from PIL import Image
 
@@ -452,7 +466,7 @@ def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
             )
 
 
-def _shorten(value: Any, limit: int = 200) -> str:
+def _shorten(value: object, limit: int = 200) -> str:
     text = str(value)
     return text if len(text) <= limit else text[:limit] + "..."
 
@@ -518,7 +532,7 @@ def get_fed_loss_cls_weights(
     return by_class**freq_weight_power
 
 
-def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation | T.Transform]:
+def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:
     """Return the resizing, flipping, rotating and colouring that a config asks for.
 
     Args:
@@ -556,7 +570,7 @@ def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation | T.Tran
     return augmentations
 
 
-def _build_resize(cfg: Any, is_train: bool) -> T.Augmentation:
+def _build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     """Return the augmentation that brings images to the size of a config."""
     fixed = list(cfg.INPUT.FIXED_SIZE)
     if fixed:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.multiprocessing
@@ -28,12 +28,14 @@ from d2kit.data.common import (
     describe_record,
 )
 from d2kit.utils.env import derive_seed, rng_scope, seed_all_rng
+from d2kit.utils.stopping import StopAsked
 from d2kit.utils.text import one_line
 
 __all__ = [
     "GroupedSamples",
     "IterableLoader",
     "SeededDataset",
+    "TestLoader",
     "TrainLoader",
     "WorkerSeed",
     "outlive_stop_signals",
@@ -70,7 +72,7 @@ def cause_of(error: BaseException) -> str:
     )
 
 
-def _parts(data: Any) -> Iterator[tuple[str, Any]]:
+def _parts(data: object) -> Iterator[tuple[str, Any]]:
     """Yield the fields of the samples of a batch, with their place."""
     for sample in data if isinstance(data, (list, tuple)) else [data]:
         if isinstance(sample, dict):
@@ -80,7 +82,7 @@ def _parts(data: Any) -> Iterator[tuple[str, Any]]:
             yield f"a sample of type {type(sample).__name__}", sample
 
 
-def _culprit(data: Any) -> str:
+def _culprit(data: object) -> str:
     """Say which part of a batch, or which exception, cannot be pickled."""
     if isinstance(data, ExceptionWrapper):
         return f"an exception of type {data.exc_type.__name__}: {data.exc_msg.strip()}"
@@ -94,10 +96,16 @@ def _culprit(data: Any) -> str:
     return "a batch of " + ", ".join(dict.fromkeys(names))
 
 
-class _TellingQueue(multiprocessing.queues.Queue):
+if TYPE_CHECKING:
+    _Queue = multiprocessing.queues.Queue[Any]
+else:
+    _Queue = multiprocessing.queues.Queue  # no generic class before Python 3.12
+
+
+class _TellingQueue(_Queue):
     """A queue that sends an error in place of what it cannot pickle."""
 
-    def _on_queue_feeder_error(self, e: Exception, obj: Any) -> None:  # type: ignore[override]
+    def _on_queue_feeder_error(self, e: Exception, obj: object) -> None:  # type: ignore[override]
         if not (isinstance(obj, tuple) and len(obj) == 2):
             return super()._on_queue_feeder_error(e, obj)  # type: ignore[misc, no-any-return]
         number, data = obj
@@ -108,7 +116,9 @@ class _TellingQueue(multiprocessing.queues.Queue):
         return None
 
 
-def telling_context(given: Any = None) -> multiprocessing.context.BaseContext:
+def telling_context(
+    given: str | multiprocessing.context.BaseContext | None = None,
+) -> multiprocessing.context.BaseContext:
     """Return a context of multiprocessing whose queues send the reason of a failure.
 
     Args:
@@ -125,6 +135,14 @@ def telling_context(given: Any = None) -> multiprocessing.context.BaseContext:
     return Telling()  # type: ignore[no-any-return]
 
 
+def _telling(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a `DataLoader`, with a telling context where it has workers."""
+    if not options.get("num_workers"):
+        return options
+    return options | {CONTEXT: telling_context(options.get(CONTEXT))}
+
+
+CONTEXT = "multiprocessing_context"
 NOTHING = -1
 PARENT_PAUSE = 1.0  # seconds between two looks of a worker whether the trainer lives
 CANNOT_RECEIVE = "a batch of a loader worker could not be received"
@@ -134,37 +152,38 @@ SAMPLE_SEED_SALT = 1
 """Keeps the seed that travels with a sample apart from the one its mapper ran under."""
 
 
-class SeededDataset(torchdata.Dataset[Any]):
-    """Makes each sample a function of (seed, position).
+class WatchedDataset(torchdata.Dataset[Any]):
+    """Notes which record each worker is working on.
 
     Args:
-        dataset: map-style; may draw from `random`, `numpy.random` and torch's CPU generator.
-        seed: of the run.
+        dataset: map-style.
         num_workers: of the loader.
     """
 
-    def __init__(self, dataset: Any, seed: int, num_workers: int = 0) -> None:
+    def __init__(self, dataset: Any, num_workers: int = 0) -> None:
         self.dataset = dataset
-        self.seed = seed
         # Shared memory, so that the main process can say what a dead worker was working on.
         self._in_work = torch.full((num_workers,), NOTHING, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, place: tuple[int, int]) -> Any:
-        """Return the sample for (index, position), with `sample_seed` where it is a dictionary."""
-        index, position = place
+    def __getitem__(self, index: Any) -> Any:
+        """Return a sample.
+
+        Raises:
+            RuntimeError: the mapper wants to end the process, which would only end a worker.
+        """
         worker = torchdata.get_worker_info()
-        if worker is not None:
-            self._in_work[worker.id] = index
-        with rng_scope(self.seed, position):
+        if worker is None:
+            return self.dataset[index]
+        self._in_work[worker.id] = index
+        try:
             sample = self.dataset[index]
-        if worker is not None:
-            self._in_work[worker.id] = NOTHING
-        if isinstance(sample, dict):
-            seed = derive_seed(self.seed, position, SAMPLE_SEED_SALT)
-            sample = {**sample, "sample_seed": seed}
+        except SystemExit as error:
+            names = "; ".join(self.names_in_work([worker.id]))
+            raise RuntimeError(f"the mapper calls sys.exit({error.code!r}) at {names}") from error
+        self._in_work[worker.id] = NOTHING
         return sample
 
     def names_in_work(self, workers: Collection[int] = ()) -> list[str]:
@@ -180,6 +199,30 @@ class SeededDataset(torchdata.Dataset[Any]):
             f"record {i}, {describe_record(self.dataset.record(i) if mapped else None)}"
             for i in indices
         ]
+
+
+class SeededDataset(WatchedDataset):
+    """Makes each sample a function of (seed, position).
+
+    Args:
+        dataset: map-style; may draw from `random`, `numpy.random` and torch's CPU generator.
+        seed: of the run.
+        num_workers: of the loader.
+    """
+
+    def __init__(self, dataset: Any, seed: int, num_workers: int = 0) -> None:
+        super().__init__(dataset, num_workers)
+        self.seed = seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        """Return the sample for (index, position), with `sample_seed` where it is a dictionary."""
+        index, position = place
+        with rng_scope(self.seed, position):
+            sample = super().__getitem__(index)
+        if isinstance(sample, dict):
+            seed = derive_seed(self.seed, position, SAMPLE_SEED_SALT)
+            sample = {**sample, "sample_seed": seed}
+        return sample
 
 
 class WorkerSeed:
@@ -220,8 +263,73 @@ def _end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-class TrainLoader(torchdata.DataLoader[Any]):
-    """A `DataLoader` over global batches, which can start at any of them.
+class NamingLoader(torchdata.DataLoader[Any]):
+    """A `DataLoader` whose errors say which image they are about, and which never waits in vain.
+
+    Args:
+        samples: what workers take samples from: where there are any, a `WatchedDataset`.
+        kwargs: `num_workers`, `prefetch_factor`, ... of `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, samples: Any, **kwargs: Any) -> None:
+        super().__init__(samples, **_telling(kwargs))
+        self.samples = samples
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield batches.
+
+        Raises:
+            SampleError: an image is damaged; one line that names it.
+            RuntimeError: a worker died or raised; the message names the image.
+        """
+        with _without_child_signals():
+            batches = super().__iter__()
+        try:
+            yield from self._named(batches)
+        except StopAsked:  # a worker that is stuck in an image would be waited for
+            for worker in getattr(batches, "_workers", []):
+                worker.kill()
+            raise
+        finally:
+            self._stop(batches)
+
+    def _named(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Pass batches on; an error says which image it is about."""
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except SampleError as error:
+                raise SampleError(_own_line(str(error))) from error
+            except Exception as error:
+                if not self.num_workers or str(error).startswith(("Caught ", CANNOT_SEND)):
+                    raise  # what the worker says names its own image
+                raise RuntimeError(self._diagnosis(error, batches)) from error
+            yield batch
+
+    def _diagnosis(self, error: Exception, batches: object) -> str:
+        """Say why a batch did not arrive, where no worker has said so."""
+        text = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        lost = _lost(error, batches)
+        dead = _dead_workers(batches)
+        names = "; ".join(self.samples.names_in_work(dead)) or "nothing"
+        if dead or lost or str(error).startswith("DataLoader worker (pid"):
+            return f"{_why_dead(batches)} ({text}). In work: {names}"
+        return f"{CANNOT_RECEIVE} ({text}); {cause_of(error)}. In work: {names}"
+
+    def _stop(self, batches: Iterator[Any]) -> None:
+        """End the workers now.
+
+        The garbage collector may close the queues by which they are told to end before it deletes
+        the iterator, which then waits: 20 s for two workers, after an error.
+        """
+        if self.num_workers and not self.persistent_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+class TrainLoader(NamingLoader):
+    """A loader over global batches, which can start at any of them.
 
     Args:
         samples: seeded samples.
@@ -242,14 +350,9 @@ class TrainLoader(torchdata.DataLoader[Any]):
     ) -> None:
         generator = torch.Generator()
         generator.manual_seed(seed)
-        if kwargs.get("num_workers"):
-            kwargs["multiprocessing_context"] = telling_context(
-                kwargs.get("multiprocessing_context")
-            )
         super().__init__(
             samples, batch_sampler=batches, collate_fn=collate_fn, generator=generator, **kwargs
         )
-        self.samples = samples
         self.batches = batches
 
     @property
@@ -268,53 +371,35 @@ class TrainLoader(torchdata.DataLoader[Any]):
         dataset = self.samples.dataset
         return dataset.skipped() if isinstance(dataset, MapDataset) else []
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield batches, `start_batch` first.
 
-        Raises:
-            SampleError: an image is damaged; one line that names it.
-            RuntimeError: a worker died or raised; the message names the image.
-        """
-        with _without_child_signals():
-            batches = super().__iter__()
-        try:
-            yield from self._named(batches)
-        finally:
-            self._stop(batches)
+class TestLoader(NamingLoader):
+    """A loader of an evaluation: each record once, in order.
 
-    def _named(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Pass batches on; an error says which image it is about."""
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except SampleError as error:
-                raise SampleError(_own_line(str(error))) from error
-            except Exception as error:
-                if not self.num_workers or str(error).startswith(("Caught ", CANNOT_SEND)):
-                    raise  # what the worker says names its own image
-                raise RuntimeError(self._diagnosis(error, batches)) from error
-            yield batch
+    Args:
+        dataset: of samples, map-style.
+        kwargs: of `torch.utils.data.DataLoader`.
+    """
 
-    def _diagnosis(self, error: Exception, batches: Any) -> str:
-        """Say why a batch did not arrive, where no worker has said so."""
-        text = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
-        lost = _lost(error, batches)
-        dead = _dead_workers(batches)
-        names = "; ".join(self.samples.names_in_work(dead)) or "nothing"
-        if dead or lost or str(error).startswith("DataLoader worker (pid"):
-            return f"{text}: {_why_dead(batches)}. In work: {names}"
-        return f"{CANNOT_RECEIVE} ({text}); {cause_of(error)}. In work: {names}"
+    __test__ = False  # its name does not make it a test
 
-    def _stop(self, batches: Iterator[Any]) -> None:
-        """End the workers now.
+    def __init__(self, dataset: torchdata.Dataset[Any], **kwargs: Any) -> None:
+        kwargs.setdefault("worker_init_fn", _outlive)
+        workers = kwargs.get("num_workers", 0)
+        super().__init__(_Transparent(dataset, workers) if workers else dataset, **kwargs)
 
-        The garbage collector may close the queues by which they are told to end before it deletes
-        the iterator, which then waits: 20 s for two workers, after an error.
-        """
-        if self.num_workers and not self.persistent_workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+class _Transparent(WatchedDataset):
+    """Has the attributes of the dataset inside, for code that takes them from a loader."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__") or "dataset" not in self.__dict__:  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def _outlive(worker_id: int) -> None:
+    """Set up a worker of an evaluation, which draws nothing."""
+    outlive_stop_signals()
 
 
 def _own_line(text: str) -> str:
@@ -324,24 +409,31 @@ def _own_line(text: str) -> str:
     return lines[-1].removeprefix(start) if lines else text
 
 
-def _dead_workers(batches: Any) -> list[int]:
-    """Return the numbers of the workers that have ended with an error."""
+def _dead_workers(batches: object) -> list[int]:
+    """Return the numbers of the workers that have ended."""
     workers = getattr(batches, "_workers", [])
-    return [k for k, worker in enumerate(workers) if worker.exitcode]
+    return [k for k, worker in enumerate(workers) if worker.exitcode is not None]
 
 
-def _why_dead(batches: Any) -> str:
+def _why_dead(batches: object) -> str:
     """Say what has probably ended a worker, by its exit code."""
-    workers = getattr(batches, "_workers", [])
-    codes = {worker.exitcode for worker in workers} & {-7, -9, -11, -6}
+    codes = {worker.exitcode for worker in getattr(batches, "_workers", [])} - {None}
     if -7 in codes:  # SIGBUS
         return f"a worker found no room in shared memory; {SHARED_MEMORY}"
     if -9 in codes or not codes:
         return "a worker was killed, perhaps because the memory is full"
-    return f"a worker crashed in native code (signal {-min(codes)}), perhaps over a damaged image"
+    if crashed := codes & {-4, -6, -8, -11}:
+        number = -min(crashed)
+        return f"a worker crashed in native code (signal {number}), perhaps over a damaged image"
+    if min(codes) < 0:
+        return f"a worker was ended by signal {-min(codes)}"
+    return (
+        f"a worker has left with exit code {max(codes)}: something that the mapper calls ends the "
+        "process (os._exit); with DATALOADER.NUM_WORKERS 0 it ends the training itself"
+    )
 
 
-def _lost(error: Exception, batches: Any) -> bool:
+def _lost(error: Exception, batches: object) -> bool:
     """Tell whether a connection broke because a worker died while it handed over a batch."""
     if not isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
         return False
@@ -390,6 +482,9 @@ class IterableLoader(torchdata.DataLoader[Any]):
     """Loader of an iterable dataset, which begins where the dataset begins."""
 
     start_batch = _OnlyFromTheStart()
+
+    def __init__(self, dataset: torchdata.Dataset[Any], **kwargs: Any) -> None:
+        super().__init__(dataset, **_telling(kwargs))
 
 
 class GroupedSamples:

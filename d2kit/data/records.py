@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils import data as torchdata
 
+from d2kit.config import CfgNode
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
 from d2kit.data.datasets.coco import prefer_class_order
 from d2kit.data.datasets.validate import MAX_LISTED, DatasetError, read_json
@@ -145,7 +146,7 @@ def _mode(value: Any, where: str) -> BoxMode:
         raise ValueError(f"{where}: bbox_mode: expected {known}, got {value!r:.60}") from None
 
 
-def _numbers(values: Any, where: str) -> np.ndarray:
+def _numbers(values: object, where: str) -> np.ndarray:
     """Return finite numbers as float32."""
     try:
         found = np.asarray(values, dtype=np.float32)
@@ -437,7 +438,7 @@ def _usable(
 
 
 def _build_weighted_sampler(
-    cfg: Any, enable_category_balance: bool = False, seed: int | None = None
+    cfg: CfgNode, enable_category_balance: bool = False, seed: int | None = None
 ) -> RepeatFactorTrainingSampler:
     """Build a sampler that repeats the images of each training set by a factor.
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fvcore.common.checkpoint import Checkpointer
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from d2kit.checkpoint import DetectionCheckpointer
+from d2kit.checkpoint.files import set_aside
 from d2kit.config import CfgNode
 from d2kit.engine import hooks
 from d2kit.engine.evaluate import DefaultEvaluation
@@ -42,7 +44,6 @@ from d2kit.engine.preflight.data import (
     uses_default_mapper,
 )
 from d2kit.engine.preflight.records import DefaultRecordCheck
-from d2kit.engine.preflight.report import preflight_report, schedule_warnings
 from d2kit.engine.resolve import (
     build_run,
     build_scaled_cfg,
@@ -51,7 +52,7 @@ from d2kit.engine.resolve import (
 )
 from d2kit.engine.safety.failure import guarded_step
 from d2kit.engine.safety.run_lock import ConfigRecord, hold_output_dir, release_output_dir
-from d2kit.engine.safety.stopping import add_preemption, leave_now
+from d2kit.engine.safety.stopping import add_preemption
 from d2kit.engine.setup import (
     build_tracker_writers,
     check_deterministic,
@@ -62,7 +63,7 @@ from d2kit.engine.setup import (
 from d2kit.engine.trainer_base import HookBase, TrainerBase
 from d2kit.engine.trainers import AMPTrainer, SimpleTrainer, amp_precision
 from d2kit.solver import build_lr_scheduler, build_optimizer
-from d2kit.utils import comm, stopping
+from d2kit.utils import comm
 from d2kit.utils.devices import use_device
 from d2kit.utils.events import EventWriter
 from d2kit.utils.logger import auxiliary, setup_logger
@@ -273,8 +274,11 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         self.max_iter = self.cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
-    def _check_datasets(self, cfg: CfgNode, loader: Any) -> dict[str, DatasetCounts | None]:
+    def _check_datasets(self, cfg: CfgNode, loader: object) -> dict[str, DatasetCounts | None]:
         """Refuse what mapper, model or evaluator would; keep warnings and counts for the report."""
+        # The reports are loaded where they are made: 10 ms of `import d2kit.engine`.
+        from d2kit.engine.preflight.report import schedule_warnings
+
         names = cfg.DATASETS
         classes = number_of_classes(cfg)
         found = DefaultRecordCheck(cfg)
@@ -347,13 +351,12 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
             start_loader_at(self._trainer.data_loader, self.start_iter)
         self.preflight()
         hold_output_dir(self.cfg.OUTPUT_DIR)
+        if self.start_iter == 0 and comm.is_main_process():
+            set_aside(Path(self.cfg.OUTPUT_DIR), self.cfg.MODEL.WEIGHTS)
         add_preemption(self, self.checkpointer)
         try:
             super().train(self.start_iter, self.max_iter)
             self._has_trained = True
-        except stopping.StopAsked as asked:  # before the first step or after the last one is saved
-            logger.warning("%s: stopped in an evaluation; --resume makes up for it", asked)
-            raise SystemExit(128 + asked.number) from None
         finally:
             release_output_dir(self.cfg.OUTPUT_DIR)
         with auxiliary("the report of the epochs"):
@@ -376,13 +379,6 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         super().before_train()
         repeat_missed_evaluation(self)
 
-    def after_step(self) -> None:
-        """Call the hooks; a signal that comes during an evaluation stops the run there."""
-        try:
-            super().after_step()
-        except stopping.StopAsked:
-            leave_now(self)
-
     def after_train(self) -> None:
         """Write what waits, call the hooks, let go of the loader's workers."""
         if self.iter >= self.max_iter:
@@ -392,6 +388,8 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
 
     def preflight(self) -> None:
         """Log what is about to be trained (``PREFLIGHT`` in the config); `train` does it first."""
+        from d2kit.engine.preflight.report import preflight_report
+
         if comm.is_main_process():
             logger.info("%s", preflight_report(self.cfg, self, self._test_counts, self._warnings))
 
@@ -510,11 +508,12 @@ class DefaultTrainer(DefaultEvaluation, TrainerBase):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
         """Build the training loader, see `d2kit.data.build_detection_train_loader`."""
         from d2kit.data import build_detection_train_loader
 
-        return build_detection_train_loader(cfg)
+        loader: Iterable[Any] = build_detection_train_loader(cfg)
+        return loader
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:

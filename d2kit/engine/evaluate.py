@@ -6,8 +6,8 @@ import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,19 @@ from d2kit.utils import comm
 from d2kit.utils.env import derive_seed
 from d2kit.utils.events import EventStorage
 from d2kit.utils.logger import setup_logger
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.names import nearest_names
 from d2kit.utils.stopping import in_progress, leave_if_asked
 from d2kit.utils.text import file_name
 
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
-def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> Any:
+    from d2kit.evaluation import DatasetEvaluator
+
+
+def build_dataset_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+) -> DatasetEvaluator:
     """Build what evaluates a dataset, by the `evaluator_type` in its metadata.
 
     Args:
@@ -49,11 +56,11 @@ def build_dataset_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | N
     if kind == "coco" and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RRPN":
         kind = "rotated_coco"
 
-    def coco() -> Any:
+    def coco() -> DatasetEvaluator:
         sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
         return evaluation.COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
 
-    def panoptic() -> Any:
+    def panoptic() -> DatasetEvaluator:
         parts: list[Any] = [evaluation.COCOPanopticEvaluator(dataset_name, folder)]
         if metadata.get("sem_seg_root"):
             parts.insert(0, evaluation.SemSegEvaluator(dataset_name, output_dir=folder))
@@ -123,14 +130,15 @@ class DefaultEvaluation:
     """Builds loaders and evaluators of the test sets and runs them; a base of `DefaultTrainer`."""
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
         """Build the loader of a test set, see `d2kit.data.build_detection_test_loader`."""
         from d2kit.data import build_detection_test_loader
 
-        return build_detection_test_loader(cfg, dataset_name)
+        loader: Iterable[Any] = build_detection_test_loader(cfg, dataset_name)
+        return loader
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Build the evaluator of a test set, by the `evaluator_type` of its metadata.
 
         Raises:
@@ -139,7 +147,12 @@ class DefaultEvaluation:
         return build_dataset_evaluator(cfg, dataset_name)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
         """Evaluate a model on each dataset of DATASETS.TEST.
 
         Args:
@@ -238,7 +251,7 @@ def check_evaluated_weights(checkpointer: DetectionCheckpointer, allow: bool = F
     logger.warning("%s", text)
 
 
-def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
+def build_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
     """Return a loader of a test set with its objects, resized as in inference, one image a batch.
 
     Args:
@@ -269,10 +282,13 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Any:
         recompute_boxes=False,
     )
     workers = cfg.DATALOADER.NUM_WORKERS
-    return build_detection_test_loader(records, mapper=mapper, num_workers=workers)
+    loader: DataLoader[Any] = build_detection_test_loader(
+        records, mapper=mapper, num_workers=workers
+    )
+    return loader
 
 
-def validation_losses(model: nn.Module, loader: Any) -> dict[str, float]:
+def validation_losses(model: nn.Module, loader: DataLoader[Any]) -> dict[str, float]:
     """Return the mean of each loss over the images of a loader; all processes call it together.
 
     The model computes losses as in training, but learns nothing: BatchNorm uses its statistics and

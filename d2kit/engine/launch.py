@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
@@ -300,6 +301,27 @@ def launch(
     _spawn(given, local_size, on_cpu=on_cpu)
 
 
+def launch_as_asked(
+    main_func: Callable[..., Any], options: argparse.Namespace, *args: object
+) -> None:
+    """Call `launch` with the machines and processes that a command line asks for.
+
+    Args:
+        main_func: called with `options` and `args`.
+        options: of `default_argument_parser`.
+        args: further arguments of `main_func`.
+    """
+    launch(
+        main_func,
+        options.num_gpus,
+        num_machines=options.num_machines,
+        machine_rank=options.machine_rank,
+        dist_url=options.dist_url,
+        num_processes=options.num_processes,
+        args=(options, *args),
+    )
+
+
 @contextmanager
 def _hidden_gpus() -> Iterator[None]:
     """Hide the GPUs from processes that are started inside: a config's ``cuda`` is then the CPU."""
@@ -318,25 +340,34 @@ def _spawn(worker_args: tuple[Any, ...], count: int, *, on_cpu: bool = False) ->
     """Start `count` processes and wait for them."""
     from torch import multiprocessing as mp
 
+    passed: list[int] = []
     try:
         with _hidden_gpus() if on_cpu else nullcontext():
             started = mp.start_processes(
                 _spawned_worker, worker_args, nprocs=count, join=False, start_method="spawn"
             )
-        with _passed_on_signals([process.pid for process in started.processes]):
+        with _passed_on_signals([process.pid for process in started.processes], passed):
             while not started.join(grace_period=GRACE):
                 pass
     except mp.ProcessExitedException as error:
         if error.exit_code > 0:  # it has said why: SystemExit
             raise SystemExit(error.exit_code) from None
+        if -error.exit_code in passed:  # before the training took signals over
+            raise SystemExit(128 - error.exit_code) from None
         raise
 
 
 @contextmanager
-def _passed_on_signals(pids: Sequence[int]) -> Iterator[None]:
-    """Pass SIGTERM and SIGUSR1 on to child processes, which stop in their own time."""
+def _passed_on_signals(pids: Sequence[int], passed: list[int]) -> Iterator[None]:
+    """Pass SIGTERM and its like on to child processes, which stop in their own time.
+
+    Args:
+        pids: of the processes.
+        passed: gets the numbers of the signals that came.
+    """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        passed.append(number)
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)

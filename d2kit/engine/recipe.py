@@ -16,19 +16,24 @@ SMALLEST = 16.0
 SHORT_SIDES = (128, 800)
 PIXELS_PER_IMAGE = {"cpu": 256, "cuda": 800}
 """Longest short side that a device is asked for without a reason in the data."""
+SIZE_SHARES = (0.75, 0.85, 0.9, 1.0)
+"""Short sides in training, of the largest."""
 TEST_SHARE = 0.95
 """Of the largest short side in training, whose objects are larger than the usual ones. Penn-Fudan,
 1,001 iterations up to 256: box AP 62.8 at 240, 60.9 at 256."""
 DEFAULT_SIZES = (16.0, 32.0, 64.0, 128.0, 256.0)
 DEFAULT_RATIOS = (0.5, 1.0, 2.0)
 GOOD_RECALL = 0.95
+LEVELS = ("p2", "p3", "p4", "p5", "p6")
+LOST_RECALL = 0.03
+"""Share of the boxes that may lose their anchor where proposals leave out the finest level."""
 RARE = 0.1
 """Share of the images below which a class is shown more often."""
 EVALUATIONS = 4
 EVALUATION_SHARE = 0.15
 """Of the time budget, for evaluations, starting and writing."""
 ITERATIONS = (300, 30_000)
-ENOUGH_ITERATIONS = 900
+ENOUGH_ITERATIONS = 600
 """Below these a smaller input is tried, down to `LEAST_SIDE`."""
 LEAST_SIDE = 192
 PASSES = (12, 100)
@@ -217,7 +222,7 @@ def _input_size(facts: DataFacts, budget: Budget) -> tuple[int, list[Choice]]:
         why += f"; {SMALLEST:.0f} would need {wanted:.0f}: cut the images into tiles"
     aspect = float(np.percentile(facts.sizes.max(1) / facts.sizes.min(1), 95))
     longest = math.ceil(short * max(min(aspect, 2.0), 1.0) / 16) * 16
-    steps = sorted({max(64, int(short * share // 16 * 16)) for share in (0.75, 0.85, 0.9, 1.0)})
+    steps = sorted({max(64, int(short * share // 16 * 16)) for share in SIZE_SHARES})
     test = max(64, int(short * TEST_SHARE // 16 * 16))
     return short, [
         Choice("INPUT.MIN_SIZE_TRAIN", steps, why),
@@ -232,10 +237,7 @@ def _anchors(facts: DataFacts, short: int) -> list[Choice]:
     before = anchor_recall(boxes, np.array(DEFAULT_SIZES), np.array(DEFAULT_RATIOS))
     told = f"{before:.1%} of the boxes have a default anchor of IoU >= 0.5"
     if before >= GOOD_RECALL:
-        return [
-            Choice("MODEL.ANCHOR_GENERATOR.SIZES", [[int(s)] for s in DEFAULT_SIZES], told),
-            Choice("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [list(DEFAULT_RATIOS)], told),
-        ]
+        return _levels(boxes, DEFAULT_SIZES, DEFAULT_RATIOS, told)
     ratios = np.sort(np.exp(_clusters(np.log(boxes[:, 1] / boxes[:, 0]), 3)))
     low, high = np.percentile(np.sqrt(boxes.prod(1)), [4, 96])
     sizes = np.geomspace(max(low, 4.0), max(high, 2 * low, 8.0), 5)
@@ -246,15 +248,33 @@ def _anchors(facts: DataFacts, short: int) -> list[Choice]:
         kept_sizes = tuple(float(f"{s:.3g}") for s in sizes)
         kept_ratios = tuple(float(f"{r:.3g}") for r in ratios)
     why = f"{told}; with sizes and ratios of the boxes {max(after, before):.1%}"
+    return _levels(boxes, kept_sizes, kept_ratios, why)
+
+
+def _levels(
+    boxes: np.ndarray, sizes: tuple[float, ...], ratios: tuple[float, ...], why: str
+) -> list[Choice]:
+    """Return the anchors, and the levels of the pyramid that propose objects.
+
+    The finest level has three quarters of the pixels. It is left out where no object needs it,
+    even in the smallest of the training's sizes.
+    """
+    smallest = boxes * SIZE_SHARES[0]
+    lost = anchor_recall(smallest, np.array(sizes), np.array(ratios))
+    lost -= anchor_recall(smallest, np.array(sizes[1:]), np.array(ratios))
+    first = 1 if lost <= LOST_RECALL else 0
+    told = "no object needs the finest" if first else f"{lost:.1%} of the objects need the finest"
+    whole = [[int(s) if s == int(s) else s] for s in sizes[first:]]
     return [
-        Choice("MODEL.ANCHOR_GENERATOR.SIZES", [[s] for s in kept_sizes], why),
-        Choice("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [list(kept_ratios)], why),
+        Choice("MODEL.ANCHOR_GENERATOR.SIZES", whole, why),
+        Choice("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [list(ratios)], why),
+        Choice("MODEL.RPN.IN_FEATURES", list(LEVELS[first:]), f"of the pyramid's levels {told}"),
     ]
 
 
 def _clusters(values: np.ndarray, count: int) -> np.ndarray:
     """Return the means of clusters of numbers: Lloyd's algorithm from quantiles."""
-    centres = np.percentile(values, np.linspace(0, 100, count + 2)[1:-1])
+    centres: np.ndarray = np.percentile(values, np.linspace(0, 100, count + 2)[1:-1])
     for _ in range(50):
         nearest = np.abs(values[:, None] - centres[None]).argmin(1)
         means = [

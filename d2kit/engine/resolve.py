@@ -30,7 +30,7 @@ from d2kit.engine.trainers import amp_precision, check_accumulation
 from d2kit.utils import comm
 from d2kit.utils.devices import choose_device, computes_bfloat16
 from d2kit.utils.file_io import atomic_write
-from d2kit.utils.registry import flatten
+from d2kit.utils.names import flatten
 
 __all__ = ["Change", "Run", "build_run", "choose_precision", "choose_seed", "describe_changes"]
 
@@ -63,7 +63,7 @@ def balanced_weights(counts: Mapping[int, int], num_classes: int) -> list[float]
     ]
 
 
-def build_class_weights_cfg(cfg: CfgNode, loader: Any) -> CfgNode:
+def build_class_weights_cfg(cfg: CfgNode, loader: object) -> CfgNode:
     """Put numbers in the place of ``MODEL.ROI_HEADS.CLASS_WEIGHTS`` "balanced".
 
     They depend on the training records alone, so that all processes and a resumed run find the
@@ -515,6 +515,6 @@ def describe_changes(changes: list[Change]) -> str:
     return tabulate(rows, headers=["key", "given", "used", "why"], disable_numparse=True)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."

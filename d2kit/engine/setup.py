@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import logging
 import os
@@ -48,7 +49,8 @@ class user_errors(ContextDecorator):  # noqa: N801 - used like a function
     """Context manager and decorator for the main function of a script.
 
     A `ValueError`, `KeyError` or `OSError` (which `FileNotFoundError` is) that the library raised
-    becomes one printed message and exit code 1. All else passes.
+    becomes one printed message and exit code 1, and so does a full disk, whoever met it. All else
+    passes.
 
     Args:
         debug: let the exception pass, for its traceback; so does ``D2KIT_DEBUG=1``.
@@ -66,7 +68,7 @@ class user_errors(ContextDecorator):  # noqa: N801 - used like a function
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not isinstance(error, MISTAKES) or not _is_ours(trace):
+        if not isinstance(error, MISTAKES) or not (_is_ours(trace) or _is_of_the_disk(error)):
             return
         if self.debug or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             return
@@ -77,6 +79,12 @@ class user_errors(ContextDecorator):  # noqa: N801 - used like a function
         if not rank:
             print(f"(for the traceback: {DEBUG_VARIABLE}=1)", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Tell whether the disk is full or must not be written."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in numbers
 
 
 def _is_ours(trace: TracebackType | None) -> bool:
@@ -194,7 +202,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     return parser
 
 
-def _try_get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
+def _try_get_key(cfg: object, *keys: str, default: object = None) -> Any:
     """Return the first of some dotted keys that the config has, or `default`."""
     for key in keys:
         node = cfg
@@ -216,7 +224,7 @@ def _highlight(code: str, filename: str) -> str:
     except ImportError:
         return code
     lexer = PythonLexer() if filename.endswith(".py") else YamlLexer()
-    return highlight(code, lexer, Terminal256Formatter())
+    return str(highlight(code, lexer, Terminal256Formatter()))
 
 
 def _changed_keys(cfg: CfgNode, base: CfgNode, prefix: str = "") -> list[str]:
@@ -245,7 +253,7 @@ def _set_seed(cfg: Any, seed: int) -> None:
         cfg.freeze()
 
 
-def default_setup(cfg: Any, args: Any) -> None:
+def default_setup(cfg: object, args: object) -> None:
     """Check the folders and files of a run, set up logging and seeds, write the config.
 
     Where SEED is negative a random one is drawn, written into `cfg` and logged, so that
@@ -360,7 +368,7 @@ def check_deterministic(model: nn.Module) -> list[str]:
     return lines
 
 
-def log_start(cfg: Any, args: Any, logger: logging.Logger, output_dir: str) -> None:
+def log_start(cfg: object, args: object, logger: logging.Logger, output_dir: str) -> None:
     """Log machine, arguments and changed keys; write the whole config into `output_dir`."""
     from d2kit.utils.collect_env import collect_env_info
 

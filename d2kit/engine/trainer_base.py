@@ -8,7 +8,7 @@ from typing import Any
 from d2kit.utils import comm
 from d2kit.utils.env import derive_seed, seed_all_rng
 from d2kit.utils.events import EventStorage
-from d2kit.utils.stopping import in_progress
+from d2kit.utils.stopping import StopAsked, in_progress
 
 __all__ = ["HookBase", "TrainerBase"]
 
@@ -39,6 +39,9 @@ class HookBase:
 
     def after_step(self) -> None:
         """Called after each iteration."""
+
+    def leave_evaluation(self) -> None:
+        """Called where a signal has ended an evaluation ; `Preemption` saves and leaves."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: tensors, numbers, text and containers of them."""
@@ -85,7 +88,17 @@ class TrainerBase:
         Args:
             start_iter: index of the first one.
             max_iter: number of iterations from 0.
+
+        Raises:
+            SystemExit: with 128 + the signal's number, where a `Preemption` was asked to stop.
         """
+        try:
+            self._train(start_iter, max_iter)
+        except StopAsked as asked:  # before the first step or after the last one is saved
+            logger.warning("%s: stopped; --resume makes up for what was in progress", asked)
+            raise SystemExit(128 + asked.number) from None
+
+    def _train(self, start_iter: int, max_iter: int) -> None:
         logger.info("Training from iteration %d to %d", start_iter, max_iter)
         self.start_iter, self.max_iter = start_iter, max_iter
         self.iter = start_iter
@@ -116,7 +129,14 @@ class TrainerBase:
             seed_all_rng(derive_seed(self.seed, iteration, comm.get_rank()))
         self.before_step()
         with in_progress(f"iteration {iteration}", getattr(self, "data_loader", None)):
-            self.run_step()
+            try:
+                self.run_step()
+            except StopAsked:  # while it waited for a batch: the one before is the last
+                if iteration > self.start_iter:
+                    self.iter = self.storage.iter = iteration - 1
+                    for hook in self._hooks:
+                        hook.leave_evaluation()
+                raise
         self.after_step()
 
     def before_train(self) -> None:
@@ -142,9 +162,14 @@ class TrainerBase:
             hook.after_backward()
 
     def after_step(self) -> None:
-        """Call the hooks."""
-        for hook in self._hooks:
-            hook.after_step()
+        """Call the hooks; a signal that comes during an evaluation stops the run there."""
+        try:
+            for hook in self._hooks:
+                hook.after_step()
+        except StopAsked:
+            for hook in self._hooks:
+                hook.leave_evaluation()
+            raise
 
     def run_step(self) -> None:
         """Do one iteration; implemented by subclasses."""

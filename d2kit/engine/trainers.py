@@ -19,6 +19,7 @@ from d2kit.engine.safety.failure import NonFiniteLossError, StepOfRank
 from d2kit.engine.trainer_base import TrainerBase
 from d2kit.utils import comm
 from d2kit.utils.events import get_event_storage
+from d2kit.utils.stopping import wait
 
 
 def check_accumulation(images: int, processes: int, steps: int) -> None:
@@ -40,7 +41,7 @@ def check_accumulation(images: int, processes: int, steps: int) -> None:
         )
 
 
-def split_batch(batch: Any, steps: int) -> list[Any]:
+def split_batch(batch: object, steps: int) -> list[Any]:
     """Cut a batch into `steps` parts of equal length, in order.
 
     Raises:
@@ -159,7 +160,7 @@ def put_metrics(
             storage.put_scalar(name, value, cur_iter=iteration)
 
 
-def image_ids(data: Any) -> list[Any]:
+def image_ids(data: object) -> list[Any]:
     """Return the ids (or file names) of the images of a batch, as far as it tells them."""
     if not isinstance(data, (list, tuple)):
         return []
@@ -293,7 +294,8 @@ class SimpleTrainer(TrainerBase):
 
     def _next_batch(self) -> Any:
         try:
-            return next(self._data_loader_iter)
+            with wait():
+                return next(self._data_loader_iter)
         except StopIteration:
             raise ValueError(
                 f"the training loader ended at iteration {self.iter} of {self.max_iter}; it must "

@@ -8,7 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from pycocotools.cocoeval import COCOeval
 from d2kit.data.datasets.validate import read_json
 from d2kit.layers.rotated_boxes import pairwise_iou_rotated
 
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
-def to_hotcoco(coco: Any) -> Any:
+
+def to_hotcoco(coco: COCO) -> Any:
     """Turn a pycocotools ``COCO`` (or anything with its ``dataset`` dict) into a hotcoco one.
 
     Args:
@@ -47,8 +50,8 @@ class COCOeval_opt:  # noqa: N801 - Detectron2's name
 
     def __init__(
         self,
-        cocoGt: Any = None,  # noqa: N803 - pycocotools' names
-        cocoDt: Any = None,  # noqa: N803
+        cocoGt: object = None,  # noqa: N803 - pycocotools' names
+        cocoDt: object = None,  # noqa: N803
         iouType: str = "segm",  # noqa: N803
     ) -> None:
         import hotcoco
@@ -78,7 +81,7 @@ class COCOeval_opt:  # noqa: N801 - Detectron2's name
         return self._impl.eval_imgs
 
     @property
-    def stats(self) -> Any:
+    def stats(self) -> np.ndarray | list[float]:
         """The twelve (keypoints: ten) summary figures, in [0, 1], -1 where undefined."""
         return self._impl.stats
 
@@ -159,7 +162,7 @@ class COCOevalMaxDets(COCOeval):
 logger = logging.getLogger(__name__)
 
 
-def load_ground_truth(json_file: str, use_fast_impl: bool) -> Any:
+def load_ground_truth(json_file: str, use_fast_impl: bool) -> COCO:
     """Read a COCO annotation file.
 
     Args:
@@ -233,7 +236,7 @@ def _for_figures(coco: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _load_detections(coco_gt: Any, coco_results: list[dict[str, Any]]) -> Any:
+def _load_detections(coco_gt: COCO, coco_results: list[dict[str, Any]]) -> Any:
     """Load results (possibly none) beside the ground truth they belong to, on its backend.
 
     The dicts may be written into.
@@ -283,7 +286,7 @@ def _detection_limits(max_dets_per_image: int | Sequence[int] | None) -> list[in
 
 
 def _check_keypoints(
-    coco_gt: Any, results: Sequence[Mapping[str, Any]], sigmas: Sequence[float]
+    coco_gt: COCO, results: Sequence[Mapping[str, Any]], sigmas: Sequence[float]
 ) -> None:
     """Raise ValueError where predicted, annotated and weighted keypoints differ in number."""
     predicted = len(results[0]["keypoints"]) // 3 if results else len(sigmas)
@@ -300,7 +303,7 @@ def _check_keypoints(
 
 
 def _evaluate_predictions_on_coco(
-    coco_gt: Any,
+    coco_gt: COCO,
     coco_results: Sequence[Mapping[str, Any]],
     iou_type: str,
     kpt_oks_sigmas: Sequence[float] | None = None,
@@ -357,7 +360,7 @@ def _evaluate_predictions_on_coco(
     return coco_eval
 
 
-def _sigmas(values: Sequence[float], cocoeval_fn: Callable[..., Any]) -> Any:
+def _sigmas(values: Sequence[float], cocoeval_fn: Callable[..., Any]) -> np.ndarray | list[float]:
     """Give the sigmas the type that the backend computes with."""
     return list(values) if cocoeval_fn is COCOeval_opt else np.asarray(values, dtype=np.float64)
 

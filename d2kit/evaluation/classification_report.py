@@ -55,7 +55,8 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     shared = np.clip(high - low, 0, None).prod(2)
     area_a, area_b = (np.clip(x[:, 2:] - x[:, :2], 0, None).prod(1) for x in (a, b))
     union = np.where(crowd, area_a[:, None], area_a[:, None] + area_b[None] - shared)
-    return shared / np.maximum(union, 1e-9)
+    found: np.ndarray = shared / np.maximum(union, 1e-9)
+    return found
 
 
 def match(entry: ImageEntry, threshold: float, by_class: bool) -> np.ndarray:

@@ -19,7 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -48,7 +48,11 @@ from d2kit.evaluation.evaluator import (
     results_file,
 )
 from d2kit.structures import BoxMode, Instances
+from d2kit.utils.env import paused_gc
 from d2kit.utils.file_io import PathManager, load_json
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 __all__ = [
     "COCOEvaluator",
@@ -162,7 +166,7 @@ class COCOEvaluator(DatasetEvaluator):
                 *(dataset_name, len(over), limit, image, most, limit, most),
             )
 
-    def _ground_truth(self, path: str) -> Any:
+    def _ground_truth(self, path: str) -> COCO:
         """Read an annotation file."""
         return load_ground_truth(path, self._use_fast_impl)
 
@@ -170,7 +174,7 @@ class COCOEvaluator(DatasetEvaluator):
         """Return the dataset's COCO JSON on this machine, after converting it where needed."""
         json_file = self._metadata.get("json_file")
         if json_file:
-            return PathManager.get_local_path(json_file)
+            return str(PathManager.get_local_path(json_file))
         from d2kit.data.datasets.coco import convert_to_coco_json
 
         folder = self._output_dir
@@ -242,7 +246,8 @@ class COCOEvaluator(DatasetEvaluator):
         if "proposals" in predictions[0]:
             self._eval_box_proposals(predictions)
         if "instances" in predictions[0]:
-            self._eval_predictions(predictions, img_ids=img_ids)
+            with paused_gc():  # 100,000 results hold no cycles
+                self._eval_predictions(predictions, img_ids=img_ids)
         return copy.deepcopy(self._results)
 
     def _results_file(self, name: str, mode: str = "w") -> AbstractContextManager[IO[Any]]:
@@ -290,9 +295,9 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _evaluate_task(
         self, task: str, results: list[dict[str, Any]], ids: list[int] | None
-    ) -> Any:
+    ) -> dict[str, float]:
         """Match results of one task with the ground truth; see `_evaluate_predictions_on_coco`."""
-        return _evaluate_predictions_on_coco(
+        found: dict[str, float] = _evaluate_predictions_on_coco(
             self._coco_api,
             results,
             task,
@@ -301,6 +306,7 @@ class COCOEvaluator(DatasetEvaluator):
             img_ids=ids,
             max_dets_per_image=self._max_dets_per_image,
         )
+        return found
 
     def _check_results_of(self, task: str, results: Sequence[Mapping[str, Any]]) -> None:
         """Raise ValueError where a task was asked for that the predictions do not hold."""
@@ -348,7 +354,7 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _class_names(self) -> list[str] | None:
         """Class names in the order of the evaluation's category axis (rising category id)."""
-        names = self._metadata.get("thing_classes")
+        names: list[str] | None = self._metadata.get("thing_classes")
         to_class = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if names is None or to_class is None:
             return names
@@ -358,7 +364,7 @@ class COCOEvaluator(DatasetEvaluator):
         return [names[to_class[category]] for category in categories]
 
     def _derive_coco_results(
-        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
+        self, coco_eval: object, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:
         """Turn one accumulated evaluation into the result dict and log it as tables."""
         results = derive_results(coco_eval, iou_type, class_names)
@@ -439,7 +445,7 @@ class RotatedCOCOEvaluator(COCOEvaluator):
     def __init__(
         self,
         dataset_name: str,
-        tasks: Any = None,
+        tasks: Sequence[str] | None = None,
         distributed: bool = True,
         output_dir: str | None = None,
         *,
@@ -510,7 +516,7 @@ class RotatedCOCOEvaluator(COCOEvaluator):
             for box, score, category in rows
         ]
 
-    def _ground_truth(self, path: str) -> Any:
+    def _ground_truth(self, path: str) -> COCO:
         """Read an annotation file whose boxes may have five numbers."""
         dataset = load_json(path)
         try:
@@ -539,14 +545,17 @@ class RotatedCOCOEvaluator(COCOEvaluator):
 
     def _evaluate_task(
         self, task: str, results: list[dict[str, Any]], ids: list[int] | None
-    ) -> Any:
+    ) -> dict[str, float]:
         # a subclass's version may know of two arguments only
         subset = {} if ids is None else {"img_ids": ids}
-        return self._evaluate_predictions_on_coco(self._coco_api, results, **subset)
+        found: dict[str, float] = self._evaluate_predictions_on_coco(
+            self._coco_api, results, **subset
+        )
+        return found
 
     def _evaluate_predictions_on_coco(
         self,
-        coco_gt: Any,
+        coco_gt: COCO,
         coco_results: Sequence[Mapping[str, Any]],
         img_ids: Iterable[int] | None = None,
     ) -> Any:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from d2kit.layers.mask_ops import bitmasks_to_rle, masks_to_rle
 from d2kit.structures import BitMasks, Boxes, Instances, ROIMasks
 from d2kit.structures.masks import rle_problem
 from d2kit.utils.file_io import load_json
 from d2kit.utils.logger import create_small_table
 from d2kit.utils.text import one_line
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 LARGEST = 1e12  # pixels, ids: larger ones are no numbers of a result
 
@@ -71,8 +75,6 @@ def _encode_masks(instances: Instances) -> list[dict[str, Any]]:
     if isinstance(masks, ROIMasks) or (
         isinstance(masks, torch.Tensor) and masks.is_floating_point()
     ):
-        from d2kit.layers.mask_ops import masks_to_rle
-
         probabilities = masks.tensor if isinstance(masks, ROIMasks) else masks
         if probabilities.dim() == 4:
             probabilities = probabilities[:, 0]
@@ -92,14 +94,7 @@ def encode_bitmasks(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:
     Returns:
         R dicts ``{"size": [H, W], "counts": str}``.
     """
-    import hotcoco
-
-    array = masks.detach().cpu().numpy() if isinstance(masks, torch.Tensor) else np.asarray(masks)
-    if len(array) == 0:
-        return []
-    if array.dtype not in (np.bool_, np.uint8):
-        array = array != 0
-    return [_text_rle(rle) for rle in hotcoco.mask.encode(array.transpose(1, 2, 0))]
+    return [_text_rle(rle) for rle in bitmasks_to_rle(masks)]
 
 
 def _text_rle(rle: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +125,7 @@ def read_coco_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _result_problem(result: Any) -> str | None:
+def _result_problem(result: object) -> str | None:
     """Say what is wrong with a result, of which a mask is only looked at roughly."""
     if not isinstance(result, dict):
         return f"expected an object, got {one_line(repr(result), 60)}"
@@ -324,7 +319,7 @@ AREA_RANGES: dict[str, tuple[float, float]] = {  # square pixels
 
 def _evaluate_box_proposals(
     dataset_predictions: Sequence[dict[str, Any]],
-    coco_api: Any,
+    coco_api: COCO,
     thresholds: torch.Tensor | None = None,
     area: str = "all",
     limit: int | None = None,
@@ -375,7 +370,7 @@ def _evaluate_box_proposals(
 
 
 def _ground_truth_boxes(
-    coco_api: Any, image_id: int, area_range: tuple[float, float]
+    coco_api: COCO, image_id: int, area_range: tuple[float, float]
 ) -> torch.Tensor:
     """Return the (G, 4) XYXY boxes of an image that are no crowd and of the right area."""
     low, high = area_range

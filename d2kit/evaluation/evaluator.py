@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -20,11 +21,13 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import nn
 
+from d2kit.config import CfgNode
 from d2kit.utils import comm
 from d2kit.utils.comm import get_world_size, is_main_process
+from d2kit.utils.events import has_event_storage
 from d2kit.utils.file_io import PathManager, atomic_write
-from d2kit.utils.logger import log_every_n_seconds
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.logger import auxiliary, log_every_n_seconds
+from d2kit.utils.names import nearest_names
 from d2kit.utils.stopping import in_progress, leave_if_asked
 from d2kit.utils.text import file_name, one_line
 
@@ -88,6 +91,9 @@ def results_file(
 
     Yields:
         The open file; it takes its name when it is complete.
+
+    Raises:
+        OSError: it cannot be written; within a training that is a warning.
     """
     root = Path(folder)
     PathManager.mkdirs(str(root))
@@ -101,9 +107,22 @@ def results_file(
                 os.replace(root / moved, apart / moved)
         _write_owners(apart, {**_owners(apart), name: owners[name]})
         logger.warning("%s is of test set '%s': moved to %s", root / name, one_line(before), apart)
-    with atomic_write(root / name, mode) as file:
-        yield file
-    _write_owners(root, {**owners, name: {"dataset": dataset, "annotations": _sha256(truth)}})
+    path, opened = root / name, False
+    try:
+        with atomic_write(path, mode) as file:
+            opened = True
+            yield file
+        _write_owners(root, {**owners, name: {"dataset": dataset, "annotations": _sha256(truth)}})
+    except OSError as error:
+        if not has_event_storage():
+            raise
+        # Within a training the metrics and the next checkpoint count for more; what an earlier
+        # evaluation has left there would pass for the results of this one.
+        with auxiliary(path):
+            path.unlink(missing_ok=True)
+            raise error
+        if not opened:
+            yield io.BytesIO() if "b" in mode else io.StringIO()
 
 
 def _owners(folder: Path) -> dict[str, dict[str, str]]:
@@ -276,7 +295,7 @@ def _call(callbacks: Callbacks | None, name: str) -> None:
         callbacks.get(name, lambda: None)()
 
 
-def _wait_for_device(model: Any) -> None:
+def _wait_for_device(model: object) -> None:
     """Wait for the CUDA work that a model has queued, so that the time measured is the model's."""
     weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     if weight is not None:
@@ -426,12 +445,12 @@ def _lines_of(task: str, metrics: Mapping[str, float]) -> tuple[str, str, str]:
     return f"Task: {task}", ",".join(names), ",".join(values)
 
 
-def read_expected_results(cfg: Any) -> list[Sequence[Any]]:
+def read_expected_results(cfg: CfgNode) -> list[Sequence[Any]]:
     """Read ``TEST.EXPECTED_RESULTS``: rows (task, metric, value, tolerance)."""
     return list(cfg.TEST.EXPECTED_RESULTS)
 
 
-def verify_results(cfg: Any, results: Mapping[str, Any]) -> bool:
+def verify_results(cfg: CfgNode, results: Mapping[str, Any]) -> bool:
     """Compare results with those that the config expects; exit with code 1 where they differ.
 
     Args:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from d2kit.data.records import group_images
 from d2kit.evaluation.backend import _evaluate_predictions_on_coco, load_ground_truth
 from d2kit.evaluation.coco_results import derive_results
+from d2kit.utils.text import one_line
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 __all__ = ["GroupAP", "ap_by_group", "table_of_groups"]
 
@@ -58,7 +62,7 @@ def ground_truth_ap(
     return found
 
 
-def _run_lengths(truth: Any, annotation: dict[str, Any]) -> dict[str, Any]:
+def _run_lengths(truth: COCO, annotation: dict[str, Any]) -> dict[str, Any]:
     rle = truth.annToRLE(annotation)
     counts = rle["counts"]
     return {
@@ -71,7 +75,7 @@ METRICS = ("AP", "AP50", "AP75")
 OVERALL = "all, by group"
 
 
-class GroupAP(dict):
+class GroupAP(dict[str, Any]):
     """Figures of one group: ``images``, ``AP``, ``AP50``, ``AP75``, ``low`` and ``high`` of AP."""
 
 
@@ -158,7 +162,8 @@ def _distinct(draw: np.ndarray, step: int) -> list[int]:
     order = np.argsort(draw, kind="stable")
     ordered = draw[order]
     first = np.searchsorted(ordered, ordered)
-    return (ordered + step * (np.arange(len(ordered)) - first)).tolist()
+    found: list[int] = (ordered + step * (np.arange(len(ordered)) - first)).tolist()
+    return found
 
 
 def _evaluate(
@@ -195,7 +200,12 @@ def table_of_groups(figures: Mapping[str, GroupAP], confidence: float = 0.95) ->
 
     head = ["group", "images", *METRICS, f"AP, {100 * confidence:g} % interval"]
     rows = [
-        [name, g["images"], *(g[m] for m in METRICS), f"{g['low']:.1f} to {g['high']:.1f}"]
+        [
+            one_line(name),
+            g["images"],
+            *(g[m] for m in METRICS),
+            f"{g['low']:.1f} to {g['high']:.1f}",
+        ]
         for name, g in figures.items()
     ]
     return tabulate(rows, head, floatfmt=".1f", tablefmt="github")

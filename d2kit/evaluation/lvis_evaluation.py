@@ -12,12 +12,15 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2kit.config import CfgNode
 from d2kit.evaluation.backend import _of_task, to_hotcoco
 from d2kit.evaluation.coco_evaluation import COCOEvaluator
 from d2kit.evaluation.coco_results import _evaluate_box_proposals, summary_table
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 __all__ = ["LVISEvaluator", "_evaluate_box_proposals", "_evaluate_predictions_on_lvis"]
 
@@ -66,7 +69,7 @@ class LVISEvaluator(COCOEvaluator):
             _check_fields(self._coco_api, self._metadata.get("json_file") or dataset_name)
 
     @property
-    def _lvis_api(self) -> Any:
+    def _lvis_api(self) -> COCO:
         """The ground truth; user classes read it."""
         return self._coco_api
 
@@ -98,7 +101,7 @@ class LVISEvaluator(COCOEvaluator):
             )
 
 
-def _check_fields(lvis_api: Any, file: str) -> None:
+def _check_fields(lvis_api: COCO, file: str) -> None:
     """Raise ValueError where what LVIS needs beyond COCO is missing."""
     fields = {field for image in lvis_api.loadImgs(lvis_api.getImgIds()) for field in image}
     missing = [] if "neg_category_ids" in fields else ["'neg_category_ids' of any image"]
@@ -114,7 +117,7 @@ def _check_fields(lvis_api: Any, file: str) -> None:
 
 
 def _evaluate_predictions_on_lvis(
-    lvis_gt: Any,
+    lvis_gt: COCO,
     lvis_results: Sequence[Mapping[str, Any]],
     iou_type: str,
     max_dets_per_image: int | None = None,

@@ -213,7 +213,8 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     shared = np.clip(corner1 - corner0, 0, None).prod(axis=2)
     areas = [np.clip(x[:, 2:] - x[:, :2], 0, None).prod(axis=1) for x in (a, b)]
     union = areas[0][:, None] + areas[1][None, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    found: np.ndarray = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return found
 
 
 def _precision_recall(

@@ -122,7 +122,8 @@ def boundary_iou_counts(
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Divide; nan where the whole is 0."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    found: np.ndarray = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    return found
 
 
 def mean_of_defined(values: np.ndarray | Sequence[float]) -> float:
@@ -264,7 +265,8 @@ class SemSegEvaluator(DatasetEvaluator):
         Returns:
             (H, W) uint8: 1 on the boundary inside the mask.
         """
-        return mask * is_boundary(mask, dilation_ratio).astype(mask.dtype)
+        found: np.ndarray = mask * is_boundary(mask, dilation_ratio).astype(mask.dtype)
+        return found
 
     def _boundary_by_class(self, labels: np.ndarray) -> np.ndarray:
         """Join what `_mask_to_boundary` of a subclass makes of each class."""

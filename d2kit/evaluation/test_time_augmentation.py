@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ from d2kit.modeling.proposal_generator.proposal_utils import suppress
 from d2kit.structures import Boxes, Instances
 from d2kit.structures.image_list import image_to_tensor
 from d2kit.utils import comm
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["DatasetMapperTTA", "GeneralizedRCNNWithTTA"]
 
@@ -88,7 +91,7 @@ class DatasetMapperTTA:
         return versions
 
     @staticmethod
-    def _version(item: Mapping[str, Any], image: Any, steps: list[Transform]) -> Input:
+    def _version(item: Mapping[str, Any], image: np.ndarray, steps: list[Transform]) -> Input:
         made = {key: copy.copy(value) for key, value in item.items() if key != "image"}
         return {**made, "image": image_to_tensor(image), "transforms": TransformList(steps)}
 
@@ -253,7 +256,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         return torch.cat(boxes), scores, torch.cat([one.pred_classes for one in found])
 
     def _merge_detections(
-        self, all_boxes: Any, all_scores: Any, all_classes: Any, shape_hw: tuple[int, int]
+        self, all_boxes: object, all_scores: object, all_classes: object, shape_hw: tuple[int, int]
     ) -> Instances:
         """Suppress the detections of all versions once more.
 
@@ -306,7 +309,8 @@ class GeneralizedRCNNWithTTA(nn.Module):
     ) -> Tensor:
         """Return the mean over all versions of the masks of given boxes (R, 1, M, M)."""
         if len(merged) == 0:
-            return merged.scores.new_zeros(0, 1, 1, 1)
+            found: Tensor = merged.scores.new_zeros(0, 1, 1, 1)
+            return found
         given = self._rescale_detected_boxes(versions, merged, transforms)
         return self._reduce_pred_masks(self._batch_inference(versions, given), transforms)
 

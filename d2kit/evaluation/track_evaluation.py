@@ -91,7 +91,7 @@ def checked_row(values: dict[str, Any], where: str) -> Row:
     )
 
 
-def _number(value: Any, name: str, where: str) -> float:
+def _number(value: object, name: str, where: str) -> float:
     """Return a finite number of at most 2 ** 53, which a float holds exactly."""
     try:
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -258,6 +258,8 @@ def _load(path: Path, classes: Sequence[str]) -> dict[str, _Video]:
     """Return the videos that a path means, by name."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    if not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path}: is a pipe or device; expected a file or folder of tracks")
     if path.is_file():
         return _load_file(path, path.stem, classes)
     if (path / "tracks.json").is_file():
@@ -340,7 +342,7 @@ def _coco_videos(
     return {names.get(video, name): _Video(path, listed) for video, listed in rows.items()}
 
 
-def _json_row(frame: Any, annotation: dict[str, Any], path: Path) -> Row:
+def _json_row(frame: object, annotation: dict[str, Any], path: Path) -> Row:
     where = f"{path}, annotation {one_line(annotation.get('id', 'without id'), 40)}"
     box = annotation["bbox"]
     if not isinstance(box, list) or len(box) != 4:
@@ -354,13 +356,13 @@ def _json_row(frame: Any, annotation: dict[str, Any], path: Path) -> Row:
     return checked_row(values, where)
 
 
-def _object(value: Any, what: str, path: Path) -> dict[str, Any]:
+def _object(value: object, what: str, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: {what} must be an object, got {one_line(value, 60)}")
     return value
 
 
-def _whole(value: Any, name: str, path: Path) -> int:
+def _whole(value: object, name: str, path: Path) -> int:
     if type(value) is not int or not 0 <= value < MOST_FRAMES:
         raise ValueError(
             f"{path}: {name} must be a whole number in [0, {MOST_FRAMES:,}), got "

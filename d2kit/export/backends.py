@@ -19,7 +19,7 @@ from d2kit.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_
 from d2kit.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from d2kit.structures import Boxes, Instances, ROIMasks, heatmaps_to_keypoints
 from d2kit.utils.file_io import load_json
-from d2kit.utils.registry import flatten
+from d2kit.utils.names import flatten
 
 __all__ = [
     "CONFIG",
@@ -268,7 +268,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
             f"{folder} is no exported model: it has no {METADATA}, which `d2kit export` writes; "
             f"nor the folder of a training, with {CONFIG} and one of {', '.join(TRAINED)}"
         )
-    metadata = load_json(file)
+    metadata: dict[str, Any] = load_json(file)
     digests = metadata.get("sha256") if isinstance(metadata, dict) else None
     if not isinstance(digests, dict) or not isinstance(metadata.get("format"), str):
         raise ValueError(f"{file} is not of an exported model: it names no format and digests")
@@ -335,7 +335,8 @@ def _run_torch_export(file: Path, threads: int, device: str) -> _Runner:
 
     def run(image: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():
-            return model(image)
+            found: Sequence[Tensor] = model(image)
+            return found
 
     return run
 

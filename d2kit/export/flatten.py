@@ -148,7 +148,7 @@ def flatten_to_tuple(obj: Any) -> tuple[tuple[Any, ...], Schema]:
 
 
 def _join(
-    parts: list[Any], kind: type, names: tuple[Any, ...] = (), constant: Any = None
+    parts: list[Any], kind: type, names: tuple[Any, ...] = (), constant: object = None
 ) -> tuple[tuple[Any, ...], Schema]:
     flat = [flatten_to_tuple(part) for part in parts]
     leaves = tuple(leaf for values, _ in flat for leaf in values)
@@ -183,7 +183,7 @@ class TracingAdapter(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        inputs: Any,
+        inputs: object,
         inference_func: Callable[..., Any] | None = None,
         allow_non_tensor: bool = False,
     ) -> None:
@@ -229,14 +229,14 @@ class TracingAdapter(nn.Module):
             waiting += part.children
 
 
-def _call(model: nn.Module, *inputs: Any) -> Any:
+def _call(model: nn.Module, *inputs: object) -> Any:
     inference: Any = getattr(model, "inference", None)
     if hasattr(model, "roi_heads") and inference is not None:
         return inference(*inputs, do_postprocess=False)
     return model(*inputs)
 
 
-def dump_torchscript_IR(model: Any, dir: str) -> None:  # noqa: N802 - Detectron2's name
+def dump_torchscript_IR(model: torch.nn.Module, dir: str) -> None:  # noqa: N802 - Detectron2's name
     """Write code and graph of a TorchScript model as text.
 
     Args:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +220,14 @@ def export_model(
     written = [output / name for name in (*_files(kind), METADATA, REPORT, CONFIG)]
     _remove(written)
     original, graph = DetectorGraph(model.eval()), detector_graph(model)
-    try:
-        seen, file = [to_input(one) for one in calibration], output / FILES[kind]
+    file = output / FILES[kind]
+    with _all_or_nothing(written, file):
+        seen = [to_input(one) for one in calibration]
         WRITERS[kind](graph, to_input(image), file, half, seen)
         graph(to_input(image))
         if config is not None:
-            (output / CONFIG).write_text(config, encoding="utf-8")
+            with atomic_write(output / CONFIG, "w") as stream:
+                stream.write(config)
         content = {**(metadata or {}), **_facts(model, graph, kind, half), "int8": bool(seen)}
         content["sha256"] = {part.name: sha256(part) for part in written if part.is_file()}
         exported = ExportedModel(RUNNERS[kind](file, torch.get_num_threads(), "cpu"), content)
@@ -232,13 +235,22 @@ def export_model(
         if report["problems"] and not seen:
             found = "; ".join(report["problems"][:5])
             raise ValueError(f"the {kind} export differs from the model and was deleted: {found}")
-    except BaseException:
-        _remove(written)
-        raise
-    for name, value in ((METADATA, content), (REPORT, report)):
-        with atomic_write(output / name, "w") as stream:
-            json.dump(value, stream, indent=1)
+        for name, value in ((METADATA, content), (REPORT, report)):
+            with atomic_write(output / name, "w") as stream:
+                json.dump(value, stream, indent=1)
     return report
+
+
+@contextmanager
+def _all_or_nothing(files: list[Path], named: Path) -> Iterator[None]:
+    """Remove the files after an error; let a full disk name one, which writers do not."""
+    try:
+        yield
+    except BaseException as error:
+        _remove(files)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(named)) from error
+        raise
 
 
 def _files(kind: str) -> list[str]:

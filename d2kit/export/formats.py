@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from d2kit.modeling import (
     optimize_for_inference,
 )
 from d2kit.structures import Instances
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 __all__ = [
     "ONNX_OPSET",
@@ -53,7 +56,7 @@ class DetectorGraph(nn.Module):
         self.output_names: tuple[str, ...] = ()
         self._kind()
 
-    def _kind(self) -> Any:
+    def _kind(self) -> Callable[[Tensor], dict[str, Tensor]]:
         for kind, method in (
             (PanopticFPN, self._panoptic),
             (GeneralizedRCNN, self._two_stage),
@@ -136,7 +139,7 @@ class _HeatMaps(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, x: Any, instances: list[Instances]) -> list[Instances]:
+    def forward(self, x: object, instances: list[Instances]) -> list[Instances]:
         """Set `pred_keypoint_heatmaps` of the one image's instances."""
         head: Any = self.head
         [of_image] = instances
@@ -342,7 +345,7 @@ def _store_int8(file: Path, seen: Sequence[Tensor]) -> None:
         logging.getLogger().setLevel(level)
 
 
-def _store_half(model: Any) -> None:
+def _store_half(model: ModelProto) -> None:
     """Store the large weights of an ONNX model in 16 bits; the arithmetic stays in 32."""
     import numpy as np
     import onnx

@@ -158,13 +158,13 @@ class _AllReduceSum(torch.autograd.Function):
     """Sum over processes whose gradient is the sum of the gradients of all processes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
         x = x.clone()
         dist.all_reduce(x)
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
         grad = grad.clone()
         dist.all_reduce(grad)
         return grad
@@ -213,7 +213,8 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
         shift = -mean * scale
         if self.affine:
             shift = shift + self.bias
-        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+        found: Tensor = (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+        return found
 
     @torch.no_grad()
     def _update(self, mean: Tensor, var: Tensor, any_sample: Tensor) -> None:
@@ -243,7 +244,7 @@ class SyncBatchNorm(NaiveSyncBatchNorm):
     process_group = None  # torch's: all processes
     _check_non_zero_input_channels: Any = nn.SyncBatchNorm._check_non_zero_input_channels
 
-    def __init__(self, num_features: int, **kwargs: Any) -> None:
+    def __init__(self, num_features: int, **kwargs: object) -> None:
         super().__init__(num_features, stats_mode="N", **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:

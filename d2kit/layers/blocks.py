@@ -363,7 +363,8 @@ class DepthwiseSeparableConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both convolutions to `x` (N, C, H, W)."""
-        return self.pointwise(self.depthwise(x))
+        found: Tensor = self.pointwise(self.depthwise(x))
+        return found
 
 
 Norm = str | Callable[[int], nn.Module]
@@ -458,7 +459,7 @@ class ASPP(nn.Module):
             )
         branches = [conv(x) for conv in self.convs]
         branches[-1] = F.interpolate(branches[-1], size=size, mode="bilinear", align_corners=False)
-        out = self.project(torch.cat(branches, dim=1))
+        out: Tensor = self.project(torch.cat(branches, dim=1))
         if self.dropout == 0 or not self.training:
             return out
         return F.dropout(out, self.dropout)

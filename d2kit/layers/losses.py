@@ -187,7 +187,8 @@ def focal_loss_of_labels(logits: Tensor, labels: Tensor, alpha: float, gamma: fl
 
     Source: Lin et al., Focal Loss for Dense Object Detection (2017), equation 5 and appendix B.
     """
-    return _FocalSum.apply(logits, labels, alpha, gamma)
+    found: Tensor = _FocalSum.apply(logits, labels, alpha, gamma)
+    return found
 
 
 class _FocalSum(torch.autograd.Function):

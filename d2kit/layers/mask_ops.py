@@ -14,13 +14,19 @@ from torch import Tensor
 from d2kit.layers.roi_align import axis_taps, roi_align, sample_counts
 from d2kit.utils.devices import is_symbolic
 
-__all__ = ["crop_masks", "masks_to_rle", "paste_masks_in_image", "whole_pixel_boxes"]
+__all__ = [
+    "bitmasks_to_rle",
+    "crop_masks",
+    "masks_to_rle",
+    "paste_masks_in_image",
+    "whole_pixel_boxes",
+]
 
 _CHUNK_ELEMENTS = 1 << 26  # float32 values at once on an accelerator: 256 MB
 
 
 def paste_masks_in_image(
-    masks: Tensor, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5
+    masks: Tensor, boxes: object, image_shape: tuple[int, int], threshold: float = 0.5
 ) -> Tensor:
     """Resample the mask of each box to the pixels of the image, bilinearly.
 
@@ -61,8 +67,9 @@ def paste_masks_in_image(
 
 def _pasted(masks: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
     """Return masks (R, M, M) in boxes (R, 4) at all pixels, (R, height, width) float32."""
-    y = _weights(corners[:, 1], corners[:, 3], height, masks.shape[1])
-    x = _weights(corners[:, 0], corners[:, 2], width, masks.shape[2])
+    # both axes at once: half the kernels on an accelerator
+    axes = _weights(corners[:, :2].T, corners[:, 2:].T, max(height, width), masks.shape[1])
+    x, y = axes[0, :, :width], axes[1, :, :height]
     with torch.autocast(masks.device.type, enabled=False):
         return y @ masks.float() @ x.transpose(1, 2)
 
@@ -130,14 +137,14 @@ def _tap_matrices(index: Tensor, weight: Tensor) -> list[tuple[int, Tensor]]:
 
 
 def _paste_masks_tensor_shape(
-    masks: Tensor, boxes: Any, image_shape: tuple[Tensor, Tensor], threshold: float = 0.5
+    masks: Tensor, boxes: object, image_shape: tuple[Tensor, Tensor], threshold: float = 0.5
 ) -> Tensor:
     """As `paste_masks_in_image`, with the image's height and width as tensors of one number."""
     return paste_masks_in_image(masks, boxes, image_shape, threshold)  # type: ignore[arg-type]
 
 
 def masks_to_rle(
-    masks: Tensor, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5
+    masks: Tensor, boxes: object, image_shape: tuple[int, int], threshold: float = 0.5
 ) -> list[dict[str, Any]]:
     """Encode pasted masks as COCO run lengths without a full-size mask.
 
@@ -168,6 +175,37 @@ def masks_to_rle(
     return [{"size": [height, width], "counts": string} for string in strings]
 
 
+def bitmasks_to_rle(masks: Tensor | np.ndarray) -> list[dict[str, Any]]:
+    """Encode full-size masks as COCO run lengths.
+
+    Equal to ``pycocotools.mask.encode`` of each mask. Only the rectangle around a mask's pixels is
+    turned into columns, so that the time goes with the size of the objects.
+
+    Args:
+        masks: (R, H, W) of any number type; what is not 0 is in the mask.
+
+    Returns:
+        R dicts as those of `masks_to_rle`.
+    """
+    array = masks.detach().cpu().numpy() if isinstance(masks, Tensor) else np.asarray(masks)
+    if len(array) == 0:
+        return []
+    if array.dtype != np.bool_:
+        array = array != 0
+    height, width = array.shape[1:]
+    counts = []
+    for mask in array:
+        rows = np.flatnonzero(mask.any(axis=1))
+        if len(rows) == 0:
+            counts.append(np.array([height * width], dtype=np.int64))
+            continue
+        band = mask[rows[0] : rows[-1] + 1]
+        columns = np.flatnonzero(band.any(axis=0))
+        region = band[:, columns[0] : columns[-1] + 1].T
+        counts.append(_run_lengths(region, columns[0], rows[0], height, width))
+    return [{"size": [height, width], "counts": string} for string in _compress(counts)]
+
+
 def _checked_boxes(masks: Tensor, boxes: Any) -> Tensor:
     """Return the boxes as (R, 4) float32; raise where shapes do not fit."""
     corners = boxes if isinstance(boxes, Tensor) else boxes.tensor
@@ -184,20 +222,20 @@ def _finish(values: Tensor, threshold: float) -> Tensor:
 
 
 def _weights(low: Tensor, high: Tensor, size: int, cells: int) -> Tensor:
-    """Return the weights of mask cells at pixels of one axis.
+    """Return the weights of mask cells at pixels of an axis.
 
     Args:
-        low: (R,) where boxes begin.
-        high: (R,) where they end.
+        low: (..., R) where boxes begin.
+        high: (..., R) where they end.
         size: S pixels on the axis.
         cells: M.
 
     Returns:
-        (R, S, M): weights of cells at pixel centres; 0 more than a pixel outside the box.
+        (..., R, S, M): weights of cells at pixel centres; 0 more than a pixel outside the box.
     """
     pixel = torch.arange(size, device=low.device, dtype=torch.float32)
-    start, end = low.floor()[:, None] - 1, high.ceil()[:, None] + 1
-    weights = _hat(low[:, None], high[:, None], pixel, cells)
+    start, end = low.floor()[..., None] - 1, high.ceil()[..., None] + 1
+    weights = _hat(low[..., None], high[..., None], pixel, cells)
     return weights * ((pixel >= start) & (pixel < end))[..., None]
 
 
@@ -289,22 +327,27 @@ def _compress(runs: Sequence[np.ndarray]) -> list[bytes]:
     if not runs:
         return []
     numbers = np.concatenate([_differences(lengths) for lengths in runs])
-    groups, unfinished = [], []
-    more = np.ones(len(numbers), dtype=bool)
-    while more.any():
+    places = np.arange(len(numbers))  # of the numbers that are not yet written to their end
+    sizes = np.zeros(len(numbers), dtype=np.int64)
+    written = []
+    while len(places):
         low = numbers & 31
         numbers = numbers >> 5
-        unfinished.append(more)
-        more = more & (numbers != np.where(low & 16, -1, 0))
-        groups.append(low + 32 * more + 48)
-    used = np.stack(unfinished, axis=1)
-    text = np.stack(groups, axis=1)[used].astype(np.uint8).tobytes()
-    ends = np.cumsum(used.sum(axis=1))[np.cumsum([len(lengths) for lengths in runs]) - 1].tolist()
-    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        more = numbers != -(low >> 4)
+        written.append((places, (low + 32 * more + 48).astype(np.uint8)))
+        sizes[places] += 1
+        places, numbers = places[more], numbers[more]
+    ends = np.cumsum(sizes)
+    text = np.empty(ends[-1], dtype=np.uint8)
+    for nth, (places, characters) in enumerate(written):
+        text[ends[places] - sizes[places] + nth] = characters
+    stops = ends[np.cumsum([len(lengths) for lengths in runs]) - 1].tolist()
+    whole = text.tobytes()
+    return [whole[start:end] for start, end in zip([0, *stops], stops, strict=False)]
 
 
 def _differences(lengths: np.ndarray) -> np.ndarray:
-    changed = lengths.copy()
+    changed: np.ndarray = lengths.copy()
     changed[3:] -= lengths[1:-2]
     return changed
 

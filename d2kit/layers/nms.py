@@ -43,7 +43,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         moved = boxes + (idxs.to(boxes.dtype) * span)[:, None]
         recorded = torch.compiler.is_exporting()
         return (_nms_of_few if recorded else nms)(moved, scores, iou_threshold)
-    return torchvision.ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
+    found: Tensor = torchvision.ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
+    return found
 
 
 def _nms_of_few(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -54,7 +55,8 @@ def _nms_of_few(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     far = boxes.new_tensor([[-2e5, 0, -1e5, 1], [-2e5, 2, -1e5, 3]])
     last = scores.new_full((2,), -torch.inf)
     keep = nms(torch.cat([boxes, far]), torch.cat([scores, last]), iou_threshold)
-    return keep[keep < boxes.shape[0]]
+    found: Tensor = keep[keep < boxes.shape[0]]
+    return found
 
 
 def keep_masks(

@@ -270,7 +270,8 @@ def roi_align(
     # where algorithms must be deterministic, and forward this one is.
     operator: Any = torch.ops.torchvision.roi_align
     pooled = operator(exact, rois.to(exact.dtype), spatial_scale, *size, sampling_ratio, aligned)
-    return pooled.to(input.dtype)
+    found: Tensor = pooled.to(input.dtype)
+    return found
 
 
 def _with_image_index(boxes: Sequence[Tensor]) -> Tensor:

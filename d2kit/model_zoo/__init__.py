@@ -19,7 +19,7 @@ from d2kit.config.yaml import (
     zoo_names,
 )
 from d2kit.modeling import build_model
-from d2kit.utils.registry import NoWeightsError, ZooError
+from d2kit.utils.names import NoWeightsError, ZooError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -173,7 +173,7 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
     file = get_config_file(config_path)
     url = get_checkpoint_url(config_path) if trained else ""
     if file.endswith(".py"):
-        lazy = LazyConfig.load(file)
+        lazy: DictConfig = LazyConfig.load(file)
         if url and "train" not in lazy:
             raise ValueError(f"'{config_path}' has no section 'train' to put weights into")
         if url:
@@ -193,7 +193,7 @@ def _build_from_config(cfg: CfgNode, device: str | None) -> tuple[nn.Module, str
     return build_model(cfg), cfg.MODEL.WEIGHTS
 
 
-def _build_from_lazy_config(cfg: Any, device: str | None) -> tuple[nn.Module, str]:
+def _build_from_lazy_config(cfg: DictConfig, device: str | None) -> tuple[nn.Module, str]:
     """Return the model of a lazy config, on `device` or the best one, and its weights' name."""
     model = instantiate(cfg.model)
     weights = cfg.train.init_checkpoint if "train" in cfg else ""

@@ -285,7 +285,8 @@ class WholePixelAnchorGenerator(DefaultAnchorGenerator):
         aspect_ratios: Sequence[float] = (0.5, 1, 2),
     ) -> Tensor:
         """See `DefaultAnchorGenerator.generate_cell_anchors`; rounded."""
-        return DefaultAnchorGenerator.generate_cell_anchors(sizes, aspect_ratios).round()
+        found: Tensor = DefaultAnchorGenerator.generate_cell_anchors(sizes, aspect_ratios).round()
+        return found
 
     def _steps(self, sizes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
         image = [side * self.strides[0] for side in sizes[0]]
@@ -395,4 +396,7 @@ def build_anchor_generator(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Mod
     Raises:
         KeyError: no anchor generator of that name is registered.
     """
-    return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)
+    found: nn.Module = ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(
+        cfg, input_shape
+    )
+    return found

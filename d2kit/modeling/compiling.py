@@ -2,8 +2,8 @@
 
 Taken are the parts whose work depends on nothing but the sizes of their inputs: backbone with its
 pyramid, RPN head, head of a one-stage detector. What follows chooses boxes, whose number changes
-from image to image; Faster and Mask R-CNN can do that with padded tensors (`fixed_shapes`), and are
-then one graph from the images to their detections.
+from image to image; Faster and Mask R-CNN can do that with padded tensors (`fixed_shapes` of
+`utils.devices`), and are then one graph from the images to their detections.
 """
 
 from __future__ import annotations
@@ -32,9 +32,6 @@ __all__ = [
     "MODES",
     "choose_compile_mode",
     "compile_trunk",
-    "fixed_shapes",
-    "note_exactness",
-    "shapes_are_fixed",
 ]
 
 
@@ -47,36 +44,7 @@ _MOST_GRAPHS = 16
 _WORDS = 30  # of an error in a log line
 _WARM_UPS = 3  # torch's notes on CUDA graphs: libraries choose their algorithms meanwhile
 
-_EXACT: ContextVar[list[Tensor] | None] = ContextVar("exact", default=None)
 _INSIDE: ContextVar[bool] = ContextVar("inside", default=False)
-
-
-@contextmanager
-def fixed_shapes() -> Iterator[list[Tensor]]:
-    """Let the steps of a detector give padded results of sizes that do not depend on the image.
-
-    Yields:
-        One bool tensor for each step, there at the end: whether it gave all that it gives without
-        padding. Where one is False, the results are not to be used.
-    """
-    exact: list[Tensor] = []
-    token = _EXACT.set(exact)
-    try:
-        yield exact
-    finally:
-        _EXACT.reset(token)
-
-
-def shapes_are_fixed() -> bool:
-    """Tell whether the calling code is inside `fixed_shapes`."""
-    return _EXACT.get() is not None
-
-
-def note_exactness(exact: Tensor) -> None:
-    """Say, inside `fixed_shapes`, whether a step gave all results, by a 0-dim bool tensor."""
-    noted = _EXACT.get()
-    if noted is not None:
-        noted.append(exact)
 
 
 def choose_compile_mode(
@@ -189,7 +157,7 @@ class _Replaced:
         self.__dict__.update(state)
         self._start()
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> Any:
         if is_symbolic() or _INSIDE.get() or _watched(self.module):
             return type(self.module).forward(self.module, *args)
         return self._fast(*args)
@@ -197,7 +165,7 @@ class _Replaced:
     def _start(self) -> None:
         raise NotImplementedError
 
-    def _fast(self, *args: Any) -> Any:
+    def _fast(self, *args: object) -> Any:
         raise NotImplementedError
 
 
@@ -219,7 +187,7 @@ class _Compiled(_Replaced):
     def _start(self) -> None:
         self._runs: dict[bool, Callable[..., Any]] = {}
 
-    def _fast(self, *args: Any) -> Any:
+    def _fast(self, *args: object) -> Any:
         written, gradients = type(self.module).forward, torch.is_grad_enabled()
         if gradients not in self._runs:
             logger.info("Compiling %s: the first step of each kind takes long", self.name)
@@ -262,7 +230,7 @@ class _Graph:
         pool: memory of the graph, shared with others that never run at the same time.
     """
 
-    def __init__(self, run: Callable[..., tuple[Any, Any]], args: Any, pool: Any) -> None:
+    def __init__(self, run: Callable[..., tuple[Any, Any]], args: object, pool: Any) -> None:
         with torch.inference_mode(mode=False), torch.no_grad(), _inside():
             self.inputs = _each(args, torch.clone)
             # the casts of weights stand in the graph: a cache of them ends with its context
@@ -282,7 +250,7 @@ class _Graph:
             with torch.cuda.graph(self.graph, pool=pool), cast:
                 self.outputs, self.read = run(*self.inputs)
 
-    def __call__(self, args: Any) -> Any:
+    def __call__(self, args: object) -> Any:
         with torch.no_grad():
             for mine, given in zip(_leaves(self.inputs), _leaves(args), strict=True):
                 mine.copy_(given)
@@ -300,7 +268,7 @@ class _Graphs:
         self._lock = threading.Lock()
 
     def replay(
-        self, module: nn.Module, run: Callable[..., tuple[Any, Any]], args: Any, *also: Any
+        self, module: nn.Module, run: Callable[..., tuple[Any, Any]], args: object, *also: object
     ) -> Any:
         """Return the outputs of `run`; None where the module is to run as it is written.
 
@@ -344,7 +312,7 @@ class _Graphed(_Replaced):
     def _start(self) -> None:
         self._graphs = _Graphs()
 
-    def _fast(self, *args: Any) -> Any:
+    def _fast(self, *args: object) -> Any:
         written = type(self.module).forward
         outputs = self._graphs.replay(
             self.module, lambda *inputs: (written(self.module, *inputs), None), args

@@ -181,7 +181,7 @@ def build_with_thresholds(
         changes += [key, number]
     if not changes:
         return cfg
-    changed = cfg.clone()
+    changed: CfgNode = cfg.clone()
     changed.defrost()
     changed.merge_from_list(changes)
     if cfg.is_frozen():

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torchvision.ops import RoIPool
 
 from d2kit.layers import ROIAlign, ROIAlignRotated, cat
-from d2kit.modeling.compiling import shapes_are_fixed
 from d2kit.structures import Boxes, RotatedBoxes
-from d2kit.utils.devices import is_symbolic
+from d2kit.utils.devices import is_symbolic, shapes_are_fixed
 from d2kit.utils.registry import AssertedValueError
 
 __all__ = ["ROIPooler", "assign_boxes_to_levels", "cat", "convert_boxes_to_pooler_format"]
@@ -72,7 +71,8 @@ def _make_level_pooler(
     if pooler_type == "ROIAlignRotated":
         return ROIAlignRotated(size, spatial_scale=scale, sampling_ratio=sampling_ratio)
     if pooler_type == "ROIPool":
-        return RoIPool(size, spatial_scale=scale)
+        found: nn.Module = RoIPool(size, spatial_scale=scale)
+        return found
     raise ValueError(
         f"unknown pooler_type {pooler_type!r} (MODEL.ROI_*_HEAD.POOLER_TYPE); choose from "
         "['ROIAlign', 'ROIAlignV2', 'ROIPool', 'ROIAlignRotated']."
@@ -158,7 +158,8 @@ class ROIPooler(nn.Module):
             return x[0].new_zeros(0, x[0].shape[1], *self.output_size)
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(self.level_poolers) == 1:
-            return self.level_poolers[0](x[0], rois)
+            found: Tensor = self.level_poolers[0](x[0], rois)
+            return found
         levels = assign_boxes_to_levels(
             box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
@@ -193,7 +194,8 @@ class ROIPooler(nn.Module):
                 places.append(place)
                 pooled.append(pooler(feature, rois[place]))
         if not pooled:  # no box at all
-            return self.level_poolers[0](x[0], rois)
+            found: Tensor = self.level_poolers[0](x[0], rois)
+            return found
         return _in_original_order(pooled, places)
 
     def _pool_symbolically(self, x: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:

@@ -171,14 +171,15 @@ def _draw(
     Every element gets a random key; those with the smallest keys among their kind are drawn.
     """
     keys = torch.rand(labels.shape, generator=generator, device=labels.device)
-    negative = labels == bg_label
-    positive = (labels != -1) & ~negative
+    not_positive = (labels == -1) | (labels == bg_label)
     excluded = 2.0  # keys are below 1
     max_positives = min(int(num_samples * positive_fraction), labels.numel())
-    drawn, order_pos = keys.masked_fill(~positive, excluded).topk(max_positives, largest=False)
+    drawn, order_pos = keys.masked_fill(not_positive, excluded).topk(max_positives, largest=False)
     is_pos = drawn < excluded
     max_negatives = min(num_samples, labels.numel())
-    drawn, order_neg = keys.masked_fill(~negative, excluded).topk(max_negatives, largest=False)
+    drawn, order_neg = keys.masked_fill(labels != bg_label, excluded).topk(
+        max_negatives, largest=False
+    )
     rank = torch.arange(max_negatives, device=labels.device)
     is_neg = (drawn < excluded) & (rank < num_samples - is_pos.sum())
     return order_pos, is_pos, order_neg, is_neg
@@ -205,7 +206,7 @@ class SampledBitMasks(BitMasks):
         """The bitmap of every region (R, H, W), copied."""
         return self.source[self.index]
 
-    def to(self, *args: Any, **kwargs: Any) -> SampledBitMasks:
+    def to(self, *args: object, **kwargs: object) -> SampledBitMasks:
         """Return the masks after `Tensor.to(*args, **kwargs)`."""
         source = BitMasks(self.source).to(*args, **kwargs).tensor
         return SampledBitMasks(source, self.index.to(source.device))

@@ -131,7 +131,7 @@ def to_array(image: Image, *, color: str, wanted: str) -> np.ndarray:
     return array if wanted == color else array[:, :, ::-1]
 
 
-def _checked(image: Any) -> np.ndarray:
+def _checked(image: object) -> np.ndarray:
     hints: dict[type, str] = {
         type(None): "None: cv2.imread returns it for a file that it cannot read",
         bytes: "bytes: decode them first, cv2.imdecode(np.frombuffer(data, np.uint8), 1)",
@@ -186,7 +186,7 @@ def model_input(image: np.ndarray, resize: Any) -> dict[str, Any]:
     return {"image": image_to_tensor(resized), "height": height, "width": width}
 
 
-def find_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
+def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Return the image files named by `inputs`, folders searched recursively, in sorted order.
 
     Raises:
@@ -201,19 +201,19 @@ def find_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
     return found.files
 
 
-def _is_collection(images: Any) -> bool:
+def _is_collection(images: object) -> bool:
     """Tell whether it is several images: anything that can be gone through, and is none itself."""
     single = (str, bytes, os.PathLike, np.ndarray, torch.Tensor)
     return isinstance(images, Iterable) and not isinstance(images, single)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def _whole(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     return int(value)
 
 
-def _share(name: str, value: Any) -> float:
+def _share(name: str, value: object) -> float:
     number = float(value) if isinstance(value, numbers.Real) else math.nan
     if not 0 <= number <= 1:  # also where it is NaN
         raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}")
@@ -234,7 +234,7 @@ def build_loaded_model(cfg: CfgNode) -> Any:
     return model
 
 
-def check_loaded(model: Any, weights: str) -> None:
+def check_loaded(model: object, weights: str) -> None:
     """Refuse a model of `build_loaded_model` that is only partly that of its file.
 
     Args:
@@ -291,8 +291,8 @@ class Predictor:
 
     def __init__(
         self,
-        config: CfgNode | str | os.PathLike,
-        weights: str | os.PathLike | None = None,
+        config: CfgNode | str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
         *,
         device: str | int | torch.device | None = None,
         confidence: float | None = None,
@@ -519,14 +519,14 @@ def build_settings(cfg: CfgNode) -> Settings:
 
 
 def build_inference_cfg(
-    config: CfgNode | str | os.PathLike,
-    weights: str | os.PathLike | None,
+    config: CfgNode | str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None,
     device: str | int | torch.device | None,
     confidence: float | None,
 ) -> CfgNode:
     """Return an own, changeable config of a node, a file, a folder, or a name of the zoo."""
     if isinstance(config, CfgNode):
-        cfg = config.clone()
+        cfg: CfgNode = config.clone()
     else:
         from d2kit import model_zoo
 
@@ -549,8 +549,8 @@ def build_inference_cfg(
 
 
 def init_detector(
-    config: CfgNode | str | os.PathLike,
-    checkpoint: str | os.PathLike | None = None,
+    config: CfgNode | str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
     device: str | int | torch.device | None = None,
     cfg_options: Mapping[str, Any] | None = None,
     **options: Any,

@@ -18,19 +18,20 @@ from d2kit.evaluation.coco_evaluation import instances_to_coco_json
 from d2kit.export.backends import METADATA, is_exported
 from d2kit.predict.predictor import ColorOrder, Image, Predictor, check_color, to_array
 from d2kit.structures import Instances
-from d2kit.utils.file_io import atomic_write
+from d2kit.utils.file_io import atomic_write, load_json
 from d2kit.utils.text import file_name, one_line
 from d2kit.visualization import Visualizer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FileResult", "predict_files", "write_coco"]
+__all__ = ["FileResult", "check_results_file", "predict_files", "write_coco"]
 
 
 logger = logging.getLogger(__name__)
 
 KEPT = "predictions.jsonl"
+MADE_BY = "made by d2kit predict"
 _PER_FILE = (OSError, ValueError, RuntimeError, MemoryError)
 
 
@@ -80,7 +81,8 @@ def predict_files(
         )
     overlays = output / "overlays"
     overlays.mkdir(parents=True, exist_ok=True)
-    store = _Store(output / KEPT, _digest(predictor), overlays)
+    given = {(number, str(file)) for number, file in enumerate(files, start=1)}
+    store = _Store(output / KEPT, _digest(predictor), overlays, given)
     with store:
         for start in range(0, len(files), predictor.batch_size):
             batch = list(enumerate(files[start : start + predictor.batch_size], start + 1))
@@ -113,8 +115,8 @@ def _predict_batch(
         image = images[image_id]
         rows = [_annotation(row) for row in instances_to_coco_json(found, image_id)]
         result = FileResult(file, image_id, (image.shape[0], image.shape[1]), rows)
+        store.add(result)  # before the picture: a killed run knows of all that it may have drawn
         store.draw(result, image, predictor, found)
-        store.add(result)
         yield result
 
 
@@ -148,10 +150,16 @@ def _digest(predictor: Predictor) -> str:
     weights = Path(predictor.settings.weights)
     if is_exported(predictor.settings.weights):
         weights /= METADATA  # it holds the digests of the other files
-    stat = weights.stat() if weights.is_file() else None
+    content = ""
+    if weights.is_file():  # its content: another file may have the same time and size
+        with weights.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        content = digest.hexdigest()
     parts = [
         predictor.cfg.dump(),
-        str((stat.st_size, stat.st_mtime_ns) if stat else ""),
+        content,
         repr((predictor.tile, predictor.tile_overlap, predictor.agnostic_nms, predictor.color)),
     ]
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
@@ -168,37 +176,67 @@ def _is_sound(row: dict[str, Any]) -> bool:
     kinds |= {"height": int, "width": int}
     if not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
         return False
-    # it is deleted where the options differ, so that it may not lie anywhere else
-    return row["overlay"] == os.path.basename(row["overlay"]) not in ("", ".", "..")
+    classes = [a.get("category_id") if isinstance(a, dict) else None for a in row["annotations"]]
+    if not all(type(number) is int and number > 0 for number in classes):
+        return False
+    if row.get("digest") != _digest_of(row):  # a line that was changed, or is of an earlier version
+        return False
+    return _is_plain(row["overlay"])
+
+
+def _is_plain(name: object) -> bool:
+    """Tell whether a picture may be deleted where the options differ: it lies nowhere else."""
+    return isinstance(name, str) and name == os.path.basename(name) and name.endswith(".jpg")
+
+
+def _digest_of(row: dict[str, Any]) -> str:
+    """Return a digest of a line, which a flipped bit in a score would otherwise not show."""
+    content = {key: value for key, value in row.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _Store:
-    """The results so far, one line of JSON each, behind a line with the digest of the options."""
+    """The results so far, one line of JSON each, behind a line with the digest of the options.
 
-    def __init__(self, path: Path, digest: str, overlays: Path) -> None:
+    Args:
+        path: of the file.
+        digest: of the options.
+        overlays: folder of the pictures.
+        given: (number, path) of the files to predict; results of others are removed.
+    """
+
+    def __init__(
+        self, path: Path, digest: str, overlays: Path, given: set[tuple[int, str]]
+    ) -> None:
         self._path, self._overlays, self._digest = path, overlays, digest
         self._known: dict[tuple[int, str], dict[str, Any]] = {}
         self._warned = False
         lines = self._read()
         if lines and lines[0].get("options") == digest:
-            self._known = {(row["id"], row["file_name"]): row for row in lines[1:]}
+            known = {(row["id"], row["file_name"]): row for row in lines[1:]}
+            self._known = {key: row for key, row in known.items() if key in given}
             logger.info("%d results of an earlier run are taken over", len(self._known))
-        else:
-            for row in lines[1:]:
-                (overlays / str(row.get("overlay"))).unlink(missing_ok=True)
+        kept = {row["overlay"] for row in self._known.values()}
+        for row in lines[1:]:
+            if row["overlay"] not in kept:
+                (overlays / row["overlay"]).unlink(missing_ok=True)
 
     def _read(self) -> list[dict[str, Any]]:
         if not self._path.is_file():
             return []
         found: list[dict[str, Any]] = []
-        for line in self._path.read_text("utf-8", "replace").splitlines():
+        lines = self._path.read_text("utf-8", "replace").splitlines()
+        for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
             except ValueError:
                 break  # the line that a stopped run did not finish
             if not isinstance(row, dict) or (found and not _is_sound(row)):
-                logger.warning("%s: line %d is none of ours: left out", self._path, len(found) + 1)
-                break
+                logger.warning("%s: line %d is none of ours: left out", self._path, number)
+                name = row.get("overlay") if isinstance(row, dict) else None
+                if _is_plain(name):  # of an earlier version, or changed since
+                    (self._overlays / str(name)).unlink(missing_ok=True)
+                continue
             found.append(row)
         return found
 
@@ -224,7 +262,7 @@ class _Store:
 
     def add(self, result: FileResult) -> None:
         """Keep a result, at once."""
-        row = {
+        row: dict[str, Any] = {
             "id": result.image_id,
             "file_name": str(result.file),
             "stamp": _stamp(result.file),
@@ -233,8 +271,12 @@ class _Store:
             "width": result.size[1],
             "annotations": result.found,
         }
-        self._file.write(f"{json.dumps(row)}\n")
-        self._file.flush()
+        row["digest"] = _digest_of(row)
+        try:
+            self._file.write(f"{json.dumps(row)}\n")
+            self._file.flush()
+        except OSError as error:  # it names no path
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def draw(
         self, result: FileResult, bgr: np.ndarray, predictor: Predictor, found: Instances
@@ -254,6 +296,25 @@ def _overlay_name(result: FileResult) -> str:
     return f"{result.image_id:05d}_{file_name(result.file.stem)}.jpg"
 
 
+def check_results_file(path: Path) -> None:
+    """Refuse to replace a file that no run of this tool wrote.
+
+    Raises:
+        ValueError: with its path, and what to do.
+    """
+    if not path.exists() or (path.parent / KEPT).is_file():
+        return
+    try:
+        info = load_json(path).get("info")
+    except (ValueError, AttributeError):
+        info = None
+    if not (isinstance(info, dict) and info.get("description") == MADE_BY):
+        raise ValueError(
+            f"{path} exists and was not written by this tool: move it away, or choose another "
+            "--output"
+        )
+
+
 def write_coco(results: Sequence[FileResult], names: Sequence[str], path: Path) -> None:
     """Write results as a COCO file of images, categories and annotations.
 
@@ -271,7 +332,16 @@ def write_coco(results: Sequence[FileResult], names: Sequence[str], path: Path) 
     annotations = [{**row, "id": number} for number, row in enumerate(annotations, start=1)]
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
     with atomic_write(path, "w") as file:
-        json.dump({"images": images, "categories": categories, "annotations": annotations}, file)
+        info = {"description": MADE_BY}
+        json.dump(
+            {
+                "info": info,
+                "images": images,
+                "categories": categories,
+                "annotations": annotations,
+            },
+            file,
+        )
 
 
 def show_result(
@@ -281,7 +351,7 @@ def show_result(
     score_thr: float = 0.3,
     *,
     color: ColorOrder = "BGR",
-    out_file: str | os.PathLike | None = None,
+    out_file: str | os.PathLike[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw detections over their image with matplotlib, one colour per instance.

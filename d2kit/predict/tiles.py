@@ -94,7 +94,8 @@ def _cut(part: Instances, tile: tuple[int, ...], size: tuple[int, int]) -> Tenso
     boxes = part.pred_boxes.tensor
     edges = boxes.new_tensor(tile)
     image = boxes.new_tensor([0, 0, size[1], size[0]])
-    return (((boxes - edges).abs() <= TOUCHING) & (edges != image)).any(1)
+    found: Tensor = (((boxes - edges).abs() <= TOUCHING) & (edges != image)).any(1)
+    return found
 
 
 def _covered(boxes: Tensor, classes: Tensor, cut: Tensor) -> Tensor:

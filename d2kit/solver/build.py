@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from d2kit.config import CfgNode
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.names import nearest_names
 
 __all__ = [
     "CompositeParamScheduler",
@@ -98,10 +98,10 @@ class WarmupParamScheduler(ParamScheduler):
         """Return the factor at progress `where` in [0, 1)."""
         if where + self.WHERE_EPSILON <= self._length:
             share = where / self._length
-            return self._first * (1.0 - share) + self._target * share
+            return float(self._first * (1.0 - share) + self._target * share)
         if self._rescale and self._length < 1.0:
             where = max(where - self._length, 0.0) / (1.0 - self._length)
-        return self._scheduler(where)
+        return float(self._scheduler(where))
 
 
 class LRMultiplier(LRScheduler):
@@ -343,7 +343,7 @@ def maybe_add_gradient_clipping(
         return optimizer
     clip = _build_gradient_clipper(cfg.SOLVER.CLIP_GRADIENTS)
 
-    def before_step(stepping: Optimizer, args: Any, kwargs: Any) -> None:
+    def before_step(stepping: Optimizer, args: object, kwargs: object) -> None:
         del args, kwargs
         clip([p for group in stepping.param_groups for p in group["params"]])
 
@@ -352,7 +352,7 @@ def maybe_add_gradient_clipping(
         return optimizer
 
     class Clipping(optimizer):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, *args: object, **kwargs: object) -> None:
             super().__init__(*args, **kwargs)
             self.register_step_pre_hook(before_step)
 

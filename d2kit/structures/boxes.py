@@ -57,7 +57,7 @@ class BoxMode(IntEnum):
         if from_mode == to_mode:
             return box
         single = isinstance(box, list | tuple)
-        values = torch.as_tensor(np.asarray(box) if not isinstance(box, Tensor) else box)
+        values = box if isinstance(box, Tensor) else torch.as_tensor(np.asarray(box), device="cpu")
         wanted = 5 if from_mode == BoxMode.XYWHA_ABS else 4
         if values.shape[-1:] != (wanted,) or (single and values.dim() != 1):
             raise ValueError(
@@ -71,7 +71,7 @@ class BoxMode(IntEnum):
                 f"supported: {', '.join(f'{a.name} to {b.name}' for a, b in _CONVERSIONS)}"
             )
         # lists hold Python floats: float64 keeps them to the last digit
-        result = _CONVERSIONS[key](values.to(exact_dtype(values.device)) if single else values)
+        result = _CONVERSIONS[key](values.double() if single else values)
         if isinstance(box, list | tuple):
             return type(box)(result.tolist())
         return result if isinstance(box, Tensor) else result.numpy()
@@ -147,8 +147,8 @@ class Boxes:
 
     def area(self) -> Tensor:
         """Return the areas in square pixels, (R,) float32."""
-        x0, y0, x1, y1 = self.tensor.unbind(1)
-        return (x1 - x0) * (y1 - y0)
+        sides = self.tensor[:, 2:] - self.tensor[:, :2]
+        return sides[:, 0] * sides[:, 1]
 
     def clip(self, box_size: tuple[int, int]) -> None:
         """Limit x to [0, width] and y to [0, height], in place.
@@ -165,7 +165,7 @@ class Boxes:
         """Tell which boxes have both sides longer than `threshold` pixels, (R,) bool."""
         return ((self.tensor[:, 2:] - self.tensor[:, :2]) > threshold).all(dim=1)
 
-    def __getitem__(self, item: Any) -> Self:
+    def __getitem__(self, item: int | slice | Tensor) -> Self:
         """Select boxes by an integer (gives one box), a slice, a bool mask or indices."""
         chosen = self.tensor[[item]] if isinstance(item, int) else self.tensor[item]
         if chosen.dim() != 2:

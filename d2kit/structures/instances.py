@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from d2kit.utils.devices import is_symbolic, upload
-from d2kit.utils.registry import AssertedValueError, nearest_names
+from d2kit.utils.names import AssertedValueError, nearest_names
 
 __all__ = ["Instances"]
 
@@ -26,7 +26,7 @@ class Instances:
     _image_size: tuple[int, int]
     _fields: dict[str, Any]
 
-    def __init__(self, image_size: tuple[int, int], **kwargs: Any) -> None:
+    def __init__(self, image_size: tuple[int, int], **kwargs: object) -> None:
         self._image_size = image_size
         self._fields = {}
         for name, value in kwargs.items():
@@ -37,7 +37,7 @@ class Instances:
         """(height, width) in pixels."""
         return self._image_size
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name.startswith("_"):
             super().__setattr__(name, value)
         else:
@@ -93,7 +93,7 @@ class Instances:
         """Return the dict of fields itself; changes to it change the instances."""
         return self._fields
 
-    def to(self, *args: Any, **kwargs: Any) -> "Instances":
+    def to(self, *args: Any, **kwargs: object) -> "Instances":
         """Return a new object with `to(*args, **kwargs)` applied to every field that has it."""
         moved = Instances(self._image_size)
         only_device = len(args) == 1 and not kwargs and isinstance(args[0], torch.device)

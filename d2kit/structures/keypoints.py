@@ -54,7 +54,7 @@ class Keypoints:
         """
         return _keypoints_to_heatmap(self.tensor, boxes, heatmap_size)
 
-    def __getitem__(self, item: Any) -> "Keypoints":
+    def __getitem__(self, item: int | slice | Tensor) -> "Keypoints":
         """Select instances by an integer (gives one), a slice, a bool mask or indices."""
         if isinstance(item, int):
             return Keypoints(self.tensor[item][None])
@@ -106,7 +106,8 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
     """
     maps = maps.float()
     if torch.jit.is_tracing():
-        return _heatmaps_to_keypoints_scripted(maps, rois)
+        found: Tensor = _heatmaps_to_keypoints_scripted(maps, rois)
+        return found
     keypoints = maps.new_zeros((*maps.shape[:2], 4))
     if len(maps) == 0:
         return keypoints

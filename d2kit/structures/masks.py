@@ -122,7 +122,8 @@ def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int)
     from pycocotools import mask
 
     rle = mask.merge(mask.frPyObjects([np.asarray(p) for p in polygons], height, width))
-    return mask.decode(rle).astype(bool)
+    found: np.ndarray = mask.decode(rle).astype(bool)
+    return found
 
 
 def rasterize_polygons_within_box(
@@ -174,7 +175,7 @@ class BitMasks:
         """The device of the masks."""
         return self.tensor.device
 
-    def __getitem__(self, item: Any) -> BitMasks:
+    def __getitem__(self, item: int | slice | list[int] | Tensor) -> BitMasks:
         """Select masks by an integer (gives one), a slice, a bool mask or indices."""
         if isinstance(item, int):
             return BitMasks(self.tensor[item].unsqueeze(0))
@@ -219,7 +220,7 @@ class BitMasks:
         return BitMasks(torch.from_numpy(np.stack(masks)))
 
     @staticmethod
-    def from_roi_masks(roi_masks: ROIMasks, height: int, width: int, boxes: Any) -> BitMasks:
+    def from_roi_masks(roi_masks: ROIMasks, height: int, width: int, boxes: object) -> BitMasks:
         """Paste masks over boxes into images, with a threshold of 0.5.
 
         Args:
@@ -290,7 +291,7 @@ class PolygonMasks:
             _checked_polygons(of_instance, index) for index, of_instance in enumerate(polygons)
         ]
 
-    def to(self, *args: Any, **kwargs: Any) -> PolygonMasks:
+    def to(self, *args: object, **kwargs: object) -> PolygonMasks:
         """Return the masks themselves: polygons stay on the CPU."""
         return self
 
@@ -312,7 +313,7 @@ class PolygonMasks:
         """Tell which instances have at least one polygon, (R,) bool."""
         return torch.tensor([len(p) > 0 for p in self.polygons], dtype=torch.bool)
 
-    def __getitem__(self, item: Any) -> PolygonMasks:
+    def __getitem__(self, item: int | slice | list[int] | Tensor) -> PolygonMasks:
         """Select instances by an integer (gives one), a slice, a bool mask or indices."""
         if isinstance(item, int):
             return self._of([self.polygons[item]])
@@ -387,7 +388,7 @@ class PolygonMasks:
         return PolygonMasks._of([polygons for masks in polymasks_list for polygons in masks])
 
 
-def _checked_polygons(polygons: Any, index: int) -> list[np.ndarray]:
+def _checked_polygons(polygons: object, index: int) -> list[np.ndarray]:
     """Return the polygons of one instance as float64 arrays."""
     if not isinstance(polygons, list):
         raise ValueError(
@@ -435,7 +436,7 @@ class ROIMasks:
     def __len__(self) -> int:
         return self.tensor.shape[0]
 
-    def __getitem__(self, item: Any) -> ROIMasks:
+    def __getitem__(self, item: int | slice | list[int] | Tensor) -> ROIMasks:
         """Select masks by a slice, a bool mask or indices.
 
         Raises:
@@ -451,7 +452,9 @@ class ROIMasks:
     def __repr__(self) -> str:
         return f"ROIMasks(num_instances={len(self)})"
 
-    def to_bitmasks(self, boxes: Any, height: int, width: int, threshold: float = 0.5) -> BitMasks:
+    def to_bitmasks(
+        self, boxes: object, height: int, width: int, threshold: float = 0.5
+    ) -> BitMasks:
         """Paste the masks into images.
 
         Args:

@@ -10,7 +10,8 @@ import torch
 
 from d2kit.config import CfgNode, configurable
 from d2kit.structures import BitMasks, Instances, pairwise_iou
-from d2kit.utils.registry import Registry, nearest_names
+from d2kit.utils.names import nearest_names
+from d2kit.utils.registry import Registry
 
 __all__ = [
     "OCSORT",
@@ -35,7 +36,7 @@ class BaseTracker:
     """
 
     @configurable
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         self._prev_instances: Instances | None = None
         self._id_count = 0
 
@@ -75,7 +76,8 @@ def build_tracker_head(cfg: CfgNode) -> BaseTracker:
     Raises:
         KeyError: if there is no such tracker; the message lists the nearest names.
     """
-    return TRACKER_HEADS_REGISTRY.get(cfg.TRACKER_HEADS.TRACKER_NAME)(cfg)
+    found: BaseTracker = TRACKER_HEADS_REGISTRY.get(cfg.TRACKER_HEADS.TRACKER_NAME)(cfg)
+    return found
 
 
 ASSOCIATIONS = ("box", "mask")
@@ -119,7 +121,7 @@ def overlap(instances: Instances, previous: Instances, association: str) -> np.n
     return mask_iou(instances.pred_masks, previous.pred_masks)
 
 
-def mask_iou(first: Any, second: Any) -> np.ndarray:
+def mask_iou(first: object, second: object) -> np.ndarray:
     """Return the pairwise IoU of masks.
 
     Args:
@@ -139,7 +141,7 @@ def mask_iou(first: Any, second: Any) -> np.ndarray:
     return (common / union.clamp(min=1)).cpu().numpy().astype(np.float64)
 
 
-def _bits(masks: Any) -> torch.Tensor:
+def _bits(masks: object) -> torch.Tensor:
     tensor = masks.tensor if isinstance(masks, BitMasks) else masks
     if not isinstance(tensor, torch.Tensor) or tensor.dim() != 3:
         raise ValueError(
@@ -205,7 +207,7 @@ class OverlapTracker(BaseTracker):
         track_iou_threshold: float = 0.5,
         association: str = "box",
         min_match_iou: float = 0.0,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         if not 0 <= track_iou_threshold <= 1 or not 0 <= min_match_iou <= 1:
@@ -366,7 +368,8 @@ def _by_score(instances: Instances) -> list[int]:
     """Return the rows by falling score; equal scores, or none, keep their order."""
     if not instances.has("scores"):
         return list(range(len(instances)))
-    return np.argsort(-instances.scores.detach().cpu().numpy(), kind="stable").tolist()
+    found: list[int] = np.argsort(-instances.scores.detach().cpu().numpy(), kind="stable").tolist()
+    return found
 
 
 def with_state(
@@ -414,7 +417,7 @@ class MotionTracker(BaseTracker):
         max_lost_frame_count: int = 30,
         min_instance_period: int = 1,
         params: dict[str, Any] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         import trackers

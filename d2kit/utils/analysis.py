@@ -81,7 +81,7 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def find_unused_parameters(model: nn.Module, inputs: Any) -> list[str]:
+def find_unused_parameters(model: nn.Module, inputs: object) -> list[str]:
     """Return the names of the parameters that get no gradient from the losses of one batch.
 
     Args:
@@ -122,7 +122,7 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):
         inputs: what the model is called with: a batch `list[dict]`, a tensor or a tuple of them.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
+    def __init__(self, model: nn.Module, inputs: object) -> None:
         wrapper = _Traceable(model, inputs)
         super().__init__(wrapper, wrapper.flat_inputs)
         _silence(self)

@@ -96,7 +96,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
             _LOCAL_PROCESS_GROUP = group
 
 
-def get_local_process_group() -> Any:
+def get_local_process_group() -> dist.ProcessGroup:
     """Return the group of the processes on this machine, made by `create_local_process_group`.
 
     Raises:
@@ -107,7 +107,8 @@ def get_local_process_group() -> Any:
             "there is no local process group: start with d2kit.engine.launch, or call "
             "d2kit.utils.comm.create_local_process_group after init_process_group"
         )
-    return _LOCAL_PROCESS_GROUP
+    group: dist.ProcessGroup = _LOCAL_PROCESS_GROUP
+    return group
 
 
 def get_local_rank() -> int:
@@ -149,7 +150,7 @@ def cpu_group() -> Any:
     return _OBJECT_GROUP[1]
 
 
-def all_gather(data: Any, group: Any = None) -> list[Any]:
+def all_gather(data: object, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Collect one picklable object of every process in every process.
 
     Args:
@@ -170,7 +171,7 @@ def all_gather(data: Any, group: Any = None) -> list[Any]:
     return received
 
 
-def gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
+def gather(data: object, dst: int = 0, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Collect one picklable object of every process in process `dst`.
 
     Args:

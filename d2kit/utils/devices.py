@@ -1,4 +1,4 @@
-"""What this machine computes on: devices, precisions, cores; another try when memory ran out."""
+"""What this machine computes on, and how: devices, precisions, cores, memory, fixed shapes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,10 @@ __all__ = [
     "choose_device",
     "computes_bfloat16",
     "exact_dtype",
+    "fixed_shapes",
+    "note_exactness",
     "retry_if_cuda_oom",
+    "shapes_are_fixed",
     "upload",
     "use_device",
 ]
@@ -80,7 +84,7 @@ def choose_device(name: str | int | torch.device, source: str = "MODEL.DEVICE") 
 def computes_bfloat16(device: torch.device) -> bool:
     """Tell whether a device computes bfloat16 natively; elsewhere it is emulated, and slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return True
     # torch has no public question for the CPU's units; each of these is False where it is absent
@@ -189,7 +193,7 @@ def _ignore_torch_cuda_oom() -> Iterator[None]:
             raise
 
 
-def _on_cpu(value: Any) -> Any:
+def _on_cpu(value: object) -> object:
     device = getattr(value, "device", None)
     if getattr(device, "type", None) == "cuda" and hasattr(value, "to"):
         return value.to(device="cpu")
@@ -210,7 +214,7 @@ def retry_if_cuda_oom(func: Callable[..., _Result]) -> Callable[..., _Result]:
     """
 
     @functools.wraps(func)
-    def wrapper(*args: Any, **kwargs: Any) -> _Result:
+    def wrapper(*args: object, **kwargs: object) -> _Result:
         for attempt in (1, 2):
             if attempt == 2:
                 torch.cuda.empty_cache()
@@ -223,3 +227,34 @@ def retry_if_cuda_oom(func: Callable[..., _Result]) -> Callable[..., _Result]:
         )
 
     return wrapper
+
+
+_EXACT: ContextVar[list[Tensor] | None] = ContextVar("exact", default=None)
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[list[Tensor]]:
+    """Let the steps of a detector give padded results of sizes that do not depend on the image.
+
+    Yields:
+        One bool tensor for each step, there at the end: whether it gave all that it gives without
+        padding. Where one is False, the results are not to be used.
+    """
+    exact: list[Tensor] = []
+    token = _EXACT.set(exact)
+    try:
+        yield exact
+    finally:
+        _EXACT.reset(token)
+
+
+def shapes_are_fixed() -> bool:
+    """Tell whether the calling code is inside `fixed_shapes`."""
+    return _EXACT.get() is not None
+
+
+def note_exactness(exact: Tensor) -> None:
+    """Say, inside `fixed_shapes`, whether a step gave all results, by a 0-dim bool tensor."""
+    noted = _EXACT.get()
+    if noted is not None:
+        noted.append(exact)

@@ -152,7 +152,7 @@ def min_torch_version(min_version: str) -> bool:
     return _numbers(torch.__version__) >= _numbers(min_version)
 
 
-def _numbers(version: Any) -> tuple[int, ...]:
+def _numbers(version: object) -> tuple[int, ...]:
     """Return the leading numbers of a version: (2, 14, 1) of "2.14.1+cu130"."""
     parts = []
     for part in str(version).split("+")[0].split("."):

@@ -26,11 +26,11 @@ from typing_extensions import Self
 from d2kit.utils.devices import exact_dtype
 from d2kit.utils.file_io import PathManager, atomic_write
 from d2kit.utils.logger import auxiliary
-from d2kit.utils.registry import NoStorageError
+from d2kit.utils.names import NoStorageError
 from d2kit.utils.text import one_line
 
 _STACK: list[EventStorage] = []
-_MEASURED = re.compile("time|eta|second|memory")  # names of scalars that differ from run to run
+_MEASURED = "time|eta|second|memory"  # names of scalars that differ from run to run
 _MAX_PENDING = 4096  # device scalars kept before they are fetched although nobody asked
 
 
@@ -157,7 +157,7 @@ class EventStorage:
         self._fetch()
         state: dict[str, Any] = {"smoothed": {}, "last": {}}
         for name in sorted(self._history):
-            if _MEASURED.search(name):
+            if re.search(_MEASURED, name):
                 continue
             smoothed = bool(self._smoothing_hints.get(name))
             count = self.count_samples(name, window) if smoothed else 1
@@ -220,7 +220,7 @@ class EventStorage:
         """
         self._fetch()
         if name not in self._history:
-            from d2kit.utils.registry import nearest_names
+            from d2kit.utils.names import nearest_names
 
             raise KeyError(
                 f"no scalar named '{name}' was put (nearest: {nearest_names(name, self._history)})"
@@ -398,7 +398,8 @@ class JSONWriter(EventWriter):
     @cached_property
     def _file_handle(self) -> IO[str]:
         """The file at its end, for writers of one's own that add lines."""
-        return PathManager.open(self._path, "a")
+        found: IO[str] = PathManager.open(self._path, "a")
+        return found
 
     def continue_from(self, iteration: int) -> None:
         """Remove the lines of `iteration` and later, where a killed run was ahead of its resume."""
@@ -466,7 +467,7 @@ class TensorboardXWriter(EventWriter):
         kwargs: passed to ``torch.utils.tensorboard.SummaryWriter``.
     """
 
-    def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any) -> None:
+    def __init__(self, log_dir: str, window_size: int = 20, **kwargs: object) -> None:
         self._log_dir, self._kwargs = log_dir, kwargs
         self._window_size = window_size
         self._last_write = -1
@@ -535,7 +536,10 @@ class CommonMetricPrinter(EventWriter):
     def _value(self, storage: EventStorage, name: str) -> float | None:
         if name not in storage.histories():
             return None
-        return storage.history(name).avg(storage.count_samples(name, self._window_size))
+        found: float | None = storage.history(name).avg(
+            storage.count_samples(name, self._window_size)
+        )
+        return found
 
     def write(self) -> None:
         """Log the line of the current iteration; nothing once `max_iter` is reached."""

@@ -24,7 +24,7 @@ from typing import IO, Any
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 from iopath.common.file_io import PathManager as PathManagerBase
 
-from d2kit.utils.text import one_line
+from d2kit.utils.text import from_one_line, one_line
 
 __all__ = [
     "PathHandler",
@@ -118,7 +118,7 @@ def _walk(folder: Path, found: ImageFiles) -> None:
 
 
 SYNC_PAUSE = 0.003  # seconds between two; shorter writes end before the first
-_TEMPORARY = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp")
+_TEMPORARY = r"\..+\.(\d+)-[0-9a-f]{8}\.tmp"
 
 
 class ModelZooHandler(PathHandler):
@@ -133,13 +133,14 @@ class ModelZooHandler(PathHandler):
     def _url(self, path: str) -> str:
         return self.LOCATION + path[len(self.PREFIX) :]
 
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return PathManager.get_local_path(self._url(path), force=force, **kwargs)
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: object) -> str:
+        return str(PathManager.get_local_path(self._url(path), force=force, **kwargs))
 
     def _open(
-        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
+        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: object
     ) -> IO[str] | IO[bytes]:
-        return PathManager.open(self._url(path), mode, buffering, **kwargs)
+        found: IO[str] | IO[bytes] = PathManager.open(self._url(path), mode, buffering, **kwargs)
+        return found
 
 
 PathManager = PathManagerBase()
@@ -251,6 +252,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         system = _system_error(error)
         if system is None or system.errno is None:
             raise
+        if system.filename is not None and os.fspath(system.filename) != os.fspath(temporary):
+            raise  # of another file
         reason = os.strerror(system.errno)
         if system.errno == errno.ENOSPC:
             free = shutil.disk_usage(target.parent).free
@@ -281,11 +284,70 @@ def remove_leftovers(folder: Path) -> list[Path]:
     """
     removed = []
     for path in sorted(folder.glob(".*.tmp")):
-        found = _TEMPORARY.fullmatch(path.name)
+        found = re.fullmatch(_TEMPORARY, path.name)
         if found and int(found.group(1)) != os.getpid():
             path.unlink(missing_ok=True)
             removed.append(path)
     return removed
+
+
+OWN = ".made_by_d2kit"
+"""A tool's list of the files that it has written into a folder, one name a line."""
+
+
+class OwnFiles:
+    """The files that a tool has written into a folder: it replaces these and touches no others.
+
+    Args:
+        folder: of the output; made where it is missing.
+        advice: what to do where a file of others is in the way, for the message.
+        overwrite: files of others may be replaced.
+    """
+
+    def __init__(self, folder: Path, advice: str, *, overwrite: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._advice, self._overwrite = folder, advice, overwrite
+        self._list = folder / OWN
+        text = self._list.read_text("utf-8", "replace") if self._list.is_file() else ""
+        found = (from_one_line(line) for line in text.splitlines())
+        # the list may be one of others, and what it names is deleted
+        self._mine = {n for n in found if n and not os.path.isabs(n) and ".." not in n.split("/")}
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse names that files of others have.
+
+        Raises:
+            ValueError: with the first of them; nothing is changed.
+        """
+        if self._overwrite:
+            return
+        for name in names:
+            if name not in self._mine and os.path.lexists(self._folder / name):
+                raise ValueError(
+                    f"{self._folder / name} exists and was not written by this tool (its list: "
+                    f"{self._list}); {self._advice}"
+                )
+
+    def clear(self) -> None:
+        """Remove what earlier runs have written."""
+        for name in sorted(self._mine):
+            if not (self._folder / name).is_dir():
+                (self._folder / name).unlink(missing_ok=True)
+        self._mine = set()
+        self._list.write_text("", encoding="utf-8")
+
+    def claim(self, name: str) -> Path:
+        """Return the path of a file to write, which is listed first: a killed run knows it too.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check([name])
+        if name not in self._mine:
+            self._mine.add(name)
+            with self._list.open("a", encoding="utf-8") as file:
+                file.write(f"{one_line(name, None)}\n")
+        return self._folder / name
 
 
 GIB = 1 << 30

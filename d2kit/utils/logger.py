@@ -155,7 +155,11 @@ def setup_logger(
     def add(handler_key: str, make: Callable[[], logging.Handler], *, colour: bool) -> None:
         if handler_key in existing:
             return
-        handler = make()
+        try:
+            handler = make()
+        except OSError as error:  # of the file: a folder, a pipe, not to be written
+            print(f"no log file ({error}); the run goes on without it", file=sys.stderr)
+            return
         handler.setLevel(logging.DEBUG)
         handler.setFormatter(_Formatter(name, abbrev, colour=colour))
         handler.d2kit_key = handler_key  # type: ignore[attr-defined]
@@ -166,6 +170,9 @@ def setup_logger(
         add("stdout", lambda: logging.StreamHandler(sys.stdout), colour=terminal)
     if output is not None:
         path = _log_file(output, distributed_rank).resolve()
+        if path.is_fifo():
+            print(f"no log file: {path} is a pipe, which would be waited for", file=sys.stderr)
+            return logger
         add(f"file:{path}", lambda: _LogFile(path, encoding="utf-8"), colour=False)
     return logger
 

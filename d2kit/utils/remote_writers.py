@@ -22,7 +22,7 @@ from torch import Tensor
 
 from d2kit.utils.events import EventWriter, get_event_storage
 from d2kit.utils.file_io import atomic_write
-from d2kit.utils.registry import flatten
+from d2kit.utils.names import flatten
 
 __all__ = ["MLflowWriter", "RemoteWriter", "WandbWriter", "require_package"]
 

@@ -33,7 +33,7 @@ class _Sealed:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return self._function(*args, **kwargs)
 
     def __setstate__(self, state: object) -> NoReturn:
@@ -78,7 +78,7 @@ class _Array:
         self.value = _make_array(raw, dtype, shape, "F" if fortran else "C")
 
 
-def _shape_size(shape: Any) -> int:
+def _shape_size(shape: object) -> int:
     """Return the number of elements of a checked `shape`."""
     if not isinstance(shape, tuple) or any(type(s) is not int or s < 0 for s in shape):
         raise pickle.UnpicklingError(f"array shape {shape!r} is not a tuple of sizes")
@@ -88,7 +88,7 @@ def _shape_size(shape: Any) -> int:
     return size
 
 
-def _make_array(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+def _make_array(raw: object, dtype: object, shape: Any, order: object = "C") -> np.ndarray:
     """Build an array from `raw` (bytes, or a list for objects), whose length must fit."""
     if not isinstance(dtype, _Dtype) or order not in ("C", "F"):
         raise pickle.UnpicklingError("an array without a dtype or order")
@@ -99,47 +99,48 @@ def _make_array(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarra
         objects = np.empty(size, dtype=object)
         for i, item in enumerate(raw):
             objects[i] = item
-        return objects.reshape(shape, order=order)
+        return np.reshape(objects, shape, order=order)
     data = raw.encode("latin1") if isinstance(raw, str) else raw
     if not isinstance(data, (bytes, bytearray)) or len(data) != size * plain.itemsize:
         raise pickle.UnpicklingError(f"array data do not fit shape {shape} of {plain}")
     if size * plain.itemsize == 0:
         return np.empty(shape, dtype=plain)
-    return np.frombuffer(data, dtype=plain).reshape(shape, order=order).copy(order=order)
+    flat: np.ndarray = np.frombuffer(data, dtype=plain)
+    return np.array(flat.reshape(shape, order=order), order=order)
 
 
-def _reconstruct(subtype: Any, shape: Any, code: Any) -> _Array:
+def _reconstruct(subtype: object, shape: object, code: object) -> _Array:
     """Stand-in for NumPy's `_reconstruct`: an empty array whose state follows."""
     if subtype is not _NDARRAY:
         raise pickle.UnpicklingError("only plain numpy.ndarray is reconstructed")
     return _Array()
 
 
-def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np.ndarray:
+def _frombuffer(raw: object, dtype: object, shape: object, order: object, *_: object) -> np.ndarray:
     """Stand-in for NumPy's `_frombuffer` (pickle protocol 5)."""
     return _make_array(raw, dtype, shape, order)
 
 
-def _scalar(dtype: Any, raw: Any = b"") -> Any:
+def _scalar(dtype: object, raw: object = b"") -> object:
     """Stand-in for NumPy's `scalar`."""
     if isinstance(dtype, _Dtype) and dtype.dtype.kind == OBJECT_KIND:
         raise pickle.UnpicklingError("NumPy scalars that hold objects are not read")
     return _make_array(raw, dtype, (1,))[0]
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+def _encode(text: object, encoding: object = "latin1") -> bytes:
     """Stand-in for `_codecs.encode`, which protocol 2 uses to write bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError("only text is encoded, and only to latin1")
     return text.encode("latin1")
 
 
-def _bytes(*args: Any) -> bytes:
+def _bytes(*args: object) -> bytes:
     """Stand-in for `bytes`, which old protocols call without arguments for the empty value."""
     return bytes(_bytearray(*args))
 
 
-def _bytearray(data: Any = b"", encoding: Any = "latin1") -> bytearray:
+def _bytearray(data: object = b"", encoding: object = "latin1") -> bytearray:
     """Stand-in for `bytearray` that copies, and never allocates a size that the file names."""
     if isinstance(data, str):
         return bytearray(_encode(data, encoding))
@@ -266,7 +267,7 @@ def load_pickle(
         return SafeUnpickler(file, encoding=encoding, extra_globals=extra_globals).load()
 
 
-def _plain(item: Any, seen: dict[int, Any]) -> Any:
+def _plain(item: object, seen: dict[int, Any]) -> object:
     """Replace stand-ins within `item`; `seen` maps the id of each visited part to its result."""
     if isinstance(item, (str, bytes, int, float, bool, type(None))):
         return item
@@ -290,7 +291,7 @@ def _plain(item: Any, seen: dict[int, Any]) -> Any:
     return item
 
 
-def _fill(item: Any, seen: dict[int, Any]) -> None:
+def _fill(item: object, seen: dict[int, Any]) -> None:
     """Replace stand-ins in the places of a list, dictionary or array of objects."""
     if isinstance(item, list):
         item[:] = [_plain(x, seen) for x in item]
@@ -302,7 +303,7 @@ def _fill(item: Any, seen: dict[int, Any]) -> None:
             item[place] = _plain(item[place], seen)
 
 
-def _same(value: Any) -> Any:
+def _same(value: object) -> object:
     return value
 
 
@@ -316,7 +317,7 @@ class PicklableWrapper:
         obj: the object, for example a dataset mapper defined inside a function.
     """
 
-    def __init__(self, obj: Any) -> None:
+    def __init__(self, obj: object) -> None:
         if isinstance(obj, PicklableWrapper):
             obj = obj._obj
         self._obj: Any = obj
@@ -328,7 +329,7 @@ class PicklableWrapper:
             return _same, (self._obj,)
         return cloudpickle.loads, (cloudpickle.dumps(self._obj),)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         """Call the object."""
         return self._obj(*args, **kwargs)
 

@@ -1,14 +1,21 @@
 """What long loops tell and are told: that they go on, and that the system wants them to end."""
 
 import contextlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["StopAsked", "Work", "ask", "forget", "in_progress", "leave_if_asked", "work"]
+__all__ = ["StopAsked", "Work", "ask", "forget", "in_progress", "leave_if_asked", "wait", "work"]
 
 _number = 0  # of the signal; 0: nobody has asked
+_since: float | None = None  # when a signal came that may end a wait, by `time.monotonic`
+_waiting = False
+_reminder: threading.Timer | None = None
+PATIENCE = 4.0
+"""Seconds that a wait may go on after a signal, so that a step in progress is finished."""
 
 
 class Work(NamedTuple):
@@ -34,7 +41,7 @@ def work() -> Work | None:
 
 
 @contextlib.contextmanager
-def in_progress(what: str, loader: Any = None) -> Iterator[None]:
+def in_progress(what: str, loader: object = None) -> Iterator[None]:
     """Around a step: one that takes longer than the watchdog's time is stuck.
 
     In a loop each `leave_if_asked` begins a new step.
@@ -60,15 +67,59 @@ class StopAsked(BaseException):
         self.number = number
 
 
-def ask(number: int) -> None:
-    """Note that signal `number` has come; safe in a signal handler."""
-    global _number  # noqa: PLW0603 a signal is the process's
+def ask(number: int, *, at_once: bool = False) -> None:
+    """Note that signal `number` has come; called by its handler.
+
+    Args:
+        number: of the signal.
+        at_once: end a `wait` of this process that goes on for `PATIENCE` after the signal.
+
+    Raises:
+        StopAsked: within such a `wait`.
+    """
+    global _number, _since  # noqa: PLW0603 a signal is the process's
+    if number and at_once and _since is None:
+        _since = time.monotonic()
     _number = number
+    if _waiting and _since is not None:
+        if time.monotonic() - _since >= PATIENCE:
+            raise StopAsked(number)
+        _remind()
+
+
+def _remind() -> None:
+    """Send the signal again when patience ends: only a handler can end a wait."""
+    global _reminder  # noqa: PLW0603
+    if _reminder is None:
+        _reminder = threading.Timer(PATIENCE, os.kill, (os.getpid(), _number))
+        _reminder.daemon = True
+        _reminder.start()
+
+
+@contextlib.contextmanager
+def wait() -> Iterator[None]:
+    """Around a wait before anything has changed, such as that for a batch.
+
+    Raises:
+        StopAsked: when a signal that ends waits has come some seconds ago.
+    """
+    global _waiting, _reminder  # noqa: PLW0603
+    _waiting = True
+    try:
+        if _since is not None:
+            _remind()
+        yield
+    finally:
+        _waiting = False
+        if _reminder is not None:
+            _reminder.cancel()
+            _reminder = None
 
 
 def forget() -> None:
     """Take back what `ask` noted."""
-    ask(0)
+    global _number, _since  # noqa: PLW0603
+    _number, _since = 0, None
 
 
 def leave_if_asked() -> None:

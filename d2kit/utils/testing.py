@@ -1,17 +1,22 @@
 """Helpers and assertions for tests of models."""
 
+from __future__ import annotations
+
 import io
 import os
 import tempfile
 import unittest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from d2kit.utils.env import min_torch_version
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 __all__ = [
     "assert_instances_allclose",
@@ -46,7 +51,9 @@ def get_model_no_weights(config_path: str) -> torch.nn.Module:
     return build_model(cfg)
 
 
-def random_boxes(num_boxes: int, max_coord: float = 100, device: Any = "cpu") -> Tensor:
+def random_boxes(
+    num_boxes: int, max_coord: float = 100, device: torch.device | str = "cpu"
+) -> Tensor:
     """Return random boxes (R, 4) XYXY, of sides of at least a pixel.
 
     Args:
@@ -59,7 +66,7 @@ def random_boxes(num_boxes: int, max_coord: float = 100, device: Any = "cpu") ->
     return boxes
 
 
-def get_sample_coco_image(tensor: bool = True) -> Any:
+def get_sample_coco_image(tensor: bool = True) -> torch.Tensor | np.ndarray:
     """Return a picture in BGR, of the size of COCO's: the first of val2017 where COCO is there.
 
     Where it is not, nothing is downloaded: it is a made picture, the same every time.
@@ -97,7 +104,7 @@ def convert_scripted_instances(instances: Any) -> Any:
     return made
 
 
-def reload_lazy_config(cfg: Any) -> Any:
+def reload_lazy_config(cfg: object) -> object:
     """Save a lazy config to a file and load it again.
 
     Args:
@@ -111,7 +118,7 @@ def reload_lazy_config(cfg: Any) -> Any:
         return LazyConfig.load(file)
 
 
-def reload_script_model(module: Any) -> Any:
+def reload_script_model(module: object) -> object:
     """Save a traced or scripted module to memory and load it again."""
     buffer = io.BytesIO()
     torch.jit.save(module, buffer)
@@ -119,7 +126,7 @@ def reload_script_model(module: Any) -> Any:
     return torch.jit.load(buffer)
 
 
-def has_dynamic_axes(onnx_model: Any) -> bool:
+def has_dynamic_axes(onnx_model: ModelProto) -> bool:
     """Tell whether every input and output of an ONNX model has a dimension without a number.
 
     Args:

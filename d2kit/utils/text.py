@@ -20,6 +20,7 @@ __all__ = [
     "from_one_line",
     "html_text",
     "one_line",
+    "text_of",
     "xml_chars",
 ]
 
@@ -28,15 +29,16 @@ LONGEST_NAME = 120  # bytes of a file name made from text; file systems allow 25
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # as spreadsheets read them
 _SHORT = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _LONG = {short: char for char, short in _SHORT.items()}
-_ESCAPED = re.compile(r"\\(?:\\|[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+# Patterns are text, compiled at the first use: it costs 6 ms, of every import of the library.
+_ESCAPED = r"\\(?:\\|[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
 # Control, half of a pair, not assigned; line and paragraph separators. Of the format characters
 # only those that turn the direction of a line: joiners are part of scripts and emoji.
 _UNSEEN = ("Cc", "Cs", "Cn", "Zl", "Zp")
 _TURNING = frozenset("\u061c\u200e\u200f\ufeff") | {
     chr(code) for low, high in ((0x202A, 0x202E), (0x2066, 0x2069)) for code in range(low, high + 1)
 }
-_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # devices of Windows
-_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_RESERVED = r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?"  # devices of Windows
+_NOT_IN_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def _visible(char: str) -> str:
@@ -83,9 +85,17 @@ def one_line(text: object, limit: int | None = LONGEST_LINE, *, shown: bool = Fa
     return line + cut
 
 
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, which a class of others may fail to make."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be made)"
+
+
 def from_one_line(line: str) -> str:
     """Return the text of which `one_line` without a limit, or `xml_chars`, made `line`."""
-    return _ESCAPED.sub(lambda found: _unescaped(found.group()), line)
+    return re.sub(_ESCAPED, lambda found: _unescaped(found.group()), line)
 
 
 def _unescaped(escape: str) -> str:
@@ -125,7 +135,7 @@ def file_name(text: object, limit: int = LONGEST_NAME) -> str:
     raw = str(text)
     name = "".join("_" if c in '/\\:*?"<>|' or not _is_seen(c) else c for c in raw)
     name = name.strip(" .")
-    if name and name == raw and len(name.encode()) <= limit and not _RESERVED.fullmatch(name):
+    if name and name == raw and len(name.encode()) <= limit and not re.fullmatch(_RESERVED, name):
         return name
     digest = hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     head = name.encode()[: limit - 9].decode("utf-8", "ignore")
@@ -159,7 +169,7 @@ def xml_chars(text: object) -> str:
         text: anything; ``str()`` of it counts.
     """
     raw = str(text)
-    if _NOT_IN_XML.search(raw) is None and _ESCAPED.search(raw) is None and raw.isprintable():
+    if raw.isprintable() and not re.search(_NOT_IN_XML, raw) and not re.search(_ESCAPED, raw):
         return raw
     return one_line(raw, None)
 

@@ -89,7 +89,7 @@ class Associator:
     def __init__(
         self,
         tracker: BaseTracker,
-        smoother: TrackSmoother,
+        smoother: TrackSmoother[Any],
         *,
         score_threshold: float,
         size: tuple[int, int],
@@ -198,7 +198,7 @@ def build_associator(cfg: CfgNode, size: tuple[int, int], aspect: float = 1.0) -
     for key in ("SCORE_THRESH", "TRACK_IOU_THRESHOLD", "MIN_MATCH_IOU"):
         if not 0 <= node[key] <= 1:  # neither does nan lie there
             raise ValueError(f"TRACKER_HEADS.{key} must lie in [0, 1], got {node[key]}")
-    smoother: TrackSmoother = TrackSmoother(
+    smoother: TrackSmoother[Any] = TrackSmoother(
         fill_gap=node.FILL_GAP, min_track_length=node.MIN_TRACK_LENGTH
     )
     return Associator(
@@ -213,7 +213,7 @@ def build_associator(cfg: CfgNode, size: tuple[int, int], aspect: float = 1.0) -
 def start_score(cfg: CfgNode) -> float:
     """Return the score that a detection needs for a new track, by ``cfg.TRACKER_HEADS``."""
     tracker = TRACKER_HEADS_REGISTRY.get(cfg.TRACKER_HEADS.TRACKER_NAME)
-    least = cfg.TRACKER_HEADS.SCORE_THRESH
+    least = float(cfg.TRACKER_HEADS.SCORE_THRESH)
     if not issubclass(tracker, MotionTracker):
         return least
-    return max(least, tracker.start_score(tracker.from_config(cfg)["params"]))
+    return float(max(least, tracker.start_score(tracker.from_config(cfg)["params"])))

@@ -18,7 +18,7 @@ from d2kit.utils.file_io import IMAGE_SUFFIXES
 from d2kit.utils.text import one_line
 from d2kit.video.video_file import Frame, Selection, SourceInfo, sampled_digest
 from d2kit.visualization.canvas import fitted, inside, paste, plate
-from d2kit.visualization.labels import palette
+from d2kit.visualization.drawing import palette
 
 _NEEDS = {".heic": "pillow-heif", ".heif": "pillow-heif"}  # ending -> package that reads it
 

@@ -191,7 +191,7 @@ def stored_detections(options: VideoOptions, header: dict[str, Any]) -> Detectio
 
 def info_is_camera(header: dict[str, Any]) -> bool:
     """Tell whether a header is that of a camera, whose frames do not come again."""
-    return header["bytes"] == 0
+    return bool(header["bytes"] == 0)
 
 
 def _is_cut_gzip(path: Path) -> bool:

@@ -149,7 +149,7 @@ class Anonymizer:
         """
         original = tracked.frame.image
         assert original is not None, "frames without a picture are not drawn"
-        image = original.copy()
+        image: np.ndarray = original.copy()
         regions = self.regions(tracked, size)
         for identity, region in regions:
             fill = np.array(track_color(identity))

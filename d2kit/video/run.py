@@ -273,9 +273,9 @@ def _run(
     from tqdm import tqdm
 
     depth = min(16, max(2, _QUEUED_BYTES // (3 * setup.size[0] * setup.size[1])))
-    stages: list[Background] = []
+    stages: list[Background[Any]] = []
 
-    def stage(items: Iterable[Any], name: str) -> Background:
+    def stage(items: Iterable[Any], name: str) -> Background[Any]:
         stages.append(Background(items, depth, name))
         return stages[-1]
 

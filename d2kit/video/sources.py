@@ -7,12 +7,15 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2kit.utils.file_io import atomic_write
 from d2kit.video.outputs import disk_errors
 from d2kit.video.overlay import IMAGE_SUFFIXES, Camera, PictureFolder, encode_jpeg
 from d2kit.video.video_file import Frame, FrameSource, Selection, VideoFile
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["open_source"]
 
@@ -131,4 +134,5 @@ def _write(path: Path, bgr: Any, quality: int, aspect: float) -> tuple[int, int]
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path):
         path.write_bytes(encode_jpeg(bgr, quality, aspect))
-    return bgr.shape[:2]
+    found: tuple[int, int] = bgr.shape[:2]
+    return found

@@ -10,9 +10,14 @@ import struct
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 __all__ = [
     "Frame",
@@ -162,10 +167,11 @@ class _Clock:
         self._offset = 0.0
         self.last: float | None = None
 
-    def time_of(self, picture: Any) -> float:
+    def time_of(self, picture: VideoFrame) -> float:
         """Return the time of the next frame, seconds."""
-        known = picture.pts is not None and picture.time_base is not None
-        stamp = float(picture.pts * Fraction(picture.time_base)) + self._offset if known else None
+        stamp = None
+        if picture.pts is not None and picture.time_base is not None:
+            stamp = float(picture.pts * Fraction(picture.time_base)) + self._offset
         if self.last is None:
             self.last = self._begin if stamp is None else stamp
             return self.last
@@ -206,7 +212,7 @@ class VideoFile:
             self._ends = _end_of(stream, container)
             self._count = stream.frames
             self._lone = len(container.streams) == 1 or bool(stream.duration)
-            began = float((stream.start_time or 0) * stream.time_base)
+            began = float((stream.start_time or 0) * (stream.time_base or 0))
             length = max(0.0, (self._ends or 0.0) - began)
             announced = self._count or round(length * self._fps) or None
             aspect = float(stream.sample_aspect_ratio or 1)
@@ -292,7 +298,9 @@ class VideoFile:
             f"from {self._first:.3f} s{until}"
         )
 
-    def _decode(self, container: Any, stream: Any, skip: int = 0) -> Iterator[Any]:
+    def _decode(
+        self, container: InputContainer, stream: VideoStream, skip: int = 0
+    ) -> Iterator[Any]:
         """Yield decoded frames; leave out the first `skip` packets without decoding them."""
         import av
 
@@ -348,7 +356,7 @@ class VideoFile:
             )
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> InputContainer:
     """Open a file; a ValueError says why it is no video."""
     import av
 
@@ -357,7 +365,8 @@ def _open(path: Path) -> Any:
         name: Any = f"file:{path}"
         if not name.isprintable() or os.fsencode(path) != str(path).encode("utf-8", "replace"):
             name = path.open("rb")
-        return av.open(name, metadata_errors="ignore")
+        container: InputContainer = av.open(name, metadata_errors="ignore")
+        return container
     except av.error.FFmpegError as error:
         why = _reason(error)
         if isinstance(error, av.error.EOFError):
@@ -390,7 +399,7 @@ def _lacks_moov(path: Path) -> bool:
     return kinds[:1] == [b"ftyp"] and b"moov" not in kinds
 
 
-def _video_stream(container: Any, path: Path) -> Any:
+def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     """Return the stream that players show: the default one, never a cover picture."""
     from av.stream import Disposition
 
@@ -403,11 +412,11 @@ def _video_stream(container: Any, path: Path) -> Any:
     return (default or videos)[0]
 
 
-def _end_of(stream: Any, container: Any) -> float | None:
+def _end_of(stream: VideoStream, container: InputContainer) -> float | None:
     """Return the time at which a video ends by its own account; None where it does not say."""
-    start = float((stream.start_time or 0) * stream.time_base)
+    start = float((stream.start_time or 0) * (stream.time_base or 0))
     if stream.duration:
-        length = float(stream.duration * stream.time_base)
+        length = float(stream.duration * (stream.time_base or 0))
     elif container.duration:
         start, length = (container.start_time or 0) / 1e6, container.duration / 1e6
     else:
@@ -416,7 +425,7 @@ def _end_of(stream: Any, container: Any) -> float | None:
     return min(length, start + length) if "matroska" in container.format.name else start + length
 
 
-def _upright(picture: Any) -> np.ndarray:
+def _upright(picture: VideoFrame) -> np.ndarray:
     """Return a decoded frame as (H, W, 3) uint8 BGR, turned by its rotation flag."""
     image = picture.to_ndarray(format="bgr24")
     turns = round(picture.rotation / 90) % 4

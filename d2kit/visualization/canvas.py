@@ -9,11 +9,15 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from d2kit.utils.text import drawn
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.ImageFont import FreeTypeFont
 
 VARIABLE = "D2KIT_FONT"
 """Environment variable: path of a font file that is looked at first."""
@@ -157,7 +161,7 @@ class Strike:
         scale: to the height that is wanted.
     """
 
-    def __init__(self, font: Any, scale: float) -> None:
+    def __init__(self, font: FreeTypeFont, scale: float) -> None:
         self._font, self._scale = font, scale
 
     def getlength(self, text: str) -> float:
@@ -168,11 +172,11 @@ class Strike:
         """Return left, top, right, bottom in pixels, from the anchor."""
         return tuple(value * self._scale for value in self._font.getbbox(text, anchor=anchor))
 
-    def paste(self, image: Any, x: float, baseline: float, text: str) -> None:
+    def paste(self, image: Image.Image, x: float, baseline: float, text: str) -> None:
         """Draw text in its own colours onto an RGBA picture of Pillow."""
         from PIL import Image, ImageDraw
 
-        left, top, right, bottom = self._font.getbbox(text, anchor="ls")
+        left, top, right, bottom = map(int, self._font.getbbox(text, anchor="ls"))
         glyphs = Image.new("RGBA", (right - left, bottom - top), (0, 0, 0, 0))
         ImageDraw.Draw(glyphs).text(
             (-left, -top), text, font=self._font, anchor="ls", embedded_color=True
@@ -215,7 +219,7 @@ def runs(text: str, fonts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 def length(text: str, pixels: int, fonts: tuple[str, ...]) -> float:
     """Return the width of one line at an em height of `pixels`."""
-    return sum(font(path, pixels).getlength(piece) for piece, path in runs(text, fonts))
+    return float(sum(font(path, pixels).getlength(piece) for piece, path in runs(text, fonts)))
 
 
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in canvas pixels

@@ -1,22 +1,110 @@
-"""The drawing methods of `Visualizer` that know nothing of data sets."""
+"""Colours, and the drawing methods of `Visualizer` that know nothing of data sets."""
 
 from __future__ import annotations
 
+import colorsys
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from d2kit.utils.file_io import atomic_write
 from d2kit.utils.text import one_line
 from d2kit.visualization import canvas as _canvas
-from d2kit.visualization import canvas as _text
-from d2kit.visualization import labels as _colors
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backend_bases import FigureCanvasBase
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+Color = tuple[float, float, float]
+ColorLike = str | Sequence[float] | np.ndarray
+
+_RED: Color = (1.0, 0.0, 0.0)
+_GOLDEN = 0.618033988749895  # hue step: any run of neighbours is spread over the circle
+_SHADES = ((0.85, 1.0), (0.60, 1.0), (1.0, 0.82))  # (saturation, value)
 
 
-def rgb_pixels(img: Any) -> np.ndarray:
+def palette(index: int) -> Color:
+    """Return colour `index` of an endless list whose neighbours differ clearly.
+
+    Args:
+        index: >= 0; the same index always gives the same colour.
+    """
+    saturation, value = _SHADES[index % len(_SHADES)]
+    return colorsys.hsv_to_rgb((0.02 + index * _GOLDEN) % 1.0, saturation, value)
+
+
+def to_rgb(color: ColorLike) -> Color:
+    """Return any colour notation as (r, g, b) in [0, 1].
+
+    Args:
+        color: a name or hex string of matplotlib's (``"g"``, ``"tab:blue"``, ``"#ff8800"``), or
+            3 or 4 numbers in [0, 1], or in [0, 255] where one exceeds 1. Opacity is dropped.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(color, str):
+        from matplotlib.colors import to_rgb as named
+
+        return named(color)
+    values = [float(value) for value in color]
+    if len(values) not in (3, 4) or min(values) < 0 or max(values) > 255:
+        raise ValueError(f"A colour is a name or 3 numbers in [0, 1] or [0, 255], got {color!r}")
+    scale = 255.0 if max(values) > 1 else 1.0
+    return (values[0] / scale, values[1] / scale, values[2] / scale)
+
+
+def to_bytes(color: ColorLike) -> tuple[int, int, int]:
+    """Return a colour as three integers in [0, 255]."""
+    red, green, blue = to_rgb(color)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def change_brightness(color: ColorLike, factor: float) -> Color:
+    """Scale the lightness of a colour.
+
+    Args:
+        color: see `to_rgb`.
+        factor: in [-1, 1]; -0.5 halves the lightness, 0.5 makes it half as much again.
+
+    Raises:
+        ValueError: `factor` is outside its range.
+    """
+    if not -1.0 <= factor <= 1.0:
+        raise ValueError(f"brightness_factor must be in [-1, 1], got {factor}")
+    hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(color))
+    lightness = min(max(lightness * (1.0 + factor), 0.0), 1.0)
+    return colorsys.hls_to_rgb(hue, lightness, saturation)
+
+
+def luminance(color: Color) -> float:
+    """Return the relative luminance in [0, 1] (ITU-R BT.709, linearised by a power of 2.2)."""
+    red, green, blue = (channel**2.2 for channel in color)
+    return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
+
+
+def text_color_on(background: Color) -> Color:
+    """Return black or white, whichever contrasts more with `background` (WCAG 2.1)."""
+    return (0.0, 0.0, 0.0) if (luminance(background) + 0.05) ** 2 > 1.05 * 0.05 else (1.0, 1.0, 1.0)
+
+
+def lightened(color: ColorLike, least: float = 0.3) -> Color:
+    """Mix in white until the luminance is at least `least`, so that text shows on black."""
+    red, green, blue = to_rgb(color)
+    for white in (step / 20 for step in range(21)):
+        mixed = (red + (1 - red) * white, green + (1 - green) * white, blue + (1 - blue) * white)
+        if luminance(mixed) >= least:
+            return mixed
+    return (1.0, 1.0, 1.0)
+
+
+def rgb_pixels(img: object) -> np.ndarray:
     """Return an image as (H, W, 3) uint8 RGB.
 
     Args:
@@ -56,15 +144,13 @@ class VisImage:
         height: H of `img`.
     """
 
-    def __init__(self, img: Any, scale: float = 1.0) -> None:
+    def __init__(self, img: ArrayLike, scale: float = 1.0) -> None:
         if not scale > 0:
             raise ValueError(f"scale must be above 0, got {scale}")
         self.scale = scale
-        self._figure: Any = None
-        self._axes: Any = None
         self.reset_image(img)
 
-    def reset_image(self, img: Any) -> None:
+    def reset_image(self, img: ArrayLike) -> None:
         """Replace the picture; what was drawn on it is lost.
 
         Args:
@@ -84,42 +170,41 @@ class VisImage:
             way = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC
             self.pixels = np.ascontiguousarray(cv2.resize(array, size, interpolation=way))
 
-    @property
-    def fig(self) -> Any:
+    @functools.cached_property
+    def fig(self) -> Figure:
         """A transparent matplotlib figure over the picture; see `ax`."""
-        if self._figure is None:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
-            height, width = self.pixels.shape[:2]
-            dpi = 100.0
-            self._figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, frameon=False)
-            FigureCanvasAgg(self._figure)
-            self._axes = self._figure.add_axes((0.0, 0.0, 1.0, 1.0))
-            self._axes.axis("off")
-            self._axes.set_xlim(0.0, self.width)
-            self._axes.set_ylim(self.height, 0.0)
-        return self._figure
+        height, width = self.pixels.shape[:2]
+        dpi = 100.0
+        figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, frameon=False)
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.axis("off")
+        axes.set_xlim(0.0, self.width)
+        axes.set_ylim(self.height, 0.0)
+        return figure
 
     @property
-    def ax(self) -> Any:
+    def ax(self) -> Axes:
         """Matplotlib axes in the coordinates of the input image, for drawings of one's own."""
         return self.fig.axes[0]
 
     @property
-    def canvas(self) -> Any:
+    def canvas(self) -> FigureCanvasBase:
         """The figure's canvas, for drawings of one's own."""
         return self.fig.canvas
 
     def get_image(self) -> np.ndarray:
         """Return a copy of the picture: (scale * H, scale * W, 3) uint8 RGB."""
-        picture = self.pixels.copy()
-        if self._figure is not None:
-            self._figure.canvas.draw()
+        picture: np.ndarray = self.pixels.copy()
+        if "fig" in vars(self):  # somebody drew on it
+            canvas: Any = self.canvas
+            canvas.draw()
             height, width = picture.shape[:2]
-            layer = np.asarray(self._figure.canvas.buffer_rgba())[:height, :width]
-            # matplotlib's buffer is not premultiplied
-            alpha = layer[..., 3:].astype(np.float32) / 255
+            layer = np.asarray(canvas.buffer_rgba())[:height, :width]
+            alpha = layer[..., 3:].astype(np.float32) / 255  # the colours are not premultiplied
             region = picture[: layer.shape[0], : layer.shape[1]]
             region[:] = np.round(region * (1 - alpha) + layer[..., :3] * alpha).astype(np.uint8)
         return picture
@@ -160,14 +245,14 @@ class DrawingBase:
         font_size_scale: factor on the size of all text that gives no size.
     """
 
-    def __init__(self, img_rgb: Any, scale: float = 1.0, font_size_scale: float = 1.0) -> None:
+    def __init__(self, img_rgb: object, scale: float = 1.0, font_size_scale: float = 1.0) -> None:
         self.img = rgb_pixels(img_rgb)
         self.output = VisImage(self.img, scale=scale)
         # em height in output pixels: 9 at 96x128, 13 at 640x480, 22 at 1080p
         pixels = 8 + math.sqrt(self.output.width * self.output.height) * scale / 100
         self._default_font_size = pixels * font_size_scale / (_POINT * scale)
         self._line_width = max(round(pixels / 7), 1)
-        self._taken: list[_text.Rect] = []
+        self._taken: list[_canvas.Rect] = []
 
     def get_output(self) -> VisImage:
         """Return the picture with everything drawn so far."""
@@ -185,7 +270,7 @@ class DrawingBase:
         position: Sequence[float],
         *,
         font_size: float | None = None,
-        color: Any = "g",
+        color: ColorLike = "g",
         horizontal_alignment: str = "center",
         rotation: float = 0,
     ) -> VisImage:
@@ -209,10 +294,10 @@ class DrawingBase:
             )
         if not np.isfinite(np.asarray(position, dtype=np.float64)).all():
             return self.output
-        picture = _text.plate(
+        picture = _canvas.plate(
             "\n".join(one_line(line, None) for line in str(text).split("\n")),
             self._pixels(font_size),
-            _colors.to_bytes(_colors.lightened(color)),
+            to_bytes(lightened(color)),
             (0, 0, 0),
             _PLATE_OPACITY,
             float(rotation),
@@ -220,13 +305,13 @@ class DrawingBase:
         height, width = picture.shape[:2]
         scale = self.output.scale
         x = position[0] * scale - width * shares[horizontal_alignment]
-        left, top = _text.inside(x, position[1] * scale, (width, height), self._canvas_size())
-        _text.paste(self.output.pixels, picture, left, top)
+        left, top = _canvas.inside(x, position[1] * scale, (width, height), self._canvas_size())
+        _canvas.paste(self.output.pixels, picture, left, top)
         self._taken.append((left, top, left + width, top + height))
         return self.output
 
     def _draw_label(
-        self, text: str, color: Any, box: Sequence[float], *, center: bool = False
+        self, text: str, color: ColorLike, box: Sequence[float], *, center: bool = False
     ) -> None:
         """Write a label on a plate of the instance's colour, clear of other labels if possible.
 
@@ -243,24 +328,24 @@ class DrawingBase:
             y = (box[1] + box[3]) / 2 if center else box[1]
             self.draw_text(text, (x, y), color=color, horizontal_alignment=way)
             return
-        background = _colors.to_rgb(color)
+        background = to_rgb(color)
         pixels = self._pixels(None)
-        picture = _text.plate(
-            _text.fitted(text, pixels, self._canvas_size()[0]),
+        picture = _canvas.plate(
+            _canvas.fitted(text, pixels, self._canvas_size()[0]),
             pixels,
-            _colors.to_bytes(_colors.text_color_on(background)),
-            _colors.to_bytes(background),
+            to_bytes(text_color_on(background)),
+            to_bytes(background),
             _PLATE_OPACITY + 0.1,
         )
         height, width = picture.shape[:2]
         scale = self.output.scale
         x0, y0, x1, y1 = (float(value) * scale for value in box)
         small = (x1 - x0) * (y1 - y0) < 4.0 * width * height or y1 - y0 < 3 * height
-        wishes = _text.wishes_for_box((x0, y0, x1, y1), (width, height), small)
+        wishes = _canvas.wishes_for_box((x0, y0, x1, y1), (width, height), small)
         if center:
             wishes.insert(0, ((x0 + x1 - width) / 2, (y0 + y1 - height) / 2))
-        left, top = _text.place((width, height), wishes, self._taken, self._canvas_size())
-        _text.paste(self.output.pixels, picture, left, top)
+        left, top = _canvas.place((width, height), wishes, self._taken, self._canvas_size())
+        _canvas.paste(self.output.pixels, picture, left, top)
         self._taken.append((left, top, left + width, top + height))
 
     def _canvas_size(self) -> tuple[int, int]:
@@ -268,7 +353,7 @@ class DrawingBase:
         return width, height
 
     # ---------------------------------------------------------------- shapes
-    def _scaled(self, points: Any) -> np.ndarray:
+    def _scaled(self, points: object) -> np.ndarray:
         """Return (P, 2) points in output pixels."""
         return np.asarray(points, dtype=np.float64).reshape(-1, 2) * self.output.scale
 
@@ -276,7 +361,7 @@ class DrawingBase:
         self,
         box_coord: Sequence[float],
         alpha: float = 0.5,
-        edge_color: Any = "g",
+        edge_color: ColorLike = "g",
         line_style: str = "-",
     ) -> VisImage:
         """Draw the outline of a box.
@@ -290,7 +375,7 @@ class DrawingBase:
         x0, y0, x1, y1 = (float(value) * self.output.scale for value in box_coord)
         if not np.isfinite((x0, y0, x1, y1)).all():
             return self.output
-        color = _colors.to_bytes(edge_color)
+        color = to_bytes(edge_color)
         corners = (x0, y0, x1, y1)
         _canvas.box(self.output.pixels, corners, color, self._line_width, alpha, line_style)
         return self.output
@@ -299,7 +384,7 @@ class DrawingBase:
         self,
         rotated_box: Sequence[float],
         alpha: float = 0.5,
-        edge_color: Any = "g",
+        edge_color: ColorLike = "g",
         line_style: str = "-",
         label: str | None = None,
     ) -> VisImage:
@@ -321,7 +406,7 @@ class DrawingBase:
         corners = np.array(
             [(x + (sin * h + cos * w) / 2, y + (cos * h - sin * w) / 2) for w, h in halves]
         )
-        color = _colors.to_bytes(edge_color)
+        color = to_bytes(edge_color)
         for index in range(4):
             edge = self._scaled(corners[[index, (index + 1) % 4]])
             style = "--" if index == 3 else line_style
@@ -334,7 +419,9 @@ class DrawingBase:
             )
         return self.output
 
-    def draw_circle(self, circle_coord: Sequence[float], color: Any, radius: float = 3) -> VisImage:
+    def draw_circle(
+        self, circle_coord: Sequence[float], color: ColorLike, radius: float = 3
+    ) -> VisImage:
         """Fill a circle.
 
         Args:
@@ -345,7 +432,7 @@ class DrawingBase:
         x, y = self._scaled(circle_coord)[0].tolist()
         if not np.isfinite((x, y, radius)).all():
             return self.output
-        byte_color = _colors.to_bytes(color)
+        byte_color = to_bytes(color)
         _canvas.disc(self.output.pixels, (x, y), radius * self.output.scale, byte_color)
         return self.output
 
@@ -353,7 +440,7 @@ class DrawingBase:
         self,
         x_data: Sequence[float],
         y_data: Sequence[float],
-        color: Any,
+        color: ColorLike,
         linestyle: str = "-",
         linewidth: float | None = None,
     ) -> VisImage:
@@ -373,11 +460,15 @@ class DrawingBase:
         points = points[np.isfinite(points).all(axis=1)]
         if len(points) == 0:
             return self.output
-        _canvas.line(self.output.pixels, points, _colors.to_bytes(color), width, 1.0, linestyle)
+        _canvas.line(self.output.pixels, points, to_bytes(color), width, 1.0, linestyle)
         return self.output
 
     def draw_polygon(
-        self, segment: Any, color: Any, edge_color: Any = None, alpha: float = 0.5
+        self,
+        segment: object,
+        color: ColorLike,
+        edge_color: ColorLike | None = None,
+        alpha: float = 0.5,
     ) -> VisImage:
         """Fill a polygon and draw its outline.
 
@@ -393,15 +484,17 @@ class DrawingBase:
             return self.output
         edge = self._edge_color(color, edge_color, alpha)
         thickness = max(self._line_width // 2, 1)
-        fill = _colors.to_bytes(color)
+        fill = to_bytes(color)
         _canvas.polygon(self.output.pixels, points, fill, edge, thickness, alpha)
         return self.output
 
     @staticmethod
-    def _edge_color(color: Any, edge_color: Any, alpha: float) -> tuple[int, int, int]:
+    def _edge_color(
+        color: ColorLike, edge_color: ColorLike | None, alpha: float
+    ) -> tuple[int, int, int]:
         if edge_color is None:
-            edge_color = _colors.change_brightness(color, -0.6) if alpha > 0.8 else color
-        return _colors.to_bytes(edge_color)
+            edge_color = change_brightness(color, -0.6) if alpha > 0.8 else color
+        return to_bytes(edge_color)
 
     # ----------------------------------------------------------------- masks
     def _scaled_mask(self, mask: np.ndarray) -> np.ndarray:
@@ -415,12 +508,14 @@ class DrawingBase:
         way = cv2.INTER_AREA if self.output.scale < 1 else cv2.INTER_LINEAR
         return cv2.resize(pixels.view(np.uint8) * 255, (width, height), interpolation=way) > 127
 
-    def _fill_mask(self, mask: np.ndarray, color: Any, edge_color: Any, alpha: float) -> None:
+    def _fill_mask(
+        self, mask: np.ndarray, color: ColorLike, edge_color: ColorLike | None, alpha: float
+    ) -> None:
         """Fill a mask (H, W) of the image's size and draw its outlines, holes included."""
         import cv2
 
         scaled = self._scaled_mask(mask)
-        _canvas.mask_fill(self.output.pixels, scaled, _colors.to_bytes(color), alpha)
+        _canvas.mask_fill(self.output.pixels, scaled, to_bytes(color), alpha)
         contours, _ = cv2.findContours(scaled.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         edge = self._edge_color(color, edge_color, alpha)
         thickness = max(self._line_width // 2, 1)
@@ -429,9 +524,9 @@ class DrawingBase:
     def draw_binary_mask(
         self,
         binary_mask: np.ndarray,
-        color: Any = None,
+        color: ColorLike | None = None,
         *,
-        edge_color: Any = None,
+        edge_color: ColorLike | None = None,
         text: str | None = None,
         alpha: float = 0.5,
         area_threshold: float | None = 10,
@@ -449,7 +544,7 @@ class DrawingBase:
         import cv2
 
         mask = np.ascontiguousarray(binary_mask).astype(bool)
-        color = _colors.palette(len(self._taken)) if color is None else color
+        color = palette(len(self._taken)) if color is None else color
         _, parts, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
         kept = stats[:, cv2.CC_STAT_AREA] >= (area_threshold or 0)
         kept[0] = False
@@ -463,7 +558,7 @@ class DrawingBase:
     def draw_soft_mask(
         self,
         soft_mask: np.ndarray,
-        color: Any = None,
+        color: ColorLike | None = None,
         *,
         text: str | None = None,
         alpha: float = 0.5,
@@ -478,19 +573,19 @@ class DrawingBase:
         """
         import cv2
 
-        color = _colors.palette(len(self._taken)) if color is None else color
+        color = palette(len(self._taken)) if color is None else color
         weight: Any = np.ascontiguousarray(soft_mask, dtype=np.float32)
         if weight.shape != self.output.pixels.shape[:2]:
             weight = cv2.resize(weight, self._canvas_size(), interpolation=cv2.INTER_LINEAR)
         weight = np.clip(weight, 0, 1)[..., None] * alpha
         pixels = self.output.pixels
-        target = np.array(_colors.to_bytes(color), dtype=np.float32)
+        target = np.array(to_bytes(color), dtype=np.float32)
         pixels[:] = np.round(pixels + (target - pixels) * weight).astype(np.uint8)
         if text is not None:
             self._draw_text_in_mask(np.asarray(soft_mask) > 0.5, text, color)
         return self.output
 
-    def _draw_text_in_mask(self, binary_mask: np.ndarray, text: str, color: Any) -> None:
+    def _draw_text_in_mask(self, binary_mask: np.ndarray, text: str, color: ColorLike) -> None:
         """Write a label at the innermost point of the mask's largest part."""
         import cv2
 

@@ -1,19 +1,65 @@
-"""The drawing methods of `Visualizer` for sets of instances."""
+"""Labels, and the drawing methods of `Visualizer` for sets of instances."""
 
 from __future__ import annotations
 
+import colorsys
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from d2kit.structures import BitMasks, Boxes, Keypoints, RotatedBoxes, polygons_to_bitmask
-from d2kit.visualization import labels as _colors
-from d2kit.visualization.drawing import DrawingBase, VisImage
-from d2kit.visualization.labels import create_text_labels
+from d2kit.utils.text import drawn
+from d2kit.visualization.drawing import (
+    _GOLDEN,
+    _RED,
+    ColorLike,
+    DrawingBase,
+    VisImage,
+    change_brightness,
+    palette,
+    to_rgb,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def create_text_labels(
+    classes: Sequence[int] | None,
+    scores: torch.Tensor | Sequence[float] | None,
+    class_names: Sequence[str] | None,
+    is_crowd: Sequence[Any] | None = None,
+) -> list[str] | None:
+    """Write one label per instance: class, score in percent, whether it is a crowd.
+
+    Args:
+        classes: R class indices; None: no class in the label.
+        scores: R scores in [0, 1], or None.
+        class_names: names by index; where it is None or too short, the index is shown.
+        is_crowd: R flags, or None.
+
+    Returns:
+        R labels such as ``"person 98%"`` or ``"person|crowd"``; None if there is nothing to say.
+    """
+    parts: list[list[str]] = []
+    if classes is not None:
+        names = class_names or ()
+        indices = [int(c) for c in classes]
+        parts.append([drawn(names[c]) if 0 <= c < len(names) else str(c) for c in indices])
+    if scores is not None:
+        scores = scores.tolist() if isinstance(scores, torch.Tensor) else scores
+        parts.append([f"{float(score):.0%}" for score in scores])
+    if not parts:
+        return None
+    labels = [" ".join(words) for words in zip(*parts, strict=True)]
+    if is_crowd is None:
+        return labels
+    marks = {True: "|crowd", False: ""}
+    return [label + marks[bool(crowd)] for label, crowd in zip(labels, is_crowd, strict=True)]
 
 
 class GenericMask:
@@ -29,7 +75,7 @@ class GenericMask:
         ValueError: mask or RLE of another size than the image, or of none of these forms.
     """
 
-    def __init__(self, mask_or_polygons: Any, height: int, width: int) -> None:
+    def __init__(self, mask_or_polygons: object, height: int, width: int) -> None:
         self.height = height
         self.width = width
         self._mask: np.ndarray | None = None
@@ -65,7 +111,8 @@ class GenericMask:
             )
         if isinstance(rle["counts"], list):
             rle = mask_util.frPyObjects(rle, *rle["size"])
-        return mask_util.decode(rle)
+        found: np.ndarray = mask_util.decode(rle)
+        return found
 
     @property
     def mask(self) -> np.ndarray:
@@ -167,7 +214,7 @@ class ColorMode(Enum):
     IMAGE = 0
     """Every instance its own colour, over the image."""
     SEGMENTATION = 1
-    """Instances of a class in similar colours, from the metadata's thing_colors."""
+    """Instances of a class in similar colours, from the metadata's thing"""
     IMAGE_BW = 2
     """As IMAGE, and what no mask covers is grey."""
 
@@ -185,8 +232,8 @@ class InstanceDrawing(DrawingBase):
 
     def __init__(
         self,
-        img_rgb: Any,
-        metadata: Any = None,
+        img_rgb: object,
+        metadata: object = None,
         scale: float = 1.0,
         instance_mode: ColorMode = ColorMode.IMAGE,
         font_size_scale: float = 1.0,
@@ -199,10 +246,10 @@ class InstanceDrawing(DrawingBase):
     def overlay_instances(
         self,
         *,
-        boxes: Any = None,
+        boxes: object = None,
         labels: Sequence[str] | None = None,
-        masks: Any = None,
-        keypoints: Any = None,
+        masks: object = None,
+        keypoints: object = None,
         assigned_colors: Sequence[Any] | None = None,
         alpha: float = 0.5,
     ) -> VisImage:
@@ -230,7 +277,7 @@ class InstanceDrawing(DrawingBase):
         )
         if count == 0:
             return self.output
-        colors = assigned_colors or [_colors.palette(index) for index in range(count)]
+        colors = assigned_colors or [palette(index) for index in range(count)]
         if rows is not None and rows.shape[1] == 5:
             return self.overlay_rotated_instances(rows, labels, colors)
         extents = self._extents(shapes, points, count) if rows is None else rows
@@ -252,7 +299,7 @@ class InstanceDrawing(DrawingBase):
                 self._draw_label(text, colors[index], extents[index])
         return self.output
 
-    def _fill_shape(self, shape: GenericMask, color: Any, alpha: float) -> None:
+    def _fill_shape(self, shape: GenericMask, color: ColorLike, alpha: float) -> None:
         """Fill the pixels of a mask; its polygons, where a subclass draws these by itself."""
         if type(self).draw_polygon is DrawingBase.draw_polygon:
             self._fill_mask(shape.mask, color, None, alpha)
@@ -262,7 +309,7 @@ class InstanceDrawing(DrawingBase):
 
     def overlay_rotated_instances(
         self,
-        boxes: Any = None,
+        boxes: object = None,
         labels: Sequence[str] | None = None,
         assigned_colors: Sequence[Any] | None = None,
     ) -> VisImage:
@@ -275,7 +322,7 @@ class InstanceDrawing(DrawingBase):
         """
         rows = self._convert_boxes(boxes) if boxes is not None else np.zeros((0, 5))
         if assigned_colors is None:
-            assigned_colors = [_colors.palette(index) for index in range(len(rows))]
+            assigned_colors = [palette(index) for index in range(len(rows))]
         areas = np.nan_to_num(rows[:, 2] * rows[:, 3])
         for index in np.argsort(-areas, kind="stable").tolist():
             self.draw_rotated_box_with_label(
@@ -286,7 +333,7 @@ class InstanceDrawing(DrawingBase):
             )
         return self.output
 
-    def draw_and_connect_keypoints(self, keypoints: Any) -> VisImage:
+    def draw_and_connect_keypoints(self, keypoints: object) -> VisImage:
         """Draw one skeleton, by the metadata's keypoint_names and keypoint_connection_rules.
 
         Args:
@@ -299,10 +346,10 @@ class InstanceDrawing(DrawingBase):
                 (x0, y0), (x1, y1) = points[first], points[second]
                 self.draw_line([x0, x1], [y0, y1], color=color)
         for start, end in spine(points):
-            self.draw_line([start[0], end[0]], [start[1], end[1]], color=_colors._RED)
+            self.draw_line([start[0], end[0]], [start[1], end[1]], color=_RED)
         for point in points.values():
             radius = (1.8 * self._line_width + 1) / self.output.scale
-            self.draw_circle(point, color=_colors._RED, radius=radius)
+            self.draw_circle(point, color=_RED, radius=radius)
         return self.output
 
     # --------------------------------------------------------------- conversions
@@ -310,16 +357,16 @@ class InstanceDrawing(DrawingBase):
         self, classes: Sequence[int] | None, jittering: bool, always: bool = False
     ) -> list[Any] | None:
         """Return the metadata's colours by instance in SEGMENTATION mode (or `always`), or None."""
-        palette = self.metadata.get("thing_colors", None)
-        if not palette or classes is None:
+        colors = self.metadata.get("thing_colors", None)
+        if not colors or classes is None:
             return None
         if not always and self._instance_mode != ColorMode.SEGMENTATION:
             return None
         self._color_uses = {}
-        bases = [[channel / 255 for channel in palette[index]] for index in classes]
-        return [self._jitter(base) if jittering else _colors.to_rgb(base) for base in bases]
+        bases = [[channel / 255 for channel in colors[index]] for index in classes]
+        return [self._jitter(base) if jittering else to_rgb(base) for base in bases]
 
-    def _jitter(self, color: Any) -> Any:
+    def _jitter(self, color: ColorLike) -> ColorLike:
         """Vary the colour of a class a little from one instance to the next; user classes override.
 
         Args:
@@ -328,25 +375,29 @@ class InstanceDrawing(DrawingBase):
         key = tuple(color)
         number = self._color_uses.get(key, 0)
         self._color_uses[key] = number + 1
-        return _colors.jitter(color, number)
+        hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(color))
+        steps = ((number * _GOLDEN) % 1.0, (number * _GOLDEN * _GOLDEN) % 1.0)
+        shift = [2 * s - 1 if number else 0.0 for s in steps]
+        lightness = min(max(lightness + 0.14 * shift[0], 0.1), 0.9)
+        return colorsys.hls_to_rgb((hue + 0.03 * shift[1]) % 1.0, lightness, saturation)
 
-    def _change_color_brightness(self, color: Any, brightness_factor: float) -> Any:
+    def _change_color_brightness(self, color: ColorLike, brightness_factor: float) -> ColorLike:
         """Return a lighter or darker colour; user classes call it.
 
         Args:
             color: a name or three numbers in [0, 1].
             brightness_factor: in [-1, 1]; below 0 darker.
         """
-        return _colors.change_brightness(color, brightness_factor)
+        return change_brightness(color, brightness_factor)
 
-    def _stuff_color(self, index: int) -> Any:
-        palette = self.metadata.get("stuff_colors", None)
-        if not palette or index >= len(palette):
-            return _colors.change_brightness(_colors.palette(index + 7), -0.35)
-        return [channel / 255 for channel in palette[index]]
+    def _stuff_color(self, index: int) -> ColorLike:
+        colors = self.metadata.get("stuff_colors", None)
+        if not colors or index >= len(colors):
+            return change_brightness(palette(index + 7), -0.35)
+        return [channel / 255 for channel in colors[index]]
 
     @staticmethod
-    def _convert_boxes(boxes: Any) -> np.ndarray:
+    def _convert_boxes(boxes: object) -> np.ndarray:
         """Return boxes as (R, 4) XYXY or (R, 5) array."""
         if isinstance(boxes, Boxes | RotatedBoxes):
             boxes = boxes.tensor
@@ -372,7 +423,7 @@ class InstanceDrawing(DrawingBase):
         ]
 
     @staticmethod
-    def _convert_keypoints(keypoints: Any) -> np.ndarray:
+    def _convert_keypoints(keypoints: object) -> np.ndarray:
         """Return keypoints as (R, K, 3) array."""
         if isinstance(keypoints, Keypoints):
             keypoints = keypoints.tensor
@@ -443,7 +494,7 @@ class InstanceDrawing(DrawingBase):
         return np.where(coloured, self.img, grey)
 
 
-def _common_length(**inputs: Any) -> int:
+def _common_length(**inputs: Sized | None) -> int:
     """Return the length that all inputs which are not None share; 0 where there is none."""
     lengths = {name: len(value) for name, value in inputs.items() if value is not None}
     if len(set(lengths.values())) > 1:

@@ -35,7 +35,7 @@ def read_metrics(metrics_json: str | Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is no such file.
     """
     path = Path(metrics_json)
-    if not path.exists():
+    if not path.is_file():  # a pipe would be waited for
         raise FileNotFoundError(f"There is no metrics file {path}; has the training begun?")
     merged: dict[int, dict[str, Any]] = {}
     # a kill or a full disk leaves damaged lines, which tell nothing
@@ -135,7 +135,7 @@ def plot_losses(metrics_json: str | Path, out_png: str | Path) -> Path:
     return path
 
 
-def _plot_ap(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _plot_ap(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add the AP of each evaluation as points on an axis of their own."""
     keys = [key for key in _AP_KEYS if len(_series(rows, key)[0])]
     if not keys:

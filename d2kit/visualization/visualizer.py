@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from d2kit.structures import Boxes, BoxMode, Instances, Keypoints
 from d2kit.utils.file_io import PathManager
-from d2kit.visualization import labels as _colors
-from d2kit.visualization.drawing import VisImage
-from d2kit.visualization.instances import ColorMode, GenericMask, InstanceDrawing
-from d2kit.visualization.labels import (
-    _OFF_WHITE,
-    _PanopticPrediction,
+from d2kit.visualization.drawing import Color, ColorLike, VisImage, palette
+from d2kit.visualization.instances import (
+    ColorMode,
+    GenericMask,
+    InstanceDrawing,
     create_text_labels,
-    random_color,
-    random_colors,
 )
 
 __all__ = [
@@ -42,6 +41,168 @@ __all__ = [
 ]
 
 _create_text_labels = create_text_labels  # its name in Detectron2's utils.visualizer
+
+_OFF_WHITE: Color = (1.0, 1.0, 240.0 / 255)
+_COUNT = 80
+_LIGHTNESS = (0.45, 0.92)  # of OKLab: neither near black nor near white
+_draws = np.random.default_rng(0)  # our own: pictures must not move anybody's random numbers
+
+
+def _oklab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return OKLab coordinates, in which distance is about what the eye sees.
+
+    Args:
+        rgb: (N, 3) sRGB in [0, 1].
+
+    Returns:
+        (N, 3) lightness, green-red, blue-yellow.
+
+    Source: B. Ottosson, "A perceptual color space for image processing", 2020.
+    """
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_cones = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    to_lab = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
+    found: NDArray[np.float64] = np.cbrt(linear @ to_cones.T) @ to_lab.T
+    return found
+
+
+@functools.cache
+def _palette() -> NDArray[np.float32]:
+    """Return (80, 3) RGB colours in [0, 1]; each is the one farthest from all before it."""
+    steps = np.linspace(0, 1, 16)
+    rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _oklab(rgb)
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    usable = (lab[:, 0] > _LIGHTNESS[0]) & (lab[:, 0] < _LIGHTNESS[1]) & (chroma > 0.06)
+    rgb, lab = rgb[usable], lab[usable]
+    chosen = [int(np.hypot(lab[:, 1], lab[:, 2]).argmax())]
+    distance = np.full(len(lab), np.inf)
+    while len(chosen) < _COUNT:
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
+        chosen.append(int(distance.argmax()))
+    return rgb[chosen].astype(np.float32)
+
+
+def colormap(rgb: bool = False, maximum: int = 255) -> NDArray[np.float32]:
+    """Return the whole palette.
+
+    Args:
+        rgb: order of the channels: RGB or, by default, BGR.
+        maximum: 255 or 1, the value of a full channel.
+
+    Returns:
+        (80, 3) float32 in [0, maximum]; the first ones differ most.
+
+    Raises:
+        ValueError: if `maximum` is another number.
+    """
+    if maximum not in (255, 1):
+        raise ValueError(f"colormap: maximum must be 255 or 1, got {maximum}")
+    colours = _palette() * np.float32(maximum)
+    return colours if rgb else np.ascontiguousarray(colours[:, ::-1])
+
+
+def random_color(rgb: bool = False, maximum: int = 255) -> NDArray[np.float32]:
+    """Return a colour of the palette; the sequence of calls is the same in every process.
+
+    Args:
+        rgb: order of the channels: RGB or, by default, BGR.
+        maximum: 255 or 1, the value of a full channel.
+
+    Returns:
+        (3,) float32 in [0, maximum].
+    """
+    found: NDArray[np.float32] = colormap(rgb, maximum)[int(_draws.integers(_COUNT))]
+    return found
+
+
+def random_colors(
+    N: int,  # noqa: N803 the documented name
+    rgb: bool = False,
+    maximum: int = 255,
+) -> list[NDArray[np.float32]]:
+    """Return `N` different colours of the palette, repeated where it has fewer.
+
+    Args:
+        N: how many.
+        rgb: order of the channels: RGB or, by default, BGR.
+        maximum: 255 or 1, the value of a full channel.
+
+    Returns:
+        `N` arrays (3,) float32 in [0, maximum].
+    """
+    colours = colormap(rgb, maximum)
+    order = _draws.permutation(_COUNT)
+    return [colours[order[i % _COUNT]] for i in range(N)]
+
+
+class _PanopticPrediction:
+    """The segments of a panoptic prediction, stuff and things apart.
+
+    Args:
+        panoptic_seg: (H, W) integer tensor of segment ids.
+        segments_info: per segment a dict with ``id``, ``isthing``, ``category_id``; None: ids are
+            class * `metadata.label_divisor` + instance, negative ids are void.
+        metadata: needed where `segments_info` is None.
+    """
+
+    def __init__(
+        self,
+        panoptic_seg: torch.Tensor | np.ndarray,
+        segments_info: Sequence[dict[str, Any]] | None,
+        metadata: object = None,
+    ) -> None:
+        self._seg = np.asarray(
+            panoptic_seg.cpu() if isinstance(panoptic_seg, torch.Tensor) else panoptic_seg
+        )
+        ids, areas = np.unique(self._seg, return_counts=True)
+        self._areas = {int(i): int(a) for i, a in zip(ids, areas, strict=True)}
+        if segments_info is None:
+            segments_info = self._infos_from_ids(metadata)
+        self._infos = {int(info["id"]): info for info in segments_info}
+        # large ones first, so that small ones are drawn on top
+        order = sorted(self._areas, key=lambda i: -self._areas[i])
+        self._ids = [i for i in order if i in self._infos]
+
+    def _infos_from_ids(self, metadata: Any) -> list[dict[str, Any]]:
+        divisor = None if metadata is None else metadata.get("label_divisor")
+        if not divisor:
+            raise ValueError("Without segments_info, the metadata must have label_divisor")
+        things = set((metadata.get("thing_dataset_id_to_contiguous_id") or {}).values())
+        return [
+            {"id": i, "category_id": i // divisor, "isthing": i // divisor in things}
+            for i in self._areas
+            if i >= 0 and i // divisor != metadata.get("ignore_label", -1)
+        ]
+
+    def non_empty_mask(self) -> np.ndarray:
+        """Return (H, W) bool: pixels that belong to a segment."""
+        return np.isin(self._seg, list(self._ids))
+
+    def semantic_masks(self) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Yield mask (H, W) bool and info of each stuff segment, large ones first."""
+        yield from self._masks(things=False)
+
+    def instance_masks(self) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Yield mask (H, W) bool and info of each thing, large ones first."""
+        yield from self._masks(things=True)
+
+    def _masks(self, things: bool) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        for index in self._ids:
+            if bool(self._infos[index]["isthing"]) == things:
+                yield self._seg == index, self._infos[index]
 
 
 class Visualizer(InstanceDrawing):
@@ -72,7 +233,6 @@ class Visualizer(InstanceDrawing):
             jittering: in `ColorMode.SEGMENTATION`, vary the class colour from instance to
                 instance.
         """
-        predictions = predictions.to(self.cpu_device)
         fields = predictions.get_fields()
         classes, labels, masks = self._prediction_parts(fields)
         colors = self._class_colors(classes, jittering)
@@ -81,11 +241,11 @@ class Visualizer(InstanceDrawing):
 
     def draw_sem_seg(
         self,
-        sem_seg: Any,
+        sem_seg: object,
         area_threshold: float | None = None,
         alpha: float = 0.8,
         draw_text: bool = True,
-        edge_color: Any = _OFF_WHITE,
+        edge_color: ColorLike = _OFF_WHITE,
     ) -> VisImage:
         """Draw a semantic segmentation.
 
@@ -114,7 +274,7 @@ class Visualizer(InstanceDrawing):
 
     def draw_panoptic_seg(
         self,
-        panoptic_seg: Any,
+        panoptic_seg: torch.Tensor | np.ndarray,
         segments_info: Sequence[dict[str, Any]] | None,
         area_threshold: float | None = None,
         alpha: float = 0.7,
@@ -223,7 +383,7 @@ class Visualizer(InstanceDrawing):
         from PIL import Image
 
         with PathManager.open(path, "rb") as file:
-            return np.array(Image.open(file))
+            return np.array(Image.open(file, formats=["PNG", "BMP", "GIF", "TIFF"]))
 
 
 def _is_given(value: Any) -> bool:
@@ -265,7 +425,7 @@ class VideoVisualizer:
         instance_mode: see `ColorMode`.
     """
 
-    def __init__(self, metadata: Any, instance_mode: ColorMode = ColorMode.IMAGE) -> None:
+    def __init__(self, metadata: object, instance_mode: ColorMode = ColorMode.IMAGE) -> None:
         self.metadata: Any = {} if metadata is None else metadata
         self._instance_mode = instance_mode
         self._old_instances: list[_DetectedInstance] = []
@@ -306,7 +466,7 @@ class VideoVisualizer:
         return visualizer._overlay_predictions(fields, masks, labels, colors, alpha=0.5)
 
     def draw_sem_seg(
-        self, frame: np.ndarray, sem_seg: Any, area_threshold: float | None = None
+        self, frame: np.ndarray, sem_seg: object, area_threshold: float | None = None
     ) -> VisImage:
         """Draw a semantic segmentation on one frame; see `Visualizer.draw_sem_seg`."""
         visualizer = Visualizer(frame, self.metadata)
@@ -315,7 +475,7 @@ class VideoVisualizer:
     def draw_panoptic_seg_predictions(
         self,
         frame: np.ndarray,
-        panoptic_seg: Any,
+        panoptic_seg: torch.Tensor | np.ndarray,
         segments_info: Sequence[dict[str, Any]] | None,
         area_threshold: float | None = None,
         alpha: float = 0.5,
@@ -340,8 +500,8 @@ class VideoVisualizer:
         )
         return visualizer.get_output()
 
-    def _new_color(self) -> Any:
-        color = _colors.palette(self._next_color)
+    def _new_color(self) -> ColorLike:
+        color = palette(self._next_color)
         self._next_color += 1
         return color
 

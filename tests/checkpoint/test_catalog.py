@@ -1,6 +1,7 @@
 import hashlib
 import http.server
 import json
+import socket
 import threading
 
 import pytest
@@ -78,6 +79,38 @@ def test_failed_downloads_say_where_to_put_the_file(server, path):
     assert str(cache_path(url)) in str(error.value)
     assert "D2KIT_WEIGHTS" in str(error.value)
     assert not cache_path(url).exists()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\nPK cut",
+        b"SSH-2.0-OpenSSH_9\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 300 + b"\r\nPK",
+    ],
+    ids=["cut chunk", "no HTTP", "headers"],
+)
+def test_answers_that_are_no_http_are_one_error(answer, monkeypatch, tmp_path):
+    monkeypatch.setenv("D2KIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(FileNotFoundError, match="nothing was kept"):
+            find_weights(f"http://127.0.0.1:{listening.getsockname()[1]}/a.pth")
+    assert not list((tmp_path / "cache").rglob("*.pth"))
+
+
+def test_a_url_with_a_blank_is_one_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("D2KIT_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="InvalidURL"):
+        find_weights("http://127.0.0.1:1/a b\x01.pth")
 
 
 def test_without_network_there_is_one_clear_error(server, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from d2kit.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+from d2kit.checkpoint.files import read_checkpoint, set_aside
 from d2kit.engine import hooks
 
 
@@ -153,6 +154,31 @@ def test_the_pointer_file_is_never_believed(tmp_path, content):
     pointer = folder / "last_checkpoint"
     pointer.unlink() if content is None else pointer.write_bytes(content)
     assert resumed_iteration(folder) == 29
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    """Opening it would wait for somebody who writes."""
+    save_three(tmp_path)
+    os.mkfifo(tmp_path / "model_0000039.pth")
+    assert resumed_iteration(tmp_path) == 29
+    with pytest.raises(ValueError, match="pipe"):
+        read_checkpoint(tmp_path / "model_0000039.pth")
+
+
+def test_results_of_an_earlier_training_are_set_aside(tmp_path):
+    checkpointer = save_three(tmp_path)
+    checkpointer.save("model_best", iteration=19)
+    checkpointer.save("model_final", iteration=29)
+    checkpointer.save("model_best_ema.safetensors")
+    best = (tmp_path / "model_best.pth").read_bytes()
+    names = [path.name for path in set_aside(tmp_path, str(tmp_path / "model_final.pth"))]
+    assert names == ["model_best_of_run1.pth", "model_best_ema_of_run1.safetensors"]
+    assert (tmp_path / names[0]).read_bytes() == best
+    assert (tmp_path / "model_final.pth").exists()  # the training starts from it
+    shutil.copy(tmp_path / names[0], tmp_path / "model_best.pth")
+    assert [path.name for path in set_aside(tmp_path)][0] == "model_best_of_run1_2.pth"
+    assert resumed_iteration(tmp_path) == 29
 
 
 def test_nothing_to_resume(tmp_path):

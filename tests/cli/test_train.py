@@ -5,12 +5,14 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import d2kit
-from d2kit.cli.train import recipe_main, train, train_main
+from d2kit.cli.train import recipe_main, seconds_per_iteration, train, train_main
 from d2kit.config import get_cfg
 from d2kit.curate.conversion import WRITERS
 from d2kit.curate.prepare import prepare
+from d2kit.structures import pairwise_iou
 
 QUICK = (
     "SOLVER.MAX_ITER 2 TEST.EVAL_PERIOD 0 SOLVER.EARLY_STOPPING.PATIENCE 0 MODEL.DEVICE cpu "
@@ -109,6 +111,29 @@ def test_recipe_is_printed(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "MODEL.MASK_ON" in printed
     assert "0 of 5 objects have a mask" in " ".join(printed.split())
+
+
+def test_a_recipe_is_timed_with_the_matches_of_a_model_that_has_learned(monkeypatch):
+    """A network at its start matches few proposals, so that its heads have little to do."""
+    seen = []
+
+    class Recorder(torch.nn.Linear):
+        def forward(self, inputs):
+            seen.append(inputs)
+            return {"loss": super().forward(torch.ones(1)).sum()}
+
+    monkeypatch.setattr("d2kit.cli.train.build_model", lambda cfg: Recorder(1, 1))
+    cfg = get_cfg()
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    assert 0 < seconds_per_iteration(cfg, (100, 200)) < 5
+    assert {len(inputs) for inputs in seen} == {3}
+    for one in seen[-1]:
+        boxes = one["instances"].gt_boxes
+        assert len(boxes) == len(one["instances"].gt_masks) == 14
+        assert boxes.tensor.min() >= 0
+        assert (boxes.tensor.amax(0) <= torch.tensor([200, 100, 200, 100])).all()
+        matched = (pairwise_iou(boxes, boxes[:2]) > 0.7).sum(0)
+        assert (matched >= 6).all(), "the copies are proposals of another object"
 
 
 def test_no_labels_are_one_message(tmp_path, capsys):

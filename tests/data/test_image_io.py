@@ -310,3 +310,19 @@ def test_plugins_loaded_by_others_do_not_hide_formats(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(6, 8, 3)", done.stderr
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA", "SGI"])
+def test_only_formats_that_are_named_reach_their_parsers(tmp_path, kind, monkeypatch):
+    """By a size too, which reads the header alone."""
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 6)).save(path, kind)
+    Image.init()
+    opened = []
+    factory, accept = Image.OPEN[kind]
+    spy = (lambda *a: opened.append(kind) or factory(*a), accept)
+    monkeypatch.setitem(Image.OPEN, kind, spy)
+    for read in (utils.upright_size, utils.read_image):
+        with pytest.raises(ValueError, match="not an image"):
+            read(path)
+    assert not opened

@@ -1,13 +1,14 @@
 """What a worker cannot send is an error that names image, field and remedy, not a wait."""
 
 import errno
+import os
+import sys
 import threading
-import time
 
 import pytest
 import torch
 
-from d2kit.data import build_detection_train_loader
+from d2kit.data import build_detection_test_loader, build_detection_train_loader
 from d2kit.data.loader import CANNOT_SEND, SHARED_MEMORY, cause_of, telling_context
 from tests.support.fault_runs import patience
 
@@ -51,6 +52,23 @@ def loader(mapper, workers=1):
     )
 
 
+def told_by(read):
+    """Return the error of reading a loader, which may wait for ever instead."""
+    told = []
+
+    def look():
+        try:
+            read()
+        except RuntimeError as error:
+            told.append(str(error))
+
+    reader = threading.Thread(target=look, daemon=True)
+    reader.start()
+    reader.join(patience(10))
+    assert told, "no error: the loader waits"
+    return told[0]
+
+
 @pytest.mark.faults(35, fast=True)
 @pytest.mark.parametrize(
     ("mapper", "words"),
@@ -60,12 +78,62 @@ def loader(mapper, workers=1):
     ],
 )
 def test_a_field_that_cannot_be_sent_is_named(mapper, words):
-    start = time.monotonic()
+    told = told_by(lambda: list(zip(range(6), loader(mapper), strict=False)))
+    assert all(word in told for word in words), told
+
+
+@pytest.mark.faults(35, fast=True)
+def test_an_evaluation_names_what_cannot_be_sent():
+    told = told_by(
+        lambda: list(build_detection_test_loader(RECORDS, mapper=with_lock, num_workers=1))
+    )
+    assert all(word in told for word in (CANNOT_SEND, "field 'own' (lock) of", "4.jpg")), told
+
+
+def ending(how):
+    def mapper(record):
+        if record["image_id"] == 4:
+            how(3)
+        return {**record, "image": torch.zeros(2)}
+
+    return mapper
+
+
+@pytest.mark.parametrize("build", ["train", "test"])
+@pytest.mark.parametrize(
+    ("how", "words"), [(sys.exit, "sys.exit(3)"), (os._exit, "left with exit code 3")]
+)
+def test_a_mapper_that_ends_its_worker_is_told(build, how, words):
+    if build == "train":
+        batches = zip(range(6), loader(ending(how)), strict=False)
+    else:
+        batches = build_detection_test_loader(RECORDS, mapper=ending(how), num_workers=1)
     with pytest.raises(RuntimeError) as error:
-        for _, _batch in zip(range(6), loader(mapper), strict=False):
-            pass
-    assert time.monotonic() - start < patience(10)
-    assert all(word in str(error.value) for word in words), str(error.value)
+        list(batches)
+    assert words in str(error.value)
+    assert "4.jpg" in str(error.value)
+    assert "killed" not in str(error.value)
+
+
+def test_a_test_loader_has_the_dataset_of_before():
+    found = build_detection_test_loader(RECORDS, mapper=sound, num_workers=1)
+    assert len(found.dataset) == 6
+    assert found.dataset.record(4)["file_name"] == "4.jpg"
+    assert [batch[0]["image_id"] for batch in found] == list(range(6))
+    with pytest.raises(AttributeError):
+        found.dataset.nonsense  # noqa: B018
+
+
+def test_an_exception_without_text_names_its_image():
+    class Silent(Exception):
+        def __str__(self):
+            raise ValueError("no text")
+
+    def mapper(record):
+        raise Silent
+
+    with pytest.raises(RuntimeError, match=r"\d\.jpg': Silent: \(its text cannot be made\)"):
+        next(iter(loader(mapper, 0)))
 
 
 def test_an_exception_that_cannot_be_sent_is_told_as_it_is():

@@ -33,7 +33,12 @@ def keys(coco, **budget):
 SHAPES = {
     "tiny objects": (
         dataset(200, (14, 14)),
-        {"INPUT.MIN_SIZE_TEST": 448, "TEST.BEST_METRIC": "segm/AP", "MODEL.MASK_ON": True},
+        {
+            "INPUT.MIN_SIZE_TEST": 448,
+            "TEST.BEST_METRIC": "segm/AP",
+            "MODEL.MASK_ON": True,
+            "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+        },
     ),
     "long objects": (
         dataset(200, (400, 40), masks=False),
@@ -41,7 +46,13 @@ SHAPES = {
     ),
     "12 images": (
         dataset(12, (200, 150)),
-        {"SOLVER.MAX_ITER": 600, "SOLVER.WARMUP_ITERS": 30, "SOLVER.EARLY_STOPPING.PATIENCE": 0},
+        {
+            "SOLVER.MAX_ITER": 600,
+            "SOLVER.WARMUP_ITERS": 30,
+            "SOLVER.EARLY_STOPPING.PATIENCE": 0,
+            "MODEL.RPN.IN_FEATURES": ["p3", "p4", "p5", "p6"],
+            "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256]],
+        },
     ),
     "5000 images": (
         dataset(5000, (200, 150)),

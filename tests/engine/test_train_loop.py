@@ -1,12 +1,17 @@
 import itertools
 import logging
+import os
+import signal
 
 import pytest
 import torch
 from torch import nn
 
+from d2kit.checkpoint import DetectionCheckpointer
 from d2kit.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from d2kit.engine.hooks import EvalHook, Preemption
 from d2kit.utils.events import EventStorage, get_event_storage
+from d2kit.utils.stopping import leave_if_asked
 
 
 class Regression(nn.Module):
@@ -118,6 +123,23 @@ def test_after_train_is_called_after_a_failure(caplog):
         trainer.train(0, 5)
     assert seen[-1] == ("x", "after_train", 2)
     assert "stopped in iteration 2" in caplog.text
+
+
+def test_a_signal_in_an_evaluation_ends_any_trainer_with_the_last_step_saved(tmp_path):
+    def evaluate():
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            leave_if_asked()
+        raise AssertionError("nobody looked")
+
+    trainer = make()
+    checkpointer = DetectionCheckpointer(trainer.model, tmp_path, trainer=trainer)
+    trainer.register_hooks([EvalHook(3, evaluate), Preemption(checkpointer)])
+    with pytest.raises(SystemExit) as left:
+        trainer.train(0, 9)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_0000002.pth"]
+    leave_if_asked()  # nothing is asked any more
 
 
 def test_wrong_use_is_named():

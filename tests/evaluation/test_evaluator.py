@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +10,10 @@ from d2kit.evaluation import (
     inference_context,
     inference_on_dataset,
 )
+from d2kit.evaluation.evaluator import results_file
 from d2kit.modeling.postprocessing import detector_postprocess
 from d2kit.structures import Boxes, Instances, ROIMasks
+from d2kit.utils.events import EventStorage
 
 
 class Sum(DatasetEvaluator):
@@ -148,3 +152,29 @@ def test_masks_are_pasted_unless_every_evaluator_does_without():
         inference_on_dataset(Pasting(), [[1], [2]], evaluators)
         assert [e.kinds for e in evaluators] == [[kind] * 2] * len(evaluators)
     assert Pasting()([1])[0]["instances"].pred_masks.shape == (1, 40, 60)
+
+
+@pytest.mark.parametrize("place", ["open", "write"])
+def test_results_that_cannot_be_written_end_no_training(tmp_path, monkeypatch, caplog, place):
+    """Nor do those of an earlier evaluation pass for them; without a training it is an error."""
+    with results_file(tmp_path, "a.json", "set") as file:
+        file.write("old")
+    (tmp_path / "b.json").write_text("old")
+    if place == "open":
+        monkeypatch.setattr("d2kit.evaluation.evaluator.atomic_write", refused)
+    else:
+        monkeypatch.setattr("os.fsync", lambda _: refused())
+    logging.getLogger("d2kit").addHandler(caplog.handler)
+    with EventStorage(), results_file(tmp_path, "a.json", "set") as file:
+        file.write("new")
+    logging.getLogger("d2kit").removeHandler(caplog.handler)
+    assert "a.json could not be written" in caplog.text
+    assert not (tmp_path / "a.json").exists()
+    full = pytest.raises(OSError, match="No space left|disk full")
+    with full, results_file(tmp_path, "b.json", "set") as file:
+        file.write("new")
+    assert (tmp_path / "b.json").read_text() == "old"
+
+
+def refused(*_):
+    raise OSError(28, "No space left on device")

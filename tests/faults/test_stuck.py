@@ -132,12 +132,13 @@ def alone(folder, workers):
 
             def wait(record):
                 if record["image_id"] == 3:
+                    (folder / "begin").touch()
                     time.sleep(600)
                 return mapper(record)
 
             return build_detection_train_loader(cfg, mapper=wait)
 
-    cfg = tiny.tiny_cfg(folder / "run", "DATALOADER.NUM_WORKERS", workers)
+    cfg = tiny.tiny_cfg(folder / "run", "DATALOADER.NUM_WORKERS", int(workers))
     Stuck(cfg).train()
 
 
@@ -154,6 +155,31 @@ def test_a_single_process_whose_loader_is_stuck_ends(folder, workers):
     assert "run_step" in process.stderr  # what it was doing
     assert ("at work on record" in process.stderr) == bool(workers)
     assert ("3.png" in process.stderr) == bool(workers)
+
+
+@pytest.mark.faults(20)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_ends_the_wait_of_a_stuck_loader(folder, workers):
+    code = "import sys; from tests.faults.test_stuck import alone; alone(*sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), str(workers)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    runs.wait_for((folder / "begin").exists)
+    time.sleep(2)  # the batches before it are done
+    begin = time.time()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=runs.patience(60))
+    assert process.returncode == 128 + signal.SIGTERM, errors[-3000:]
+    assert time.time() - begin < runs.patience(10)
+    assert "Traceback" not in errors
+    for path in (folder / "run").glob(
+        "model_0*.pth"
+    ):  # none where the first batch is the stuck one
+        state = torch.load(path, weights_only=True)
+        assert state["iteration"] == int(path.stem[6:])
 
 
 def evaluating(kind):

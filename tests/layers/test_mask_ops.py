@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from d2kit.layers import masks_to_rle, paste_masks_in_image
-from d2kit.layers.mask_ops import _compress, _paste_masks_tensor_shape
+from d2kit.layers.mask_ops import _compress, _paste_masks_tensor_shape, bitmasks_to_rle
 from d2kit.structures import Boxes
 from tests.support.reference_files import reference_path
 
@@ -59,6 +59,32 @@ def test_rle_is_that_of_the_pasted_masks(seed, threshold):
     pasted = paste_masks_in_image(masks, boxes, (60, 80), threshold)
     assert rles == [coco.encode(np.asfortranarray(mask)) for mask in pasted.numpy()]
     assert coco.area(rles).tolist() == pasted.sum(dim=(1, 2)).tolist()
+
+
+@pytest.mark.parametrize("size", [(60, 80), (37, 53), (1, 40), (40, 1), (1, 1)])
+@pytest.mark.parametrize("as_what", ["bool", "uint8 of 255", "float", "view"])
+def test_rle_of_full_size_masks(size, as_what):
+    from pycocotools import mask as coco
+
+    random = np.random.default_rng(size[0])
+    masks = np.zeros((30, *size), dtype=bool)
+    for mask in masks[:20]:  # rectangles with holes, some of them up to the border
+        (y0, y1), (x0, x1) = (np.sort(random.integers(0, side + 1, 2)) for side in size)
+        mask[y0:y1, x0:x1] = random.random((y1 - y0, x1 - x0)) < 0.9
+    masks[20:24] = random.random((4, *size)) < 0.5
+    masks[24] = True
+    masks[25, :, -1] = True
+    masks[26, -1] = True
+    masks[27, 0, 0] = masks[28, -1, -1] = True
+    given = {
+        "bool": torch.from_numpy(masks),
+        "uint8 of 255": torch.from_numpy(masks * np.uint8(255)),
+        "float": masks * 0.25,
+        "view": torch.from_numpy(masks.transpose(0, 2, 1).copy()).transpose(1, 2),
+    }[as_what]
+    rles = bitmasks_to_rle(given)
+    assert rles == [coco.encode(np.asfortranarray(mask)) for mask in masks]
+    assert bitmasks_to_rle(given[:0]) == []
 
 
 def test_rle_of_large_images():

@@ -6,7 +6,6 @@ import torch
 from d2kit.layers import batched_nms
 from d2kit.layers.nms import keep_masks
 from d2kit.modeling import build_model
-from d2kit.modeling.compiling import fixed_shapes, note_exactness, shapes_are_fixed
 from d2kit.modeling.meta_arch.rcnn import without_padding
 from d2kit.modeling.poolers import ROIPooler
 from d2kit.modeling.proposal_generator.proposal_utils import (
@@ -16,6 +15,7 @@ from d2kit.modeling.proposal_generator.proposal_utils import (
     suppress_and_trim,
 )
 from d2kit.structures import Boxes
+from d2kit.utils.devices import fixed_shapes, note_exactness, shapes_are_fixed
 from tests.support.tiny_heads import CASCADE_OPTIONS, KEYPOINT_OPTIONS
 from tests.support.tiny_model import tiny_config, tiny_input
 

@@ -1,5 +1,6 @@
 """Prediction of files: a bad one is listed, a stopped run goes on, other options begin anew."""
 
+import dataclasses
 import json
 import os
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from d2kit.predict import Predictor
-from d2kit.predict.run import KEPT, predict_files, write_coco
+from d2kit.predict.run import KEPT, _digest, check_results_file, predict_files, write_coco
 from d2kit.utils.file_io import IMAGE_SUFFIXES, find_image_files
 
 
@@ -73,6 +74,47 @@ def test_results_of_other_options_are_removed(predictor, detector, folder, tmp_p
     results = list(predict_files(other, files[:1], out))
     assert [len(r.found) for r in results] == [0]
     assert len(list((out / "overlays").iterdir())) == 1
+
+
+def test_results_of_other_files_are_removed(predictor, folder, tmp_path):
+    files, out = find_image_files([folder]).files, tmp_path / "o"
+    list(predict_files(predictor, files, out))
+    list(predict_files(predictor, files[:2], out))
+    assert sorted(p.name for p in (out / "overlays").iterdir()) == ["00001_0.jpg", "00002_1.jpg"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"annotations": [1]}, {"annotations": [{"category_id": 99}]}, {"stamp": [1, "a"]}]
+)
+def test_a_stored_result_that_was_changed_is_predicted_anew(predictor, folder, tmp_path, change):
+    files, out = find_image_files([folder]).files[:2], tmp_path / "o"
+    wanted = [len(r.found) for r in predict_files(predictor, files, out)]
+    lines = (out / KEPT).read_text().splitlines()
+    lines[1] = json.dumps({**json.loads(lines[1]), **change})
+    (out / KEPT).write_text("\n".join(lines) + "\n")
+    assert [len(r.found) for r in predict_files(predictor, files, out)] == wanted
+
+
+def test_weights_of_the_same_time_and_size_are_others(predictor, folder, tmp_path, monkeypatch):
+    weights = tmp_path / "w.pth"
+    settings = dataclasses.replace(predictor.settings, weights=str(weights))
+    monkeypatch.setattr(predictor, "settings", settings)
+    found = []
+    for content in (b"first", b"other"):
+        weights.write_bytes(content)
+        os.utime(weights, (1, 1))
+        found.append(_digest(predictor))
+    assert found[0] != found[1]
+
+
+def test_a_file_of_others_is_not_replaced(tmp_path):
+    path = tmp_path / "predictions.json"
+    check_results_file(path)
+    path.write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match="not written by this tool"):
+        check_results_file(path)
+    write_coco([], ["a"], path)
+    check_results_file(path)
 
 
 def test_a_model_that_fails_on_one_image(predictor, folder, tmp_path, monkeypatch):

@@ -15,9 +15,11 @@ from tests.tools.test_scripts import REPO, _script
 submitit = pytest.importorskip("submitit")
 
 FAKE_SBATCH = """#!/bin/sh
-# runs the script at once, as the batch step of a job on this machine
+# runs the script at once, as the batch step of a job on this machine; like SLURM it copies the
+# script while it is submitted, for submitit renames the file as soon as it has the job's number
 export SLURM_JOB_ID=$$ SLURM_NTASKS=2 SLURM_JOB_NODELIST=localhost
-bash "$1" > "$FAKE_SLURM/batch.log" 2>&1 &
+cp "$1" "$FAKE_SLURM/batch.sh"
+bash "$FAKE_SLURM/batch.sh" > "$FAKE_SLURM/batch.log" 2>&1 &
 echo "Submitted batch job $$"
 """
 FAKE_SRUN = """#!/bin/sh

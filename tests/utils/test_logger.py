@@ -53,6 +53,17 @@ def test_other_ranks_write_their_own_file_only(name, tmp_path, capsys):
     assert os.listdir(tmp_path / "sub") == ["log.txt.rank2"]
 
 
+def test_a_log_that_cannot_be_opened_ends_nothing(name, tmp_path, capsys):
+    (tmp_path / "log.txt").mkdir()
+    setup_logger(str(tmp_path), name=name).info("on")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.txt")  # opening it would wait for a reader
+        setup_logger(str(tmp_path / "pipe.txt"), name=name).info("and on")
+    said = capsys.readouterr()
+    assert "on" in said.out
+    assert said.err.count("no log file") == 1 + hasattr(os, "mkfifo")
+
+
 def test_options(name, capsys):
     logger = setup_logger(name=name, configure_stdout=False, enable_propagation=True)
     assert logger.propagate

@@ -13,7 +13,7 @@ from d2kit.utils.collect_env import collect_env_info, collect_torch_env, get_env
 from d2kit.utils.devices import _ignore_torch_cuda_oom, is_fx_tracing, retry_if_cuda_oom
 from d2kit.utils.safe_pickle import PicklableWrapper
 from d2kit.utils.testing import assert_instances_allclose
-from d2kit.visualization.labels import colormap, random_color, random_colors
+from d2kit.visualization.visualizer import colormap, random_color, random_colors
 
 
 class OnCuda:
@@ -83,7 +83,7 @@ def test_random_colours_leave_the_global_generator_alone():
 
 
 def test_random_colours_are_the_same_in_every_process():
-    code = "from d2kit.visualization.labels import random_color; print(random_color().tolist())"
+    code = "from d2kit.visualization.visualizer import random_color; print(random_color().tolist())"
     runs = [subprocess.check_output([sys.executable, "-c", code]) for _ in range(2)]
     assert runs[0] == runs[1]
 

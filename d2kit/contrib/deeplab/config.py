@@ -88,7 +88,7 @@ class WarmupPolyLR(WarmupLR):
 
     def _factor(self, step: int) -> float:
         left = max(0.0, 1.0 - step / self.max_iters) ** self.power
-        return left if step < self.warmup_iters else max(left, self.constant_ending)
+        return float(left if step < self.warmup_iters else max(left, self.constant_ending))
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:

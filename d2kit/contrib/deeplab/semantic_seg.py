@@ -315,8 +315,29 @@ class DeepLabV3PlusHead(nn.Module):
                 "DeepLabV3PlusHead pools over the size of the crops: INPUT.CROP.TYPE must be "
                 f"'absolute', got {crop.TYPE!r}"
             )
+        return {
+            **cls.decoder_arguments("SEM_SEG_HEAD", node, crop, input_shape),
+            "loss_weight": node.LOSS_WEIGHT,
+            "loss_type": node.LOSS_TYPE,
+            "ignore_value": node.IGNORE_VALUE,
+            "num_classes": node.NUM_CLASSES,
+            "use_depthwise_separable_conv": node.USE_DEPTHWISE_SEPARABLE_CONV,
+        }
+
+    @staticmethod
+    def decoder_arguments(
+        section: str, node: CfgNode, crop: CfgNode, input_shape: dict[str, ShapeSpec]
+    ) -> dict[str, Any]:
+        """Return the arguments of the decoder, which heads of other outputs have too.
+
+        Args:
+            section: name of `node` in MODEL, for messages.
+            node: config of the head.
+            crop: INPUT.CROP.
+            input_shape: of the backbone's outputs.
+        """
         names = list(node.IN_FEATURES)
-        shapes = shapes_of(names, input_shape, "MODEL.SEM_SEG_HEAD.IN_FEATURES")
+        shapes = shapes_of(names, input_shape, f"MODEL.{section}.IN_FEATURES")
         return {
             "input_shape": dict(zip(names, shapes, strict=True)),
             "project_channels": node.PROJECT_CHANNELS,
@@ -326,11 +347,6 @@ class DeepLabV3PlusHead(nn.Module):
             "common_stride": node.COMMON_STRIDE,
             "norm": node.NORM,
             "train_size": crop.SIZE if crop.ENABLED else None,
-            "loss_weight": node.LOSS_WEIGHT,
-            "loss_type": node.LOSS_TYPE,
-            "ignore_value": node.IGNORE_VALUE,
-            "num_classes": node.NUM_CLASSES,
-            "use_depthwise_separable_conv": node.USE_DEPTHWISE_SEPARABLE_CONV,
         }
 
     def forward(self, features: dict[str, Tensor], targets: Tensor | None = None) -> Any:
@@ -369,7 +385,8 @@ class DeepLabV3PlusHead(nn.Module):
             detail = stage["project_conv"](features[name])
             x = F.interpolate(x, size=detail.shape[-2:], mode="bilinear", align_corners=False)
             x = stage["fuse_conv"](torch.cat([detail, x], dim=1))
-        return x if self.decoder_only else self.predictor(x)
+        found: Tensor = x if self.decoder_only else self.predictor(x)
+        return found
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return ``loss_sem_seg``.

@@ -14,7 +14,6 @@ from d2kit.contrib.deeplab import DeepLabV3PlusHead
 from d2kit.contrib.deeplab.semantic_seg import DeepLabCE
 from d2kit.layers import Conv2d, DepthwiseSeparableConv2d, ShapeSpec, get_norm
 from d2kit.layers.blocks import normal_fill, xavier_fill
-from d2kit.layers.wrappers import shapes_of
 from d2kit.modeling import SEM_SEG_HEADS_REGISTRY
 from d2kit.utils.registry import Registry
 
@@ -38,7 +37,10 @@ def build_ins_embed_branch(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> n
         cfg: the config.
         input_shape: feature name -> its shape.
     """
-    return INS_EMBED_BRANCHES_REGISTRY.get(cfg.MODEL.INS_EMBED_HEAD.NAME)(cfg, input_shape)
+    found: nn.Module = INS_EMBED_BRANCHES_REGISTRY.get(cfg.MODEL.INS_EMBED_HEAD.NAME)(
+        cfg, input_shape
+    )
+    return found
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -71,7 +73,7 @@ class PanopticDeepLabSemSegHead(DeepLabV3PlusHead):
         loss_top_k: float,
         ignore_value: int,
         num_classes: int,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(
             input_shape,
@@ -125,7 +127,8 @@ class PanopticDeepLabSemSegHead(DeepLabV3PlusHead):
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         """Return logits (N, K, H, W) of the finest level's size."""
-        return self.predictor(self.head(super().layers(features)))
+        found: Tensor = self.predictor(self.head(super().layers(features)))
+        return found
 
     def losses(  # type: ignore[override]
         self, predictions: Tensor, targets: Tensor, weights: Tensor | None = None
@@ -166,7 +169,7 @@ class PanopticDeepLabInsEmbedHead(DeepLabV3PlusHead):
         head_channels: int,
         center_loss_weight: float,
         offset_loss_weight: float,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(input_shape, decoder_channels=decoder_channels, norm=norm, **kwargs)
         self.center_loss_weight = center_loss_weight
@@ -183,17 +186,8 @@ class PanopticDeepLabInsEmbedHead(DeepLabV3PlusHead):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Return the constructor's arguments for `cfg` and the backbone's output shapes."""
         node, crop = cfg.MODEL.INS_EMBED_HEAD, cfg.INPUT.CROP
-        names = list(node.IN_FEATURES)
-        shapes = shapes_of(names, input_shape, "MODEL.INS_EMBED_HEAD.IN_FEATURES")
         return {
-            "input_shape": dict(zip(names, shapes, strict=True)),
-            "project_channels": node.PROJECT_CHANNELS,
-            "aspp_dilations": node.ASPP_DILATIONS,
-            "aspp_dropout": node.ASPP_DROPOUT,
-            "decoder_channels": [node.CONVS_DIM] * (len(names) - 1) + [node.ASPP_CHANNELS],
-            "common_stride": node.COMMON_STRIDE,
-            "norm": node.NORM,
-            "train_size": crop.SIZE if crop.ENABLED else None,
+            **cls.decoder_arguments("INS_EMBED_HEAD", node, crop, input_shape),
             "head_channels": node.HEAD_CHANNELS,
             "center_loss_weight": node.CENTER_LOSS_WEIGHT,
             "offset_loss_weight": node.OFFSET_LOSS_WEIGHT,

@@ -192,7 +192,8 @@ class SamplingMaskHead(nn.Module):
         grid = generate_regular_grid_point_coords(sum(map(len, boxes)), side, features[0].device)
         scales = [self._feature_scales[name] for name in names]
         sampled, _ = point_sample_fine_grained_features(features, scales, boxes, grid)
-        return sampled.unflatten(2, (side, side))
+        found: Tensor = sampled.unflatten(2, (side, side))
+        return found
 
     def _pooled(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """Return the samples that the head for whole regions gets."""
@@ -369,7 +370,10 @@ class PointRendMaskHead(SamplingMaskHead):
     ) -> Tensor:
         """Return the point head's logits (R, K, P); `representation` is the coarse mask."""
         assert self.point_head is not None
-        return self.point_head(fine_grained_features, point_sample(representation, point_coords))
+        found: Tensor = self.point_head(
+            fine_grained_features, point_sample(representation, point_coords)
+        )
+        return found
 
     def _sample_train_points(
         self, coarse_mask: Tensor, instances: list[Instances]
@@ -558,7 +562,8 @@ class ImplicitPointRendMaskHead(SamplingMaskHead):
         self, fine_grained_features: Tensor, point_coords: Tensor, representation: Tensor
     ) -> Tensor:
         """Return the logits of points (R, K, P); `representation`: the regions' parameters."""
-        return self.point_head(fine_grained_features, point_coords, representation)
+        found: Tensor = self.point_head(fine_grained_features, point_coords, representation)
+        return found
 
     def _uniform_sample_train_points(self, instances: list[Instances]) -> tuple[Tensor, Tensor]:
         """Draw the points to train on; see `PointRendMaskHead._sample_train_points`."""

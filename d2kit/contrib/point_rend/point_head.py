@@ -93,7 +93,9 @@ def point_sample(input: Tensor, point_coords: Tensor, **kwargs: Any) -> Tensor:
     return sampled.squeeze(3) if flat else sampled
 
 
-def generate_regular_grid_point_coords(R: int, side_size: int, device: Any) -> Tensor:
+def generate_regular_grid_point_coords(
+    R: int, side_size: int, device: torch.device | str
+) -> Tensor:
     """Return the centres of the cells of a square grid over each region.
 
     Args:
@@ -110,7 +112,11 @@ def generate_regular_grid_point_coords(R: int, side_size: int, device: Any) -> T
 
 
 def uniform_points(
-    regions: int, points: int, device: Any, regions_per_image: Sequence[int] | None, stage: str
+    regions: int,
+    points: int,
+    device: torch.device | str,
+    regions_per_image: Sequence[int] | None,
+    stage: str,
 ) -> Tensor:
     """Draw points (R, P, 2) in [0, 1].
 
@@ -285,7 +291,8 @@ def build_point_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
     Returns:
         The head.
     """
-    return POINT_HEAD_REGISTRY.get(cfg.MODEL.POINT_HEAD.NAME)(cfg, input_shape)
+    found: nn.Module = POINT_HEAD_REGISTRY.get(cfg.MODEL.POINT_HEAD.NAME)(cfg, input_shape)
+    return found
 
 
 def roi_mask_point_loss(
@@ -358,7 +365,8 @@ class ConvFCHead(nn.Module):
         x = self.reduce_spatial_dim_conv(self.reduce_channel_dim_conv(x)).flatten(1)
         for name in self.fc_names:
             x = F.relu(getattr(self, name)(x))
-        return self.prediction(x).view(-1, *self.output_shape)
+        found: Tensor = self.prediction(x).view(-1, *self.output_shape)
+        return found
 
 
 @POINT_HEAD_REGISTRY.register()
@@ -417,7 +425,8 @@ class StandardPointHead(nn.Module):
             x = F.relu(getattr(self, name)(x))
             if self.coarse_pred_each_layer:
                 x = torch.cat([x, coarse_features], dim=1)
-        return self.predictor(x)
+        found: Tensor = self.predictor(x)
+        return found
 
 
 @POINT_HEAD_REGISTRY.register()

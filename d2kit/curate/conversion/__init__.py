@@ -25,9 +25,16 @@ from d2kit.curate.conversion.json_formats import (
 )
 from d2kit.curate.conversion.masks import read_masks, write_masks
 from d2kit.curate.conversion.text_formats import is_table, read_csv, read_yolo, write_yolo
-from d2kit.curate.conversion.xml_formats import read_cvat, read_voc, write_cvat, write_voc
+from d2kit.curate.conversion.xml_formats import (
+    CVAT_MARK,
+    read_cvat,
+    read_voc,
+    write_cvat,
+    write_voc,
+)
 
 __all__ = [
+    "CVAT_MARK",
     "IMAGE_FOLDERS",
     "READERS",
     "SPLITS",

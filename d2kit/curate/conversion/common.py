@@ -99,7 +99,7 @@ class CocoBuilder:
         self.found: list[tuple[str, dict[str, Any]]] = []
         self.names = None if names is None else list(names)
 
-    def image(self, file_name: str, width: Any, height: Any, near: Path | None = None) -> int:
+    def image(self, file_name: str, width: object, height: object, near: Path | None = None) -> int:
         """Add an image; return its id.
 
         Args:
@@ -125,7 +125,7 @@ class CocoBuilder:
         self.images.append({"id": number, "file_name": name, "width": width, "height": height})
         return number
 
-    def add(self, image_id: int, name: str, shape: Any, where: str = "", **extra: Any) -> None:
+    def add(self, image_id: int, name: str, shape: Any, where: str = "", **extra: object) -> None:
         """Add an annotation.
 
         Args:
@@ -203,7 +203,8 @@ def turn(points: np.ndarray, degrees: float) -> np.ndarray:
     angle = np.radians(degrees)
     matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     middle = points.mean(0)
-    return (points - middle) @ matrix + middle
+    found: np.ndarray = (points - middle) @ matrix + middle
+    return found
 
 
 def turned_ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0.0) -> list[float]:
@@ -218,7 +219,8 @@ def turned_ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0.
     """
     angles = np.arange(ELLIPSE_POINTS) * (2 * np.pi / ELLIPSE_POINTS)
     points = np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], 1)
-    return turn(points, degrees).ravel().tolist()
+    found: list[float] = turn(points, degrees).ravel().tolist()
+    return found
 
 
 def mask_box(rle: Mapping[str, Any]) -> list[float]:
@@ -236,7 +238,7 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
 
 
-def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+def decode_mask(segmentation: object, height: int, width: int) -> np.ndarray:
     """Return the (H, W) bool mask of polygons or run lengths."""
     from pycocotools import mask as mask_util
 
@@ -245,7 +247,8 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
         rle = mask_util.frPyObjects(segmentation, height, width) if plain else segmentation
     else:
         rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    return mask_util.decode(rle).astype(bool)
+    found: np.ndarray = mask_util.decode(rle).astype(bool)
+    return found
 
 
 def annotations_by_image(

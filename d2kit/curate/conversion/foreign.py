@@ -63,7 +63,7 @@ def check_numbers(values: Iterable[Any], where: str) -> list[float]:
     return found
 
 
-def check_size(width: Any, height: Any, where: str) -> tuple[int, int]:
+def check_size(width: object, height: object, where: str) -> tuple[int, int]:
     """Return the width and height of an image.
 
     Raises:

@@ -98,7 +98,7 @@ def read_labelme(
     return builder.finish()
 
 
-def _embedded_size(text: str) -> Any:
+def _embedded_size(text: str) -> tuple[int, int] | tuple[None, None]:
     """Return the (width, height) of an embedded picture; labelme 3 wrote no sizes."""
     from d2kit.data.detection_utils import open_image
 
@@ -119,7 +119,7 @@ def _refresh(builder: CocoBuilder) -> None:
             entry["bbox"] = polygon_box(entry["segmentation"])
 
 
-def _labelme_shape(shape: Any, width: int, height: int) -> tuple[Any, str]:
+def _labelme_shape(shape: object, width: int, height: int) -> tuple[Any, str]:
     """Return a box, polygons or a mask, and what is wrong."""
     if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
         return None, "expected an object with a 'label'"
@@ -317,7 +317,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any, Any, str]]:
         raise DatasetError(f"{file}: line {reader.line_num}: {error}") from error
 
 
-def _via_shape(region: Any, where: str) -> Any:
+def _via_shape(region: object, where: str) -> Any:
     """Return a box or polygons; None for what has no area."""
     if not isinstance(region, dict):
         raise DatasetError(f"{where}: expected an object, got {short(region)}")
@@ -349,7 +349,7 @@ def _via_shape(region: Any, where: str) -> Any:
     return [turned_ellipse(x, y, rx, ry, math.degrees(turn))]
 
 
-def _class(attributes: Any, where: str, lost: Counter[str]) -> str:
+def _class(attributes: object, where: str, lost: Counter[str]) -> str:
     given: Mapping[str, Any] = attributes if isinstance(attributes, dict) else {}
     texts = {}
     for key, value in given.items():
@@ -441,14 +441,15 @@ def _tasks(file: Path) -> list[Any]:
     full = isinstance(first, dict) and isinstance(first.get("data"), dict)
     if not isinstance(first, dict) or not (full or "annotation_id" in first or "label" in first):
         raise DatasetError(f"{file}: expected Label Studio's list of tasks, got {short(data)}")
-    return data
+    tasks: list[Any] = data
+    return tasks
 
 
-def _id(task: Any, number: int) -> str:
+def _id(task: object, number: int) -> str:
     return str(task.get("id", number)) if isinstance(task, dict) else str(number)
 
 
-def _file_of(task: Any, finder: ImageFinder, where: str) -> str:
+def _file_of(task: object, finder: ImageFinder, where: str) -> str:
     """Return the image of a task as the finder may know it."""
     data = task.get("data", task) if isinstance(task, dict) else None
     values = list(data.values()) if isinstance(data, dict) else []
@@ -465,7 +466,9 @@ def _file_of(task: Any, finder: ImageFinder, where: str) -> str:
     return name
 
 
-def _regions(task: Any, where: str, lost: Counter[str]) -> list[tuple[str, Any]] | None:
+def _regions(
+    task: Mapping[str, Any], where: str, lost: Counter[str]
+) -> list[tuple[str, Any]] | None:
     """Return (kind, value) of each region; None for a task that nobody did."""
     if "data" not in task:  # the short form
         label = next((v for v in task.values() if isinstance(v, list)), [])
@@ -497,7 +500,7 @@ def _short_form(regions: Any, where: str) -> Iterator[tuple[str, Any]]:
         yield kind, region
 
 
-def _label_studio_shape(kind: str, value: Any, size: tuple[int, int], where: str) -> Any:
+def _label_studio_shape(kind: str, value: object, size: tuple[int, int], where: str) -> Any:
     """Return a box or polygons in pixels; None for what is neither."""
     if kind not in ("rectanglelabels", "polygonlabels", "ellipselabels"):
         return None

@@ -80,7 +80,7 @@ def read_cvat(
 
 def _read_cvat_shape(
     builder: CocoBuilder,
-    shape: Any,
+    shape: ElementTree.Element,
     image_id: int,
     size: tuple[int, int],
     groups: dict[tuple[str, str], dict[str, Any]],
@@ -109,7 +109,7 @@ def _read_cvat_shape(
         builder.lost[f"shapes of type {shape.tag}"] += 1
 
 
-def _extra(shape: Any) -> dict[str, Any]:
+def _extra(shape: ElementTree.Element) -> dict[str, Any]:
     """Return `iscrowd` and, where there are any, `attributes`."""
     found = {e.get("name", ""): e.text or "" for e in shape.findall("attribute")}
     crowd = int(found.pop("iscrowd", "0") == "1")
@@ -118,7 +118,7 @@ def _extra(shape: Any) -> dict[str, Any]:
     return {"iscrowd": crowd, **({"attributes": found} if found else {})}
 
 
-def _box_or_ellipse(shape: Any, where: str) -> list[Any]:
+def _box_or_ellipse(shape: ElementTree.Element, where: str) -> list[Any]:
     """Return a box as it is; one that is turned, and an ellipse, as a polygon."""
     keys = ("xtl", "ytl", "xbr", "ybr") if shape.tag == "box" else ("cx", "cy", "rx", "ry")
     texts = [*(shape.get(k, "") for k in keys), shape.get("rotation", "0")]
@@ -131,7 +131,7 @@ def _box_or_ellipse(shape: Any, where: str) -> list[Any]:
     return [turn(corners, degrees).ravel().tolist()]
 
 
-def _read_mask(shape: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
+def _read_mask(shape: ElementTree.Element, size: tuple[int, int], where: str) -> dict[str, Any]:
     """Return the mask of row-wise runs within a box, background first."""
     corner = check_numbers([shape.get(k, "") for k in ("left", "top", "width", "height")], where)
     x, y, w, h = (int(v) for v in corner)
@@ -145,6 +145,10 @@ def _read_mask(shape: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
     return encode_mask(mask)
 
 
+CVAT_MARK = b"made by d2kit convert"
+"""In the files that `write_cvat` wrote, and that may be written again."""
+
+
 def write_cvat(coco: Mapping[str, Any], path: Path) -> Counter[str]:
     """Write the XML file `path` (``annotations.xml`` in it, where it has no ending)."""
     path = path if path.suffix == ".xml" else path / "annotations.xml"
@@ -152,6 +156,7 @@ def write_cvat(coco: Mapping[str, Any], path: Path) -> Counter[str]:
     lost: Counter[str] = Counter()
     names, of_image = class_names(coco), annotations_by_image(coco, lost)
     root = ElementTree.Element("annotations")
+    root.append(ElementTree.Comment(f" {CVAT_MARK.decode()} "))
     ElementTree.SubElement(root, "version").text = "1.1"
     task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
     labels = ElementTree.SubElement(task, "labels")
@@ -169,12 +174,12 @@ def write_cvat(coco: Mapping[str, Any], path: Path) -> Counter[str]:
     return +lost
 
 
-def _element(parent: Any, tag: str, keys: Mapping[str, Any]) -> Any:
+def _element(parent: ElementTree.Element, tag: str, keys: Mapping[str, Any]) -> ElementTree.Element:
     return ElementTree.SubElement(parent, tag, {k: xml_chars(v) for k, v in keys.items()})
 
 
 def _write_cvat_shape(
-    parent: Any, a: Mapping[str, Any], label: str, image: Mapping[str, Any]
+    parent: ElementTree.Element, a: Mapping[str, Any], label: str, image: Mapping[str, Any]
 ) -> None:
     attributes = dict(a.get("attributes") or {})
     common = {"label": label, "occluded": int(attributes.pop("occluded", 0)), "z_order": 0}
@@ -291,5 +296,5 @@ def _voc_object(
         _text(box, key, value)
 
 
-def _text(parent: ElementTree.Element, key: str, value: Any) -> None:
+def _text(parent: ElementTree.Element, key: str, value: object) -> None:
     ElementTree.SubElement(parent, key).text = xml_chars(value)

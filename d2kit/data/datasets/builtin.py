@@ -61,7 +61,7 @@ def register_datasets(entries: Sequence[Sequence[str]]) -> None:
             )
 
 
-def _checked(entry: Any) -> tuple[str, str, str]:
+def _checked(entry: object) -> tuple[str, str, str]:
     """Return an entry, or raise a ValueError that shows the form."""
     form = "[name, annotations.json, folder of images]"
     if not isinstance(entry, (list, tuple)) or len(entry) != 3:
@@ -81,7 +81,7 @@ def _place(path: str) -> str:
     return below if not os.path.exists(path) and os.path.exists(below) else path
 
 
-def _is_of(known: Any, json_file: str, image_root: str) -> bool:
+def _is_of(known: object, json_file: str, image_root: str) -> bool:
     if not isinstance(known, CocoInstances):
         return False
     pairs = ((known.json_file, json_file), (known.image_root, image_root))

@@ -135,7 +135,7 @@ def _load(
 def _semantic(file: str, truth: str) -> Record:
     from PIL import Image
 
-    with Image.open(truth) as image:  # reads the header alone
+    with Image.open(truth, formats=["PNG"]) as image:  # reads the header alone
         width, height = image.size
     return {"file_name": file, "sem_seg_file_name": truth, "height": height, "width": width}
 

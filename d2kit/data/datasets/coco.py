@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import gc
 import hashlib
 import itertools
 import json
@@ -12,7 +10,7 @@ import logging
 import operator
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +29,7 @@ from d2kit.data.datasets.validate import (
 )
 from d2kit.structures import BoxMode
 from d2kit.structures.masks import polygon_area
+from d2kit.utils.env import paused_gc
 from d2kit.utils.file_io import PathManager, atomic_write
 
 __all__ = [
@@ -189,7 +188,7 @@ def _annotation_entry(annotation: dict[str, Any], where: str) -> dict[str, Any]:
     return entry
 
 
-def _mask_entry(mask: Any, where: str) -> tuple[Any, float]:
+def _mask_entry(mask: object, where: str) -> tuple[Any, float]:
     """Return a segmentation for JSON, and its area in pixels."""
     if isinstance(mask, np.ndarray) and mask.ndim == 2:
         from pycocotools import mask as mask_util
@@ -264,7 +263,7 @@ def _info_of(path: Path) -> dict[str, Any] | None:
     return info if ours else None
 
 
-def _digest(*parts: Any) -> str:
+def _digest(*parts: object) -> str:
     """Return a digest of JSON content."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -321,7 +320,7 @@ def load_coco_json(
     """
     shown = os.fspath(json_file)
     strict = _strict.get() if strict is None else strict
-    with _no_collection():
+    with paused_gc():
         data = read_json(PathManager.get_local_path(shown), shown)
         problems, unusual = Problems(shown), Problems(shown)
         defects = problems if strict else Problems(shown)
@@ -363,18 +362,6 @@ def _leave_out_polygons(data: dict[str, Any], shown: str) -> None:
             len(annotations) - len(kept),
         )
         data["annotations"] = kept
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pause the garbage collector, which would walk millions of new objects again and again."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def image_paths(tables: CocoTables, root: str, problems: Problems) -> dict[int, str]:
@@ -484,7 +471,8 @@ def _compressed(mask: Record) -> Record:
     if isinstance(mask["counts"], list):
         from pycocotools import mask as mask_util
 
-        return mask_util.frPyObjects(mask, *mask["size"])
+        found: Record = mask_util.frPyObjects(mask, *mask["size"])
+        return found
     return mask
 
 

@@ -96,7 +96,9 @@ def _entry_problems(entry: Record, gt_dir: str, seen: set[int]) -> list[tuple[st
     return [*found, ("file_name", what)] if what else found
 
 
-def _segments(segments: Any, where: str, meta: dict[str, Any], problems: Problems) -> list[Record]:
+def _segments(
+    segments: object, where: str, meta: dict[str, Any], problems: Problems
+) -> list[Record]:
     """Return the segments of an image with contiguous categories."""
     if not isinstance(segments, list):
         problems.add(where, "segments_info", f"expected a list, got {short(segments)}")

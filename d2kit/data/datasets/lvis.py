@@ -114,7 +114,8 @@ def _scan(path: str) -> list[Any]:
                 for window in _WINDOWS:
                     text = content[start : start + window].decode("utf-8", "ignore")
                     try:
-                        return json.JSONDecoder().raw_decode(text)[0]
+                        found: list[Any] = json.JSONDecoder().raw_decode(text)[0]
+                        return found
                     except ValueError:
                         continue
     raise DatasetError(f"{path}: categories: no list of categories that can be read")
@@ -191,7 +192,8 @@ def _name_classes(tables: CocoTables, dataset_name: str) -> dict[int, int]:
     metadata = MetadataCatalog.get(dataset_name)
     facts = {k: v for k, v in facts.items() if k == "thing_classes" or metadata.get(k) is None}
     metadata.set(**facts)
-    return metadata.thing_dataset_id_to_contiguous_id
+    found: dict[int, int] = metadata.thing_dataset_id_to_contiguous_id
+    return found
 
 
 def _meta_of(categories: Sequence[Record]) -> dict[str, Any]:

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2kit.data.catalog import DatasetCatalog, MetadataCatalog
 from d2kit.data.datasets.validate import Problems, short
 from d2kit.structures import BoxMode
 from d2kit.utils.file_io import PathManager
-from d2kit.utils.registry import nearest_names
+from d2kit.utils.names import nearest_names
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 __all__ = [
     "CLASS_NAMES",
@@ -133,10 +136,10 @@ def parse_voc_xml(path: str, problems: Problems) -> Any:
     return None
 
 
-def _number(element: Any, field: str, where: str, problems: Problems) -> float:
+def _number(element: Element, field: str, where: str, problems: Problems) -> float:
     text = element.findtext(field)
     try:
-        value = float(text)
+        value = float(text or "")
         if isfinite(value):
             return value
     except (TypeError, ValueError):
@@ -147,7 +150,7 @@ def _number(element: Any, field: str, where: str, problems: Problems) -> float:
     return 1.0
 
 
-def _object(element: Any, where: str, problems: Problems) -> VocObject:
+def _object(element: Element, where: str, problems: Problems) -> VocObject:
     name = (element.findtext("name") or "").strip()
     if not name:
         problems.add(where, "name", "expected a class, got nothing")

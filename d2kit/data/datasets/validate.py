@@ -96,7 +96,7 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def path_problem(name: Any, root: str) -> str | None:
+def path_problem(name: object, root: str) -> str | None:
     """Say why `name` is no file below the folder `root`; links within it are the owner's business.
 
     Args:
@@ -233,7 +233,7 @@ def is_number(value: object) -> bool:
     return abs(value) < 1e300 if isinstance(value, int) else isfinite(value)
 
 
-def all_numbers(values: Any) -> bool:
+def all_numbers(values: object) -> bool:
     """Whether `values` are a list of finite numbers. One sum decides in the usual case."""
     if not isinstance(values, list):
         return False
@@ -266,7 +266,7 @@ class _AnnotationCheck:
         self.has_masks = any(isinstance(a, dict) and a.get("segmentation") for a in annotations)
         self.count = 0
 
-    def passes(self, annotation: Any) -> bool:
+    def passes(self, annotation: object) -> bool:
         """Whether the annotation can be used; what is wrong goes to the problems."""
         self.count += 1
         if not isinstance(annotation, dict):
@@ -300,7 +300,7 @@ class _AnnotationCheck:
         return [(key, what) for key, what in checks if what]
 
     @staticmethod
-    def _known(table: dict[int, dict[str, Any]], key: Any) -> dict[str, Any] | None:
+    def _known(table: dict[int, dict[str, Any]], key: object) -> dict[str, Any] | None:
         return table.get(key) if type(key) is int else None
 
     def _unknown(self, a: dict[str, Any], key: str, table: str) -> str:
@@ -344,7 +344,9 @@ class _AnnotationCheck:
             return size[0], size[1]
         return 0, 0
 
-    def _segmentation(self, masks: Any, crowd: Any, image: dict[str, Any] | None) -> str | None:
+    def _segmentation(
+        self, masks: object, crowd: object, image: dict[str, Any] | None
+    ) -> str | None:
         if isinstance(masks, dict):
             width, height = self._size(image)
             return rle_problem(masks, height, width)

@@ -73,7 +73,7 @@ class _EpochSampler(Sampler[int]):
         yield from itertools.islice(self.stream(), self._rank, None, self._world_size)
 
 
-def _check_size(size: Any, who: str) -> int:
+def _check_size(size: object, who: str) -> int:
     if not isinstance(size, int) or size <= 0:
         raise ValueError(f"{who} expects a number of records > 0, got {size!r}; is the data empty?")
     return size

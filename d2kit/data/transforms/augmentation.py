@@ -80,7 +80,7 @@ class Augmentation:
     __str__ = __repr__
 
 
-def _short_text(value: Any) -> str:
+def _short_text(value: object) -> str:
     """Return `repr(value)`, or dots where it is long."""
     text = repr(value)
     return "..." if "\n" in text or len(text) > 80 else text
@@ -114,7 +114,7 @@ def _transform_to_aug(tfm_or_aug: Augmentation | Transform) -> Augmentation:
     )
 
 
-def _get_aug_input_args(aug: Augmentation, aug_input: Any) -> list[Any]:
+def _get_aug_input_args(aug: Augmentation, aug_input: object) -> list[Any]:
     """Return what `aug.get_transform` asks of `aug_input`, in the order of its arguments."""
     if aug.input_args is None:
         parameters = list(inspect.signature(aug.get_transform).parameters.values())
@@ -147,7 +147,7 @@ class AugmentationList(Augmentation):
     def __init__(self, augs: Sequence[Augmentation | Transform]) -> None:
         self.augs = [_transform_to_aug(aug) for aug in augs]
 
-    def __call__(self, aug_input: Any) -> TransformList:
+    def __call__(self, aug_input: object) -> TransformList:
         """Apply all to `aug_input` in place; return the transforms that were drawn."""
         return TransformList([aug(aug_input) for aug in self.augs])
 
@@ -197,7 +197,7 @@ class AugInput:
 
 
 def apply_augmentations(
-    augmentations: Sequence[Augmentation | Transform], inputs: Any
+    augmentations: Sequence[Augmentation | Transform], inputs: object
 ) -> tuple[Any, TransformList]:
     """Augment an image, or an `AugInput`.
 
@@ -215,7 +215,7 @@ def apply_augmentations(
     return inputs, AugmentationList(augmentations)(inputs)
 
 
-def _check_img_dtype(img: Any) -> None:
+def _check_img_dtype(img: object) -> None:
     if not isinstance(img, np.ndarray):
         raise ValueError(f"an image must be a numpy array, got {type(img).__name__}")
     if img.dtype != np.uint8 and not np.issubdtype(img.dtype, np.floating):

@@ -310,7 +310,8 @@ class RandomContrast(_RandomIntensity):
     """
 
     def _other_image(self, image: np.ndarray) -> np.ndarray:
-        return image.mean()
+        found: np.ndarray = image.mean()
+        return found
 
 
 class RandomBrightness(_RandomIntensity):
@@ -336,7 +337,8 @@ class RandomSaturation(_RandomIntensity):
     def _other_image(self, image: np.ndarray) -> np.ndarray:
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"RandomSaturation needs an RGB image (H, W, 3), got {image.shape}")
-        return (image @ _LUMA)[:, :, None]
+        found: np.ndarray = (image @ _LUMA)[:, :, None]
+        return found
 
 
 class RandomLighting(Augmentation):

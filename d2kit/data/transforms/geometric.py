@@ -56,7 +56,7 @@ class RandomApply(Augmentation):
             return self.aug.get_transform(*args)
         return NoOpTransform()
 
-    def __call__(self, aug_input: Any) -> Transform:
+    def __call__(self, aug_input: object) -> Transform:
         """Apply the wrapped augmentation to `aug_input` in place, or leave it."""
         if self._rand_range() < self.prob:
             return self.aug(aug_input)

@@ -58,7 +58,7 @@ class CropTransform(fvcore_transform.CropTransform):
         orig_h: height of the image before cropping.
     """
 
-    def apply_polygons(self, polygons: list) -> list:
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
         """Crop polygons, each (P, 2); one may vanish, or fall into several parts."""
         window = (self.x0, self.y0, self.x0 + self.w, self.y0 + self.h)
         parts = [part for p in polygons for part in clip_polygon_to_rect(p, *window)]
@@ -249,14 +249,18 @@ class RotationTransform(Transform):
             interp = cv2.INTER_LINEAR if self.interp is None else self.interp
         source = img.view(np.uint8) if img.dtype == np.bool_ else img
         result = cv2.warpAffine(source, self.rm_image, (self.bound_w, self.bound_h), flags=interp)
-        return result.reshape(*result.shape[:2], *img.shape[2:]).astype(img.dtype, copy=False)
+        found: np.ndarray = result.reshape(*result.shape[:2], *img.shape[2:]).astype(
+            img.dtype, copy=False
+        )
+        return found
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Rotate (P, 2) points (x, y)."""
         points = np.asarray(coords, dtype=np.float64)
         if self.angle % 360 == 0 or points.size == 0:
             return points
-        return points @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
+        found: np.ndarray = points @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
+        return found
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Rotate a label map or mask (H, W) by nearest neighbour."""
@@ -296,7 +300,9 @@ class ExtentTransform(Transform):
         fill: value of pixels from outside the source image.
     """
 
-    def __init__(self, src_rect: Any, output_size: Any, interp: int = 2, fill: float = 0) -> None:
+    def __init__(
+        self, src_rect: object, output_size: object, interp: int = 2, fill: float = 0
+    ) -> None:
         super().__init__()
         self._set_attributes(locals())
 
@@ -325,7 +331,8 @@ class ExtentTransform(Transform):
         x0, y0, x1, y1 = self.src_rect
         height, width = self.output_size
         scale = (width / (x1 - x0), height / (y1 - y0))
-        return (np.asarray(coords) - (x0, y0)) * scale
+        found: np.ndarray = (np.asarray(coords) - (x0, y0)) * scale
+        return found
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Transform a label map or mask (H, W) by nearest neighbour."""
@@ -379,7 +386,8 @@ class ResizeTransform(Transform):
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Scale (P, 2) points (x, y)."""
-        return np.asarray(coords) * (self.new_w / self.w, self.new_h / self.h)
+        found: np.ndarray = np.asarray(coords) * (self.new_w / self.w, self.new_h / self.h)
+        return found
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Resize a label map or mask (H, W), any dtype, by nearest neighbour."""
@@ -425,7 +433,7 @@ class ColorTransform(Transform):
         op: takes an image array (H, W) or (H, W, C) and returns one of the same shape.
     """
 
-    def __init__(self, op: Callable) -> None:
+    def __init__(self, op: Callable[..., Any]) -> None:
         if not callable(op):
             raise ValueError(f"{type(self).__name__}: op must be callable, got {op!r}")
         super().__init__()
@@ -433,7 +441,8 @@ class ColorTransform(Transform):
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """Return ``op(img)``."""
-        return self.op(img)
+        found: np.ndarray = self.op(img)
+        return found
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Return `coords` as they are."""
@@ -478,7 +487,8 @@ def _round_to(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype == np.bool_:
         return values >= 0.5
     info = np.iinfo(dtype)
-    return np.clip(np.rint(values), info.min, info.max).astype(dtype)
+    found: np.ndarray = np.clip(np.rint(values), info.min, info.max).astype(dtype)
+    return found
 
 
 def _by_pillow(img: np.ndarray, operation: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

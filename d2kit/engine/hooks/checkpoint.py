@@ -188,7 +188,7 @@ class PeriodicCheckpointer(FvcorePeriodicCheckpointer, HookBase):
         """Save, if it is time."""
         self.step(self.trainer.iter)
 
-    def step(self, iteration: int, **kwargs: Any) -> None:
+    def step(self, iteration: int, **kwargs: object) -> None:
         """Save, if it is time, then delete the oldest files beyond `max_to_keep`.
 
         Args:

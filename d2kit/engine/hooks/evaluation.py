@@ -286,7 +286,7 @@ def draw_evaluation_pictures(
 
 
 def side_by_side(
-    record: Mapping[str, Any], output: Mapping[str, Any], metadata: Any, done: int
+    record: Mapping[str, Any], output: Mapping[str, Any], metadata: object, done: int
 ) -> np.ndarray:
     """Draw one image twice, with its annotations and with what a model found.
 
@@ -326,7 +326,7 @@ def side_by_side(
 
 def _draw_output(pane: Any, output: Mapping[str, Any]) -> str:
     """Draw what a model found; say how much that is."""
-    from d2kit.visualization.labels import create_text_labels
+    from d2kit.visualization.instances import create_text_labels
 
     if "panoptic_seg" in output:
         segments, infos = output["panoptic_seg"]
@@ -353,7 +353,7 @@ def _draw_output(pane: Any, output: Mapping[str, Any]) -> str:
 
 def _with_colors(metadata: Any) -> dict[str, Any]:
     """Return metadata in which every class has a colour."""
-    from d2kit.visualization.labels import palette
+    from d2kit.visualization.drawing import palette
 
     known = dict(metadata.as_dict())
     names = known["thing_classes"] = list(known.get("thing_classes") or ())

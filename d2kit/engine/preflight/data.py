@@ -63,7 +63,7 @@ def count_records(records: Sequence[Any], limit: int = 0) -> DatasetCounts:
     )
 
 
-def number_of_images(loader: Any) -> int | None:
+def number_of_images(loader: object) -> int | None:
     """Return how many images one pass over a training set has; None where that is unknown."""
     dataset: Any = getattr(loader, "dataset", None)
     return len(dataset) if hasattr(dataset, "__len__") else None
@@ -82,7 +82,7 @@ class _Records(Sequence[Any]):
         return self._dataset.record(index)
 
 
-def records_of(loader: Any) -> Sequence[Any] | None:
+def records_of(loader: object) -> Sequence[Any] | None:
     """Return the records of a training loader; None where its set is not one of records."""
     dataset = loader
     while not hasattr(dataset, "record"):  # seeded, sharded, ... around what maps the records
@@ -95,7 +95,7 @@ def records_of(loader: Any) -> Sequence[Any] | None:
     return _Records(dataset) if isinstance(first, dict) and "annotations" in first else None
 
 
-def uses_default_mapper(loader: Any) -> bool:
+def uses_default_mapper(loader: object) -> bool:
     """Whether a training set's records go through d2kit's own mapper, whose rules are known."""
     from d2kit.data import DatasetMapper
 
@@ -212,7 +212,7 @@ def check_dataset_names(names: Iterable[str]) -> None:
         KeyError: if one is not; the message lists the nearest names.
     """
     from d2kit.data import DatasetCatalog
-    from d2kit.utils.registry import nearest_names
+    from d2kit.utils.names import nearest_names
 
     known = DatasetCatalog.list()
     for name in names:

@@ -335,7 +335,7 @@ def _has_mask(a: Record) -> bool:
     return masks is not None and len(masks) > 0
 
 
-def _mask_problem(masks: Any, record: Record) -> str | None:
+def _mask_problem(masks: object, record: Record) -> str | None:
     """Say why an annotation gives no mask to learn from."""
     if masks is None or (hasattr(masks, "__len__") and len(masks) == 0):
         return "have no mask"

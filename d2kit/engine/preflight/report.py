@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from d2kit.config import CfgNode
 from d2kit.engine.preflight.data import (
@@ -293,7 +294,7 @@ def _rate_text(cfg: CfgNode, trainer: Any) -> str:
     return "\n".join([spark_line(curve), *lines])
 
 
-def _memory_text(cfg: CfgNode, model: nn.Module, optimizer: Any) -> str:
+def _memory_text(cfg: CfgNode, model: nn.Module, optimizer: Optimizer) -> str:
     solver, world = cfg.SOLVER, comm.get_world_size()
     memory = estimate_memory(
         model,

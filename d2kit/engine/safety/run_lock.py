@@ -19,7 +19,7 @@ import yaml
 
 from d2kit.utils import comm
 from d2kit.utils.file_io import atomic_write, remove_leftovers
-from d2kit.utils.registry import flatten
+from d2kit.utils.names import flatten
 
 __all__ = [
     "ConfigRecord",

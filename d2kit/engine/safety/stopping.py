@@ -37,8 +37,9 @@ SIGNALS = [
 class Preemption(HookBase):
     """After SIGTERM, SIGHUP or SIGUSR1 to any process, all save and leave after the same step.
 
-    A signal during an evaluation ends it between two images. A second Ctrl-C ends the process at
-    once, without waiting for what the first one has begun.
+    A signal during an evaluation ends it between two images, and in a single process a wait for a
+    batch that goes on for seconds: a stuck loader would make it endless. A second Ctrl-C ends the
+    process at once, without waiting for what the first one has begun.
 
     The exit code is 128 + the signal's number, 143 for SIGTERM. After SIGUSR1, which SLURM sends
     some time before the end of a job (``#SBATCH --signal=USR1@120``), the job is queued again.
@@ -77,7 +78,8 @@ class Preemption(HookBase):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = max(self._asked, SIGNALS.index(signal.Signals(number)) + 1)
-        stopping.ask(SIGNALS[self._asked - 1])
+        # One process may leave while it waits for a batch; others would wait for it in theirs
+        stopping.ask(SIGNALS[self._asked - 1], at_once=comm.get_world_size() == 1)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += 1
@@ -126,13 +128,6 @@ class Preemption(HookBase):
         if wait:
             comm.synchronize()  # nobody leaves before the file is complete
         raise SystemExit(128 + number)
-
-
-def leave_now(trainer: TrainerBase) -> None:
-    """Save the last step of a trainer with a `Preemption`, and leave."""
-    for hook in trainer._hooks:
-        if isinstance(hook, Preemption):
-            hook.leave_evaluation()
 
 
 def requeue() -> None:

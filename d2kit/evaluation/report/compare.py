@@ -6,14 +6,17 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2kit.evaluation.backend import load_ground_truth
 from d2kit.evaluation.report.figures import TASKS, prepare
 from d2kit.evaluation.report.page import TASK_NAMES, document, number, table
 from d2kit.evaluation.report.run_files import Run, read_run
 from d2kit.utils.file_io import load_json
-from d2kit.utils.text import html_text
+from d2kit.utils.text import html_text, one_line
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 __all__ = ["Comparison", "compare_runs"]
 
@@ -73,7 +76,8 @@ class Comparison:
         from tabulate import tabulate
 
         head = ["", "A", "B", "B - A", "95 % interval", "B better in"]
-        parts = [f"A: {self.names[0]}\nB: {self.names[1]}\n{self.images} images"]
+        first, second = map(one_line, self.names)
+        parts = [f"A: {first}\nB: {second}\n{self.images} images"]
         for task in self.metrics:
             rows = tabulate(self.rows(task), head, tablefmt="github", disable_numparse=True)
             parts.append(f"{TASK_NAMES[task]}\n{rows}\n{self.verdict(task)}")
@@ -159,7 +163,7 @@ def compare_runs(
     return found
 
 
-def _by_group(truth: Any, pair: list[Any]) -> dict[str, tuple[float, float]]:
+def _by_group(truth: COCO, pair: list[Any]) -> dict[str, tuple[float, float]]:
     from d2kit.data.records import group_images
 
     groups = group_images(truth.dataset)

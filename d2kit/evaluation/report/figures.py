@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from d2kit.evaluation.backend import load_ground_truth
 from d2kit.evaluation.coco_results import derive_results
 from d2kit.evaluation.groups import OVERALL, GroupAP, ap_by_group
 from d2kit.utils.text import html_text
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 __all__ = ["ERRORS", "Figures", "Threshold", "evaluate_results", "interval_of", "prepare"]
 
@@ -323,7 +326,7 @@ class Figures:
 
 
 def prepare(
-    truth: Any, results: Sequence[Mapping[str, Any]], task: str, sigmas: Sequence[float] = ()
+    truth: COCO, results: Sequence[Mapping[str, Any]], task: str, sigmas: Sequence[float] = ()
 ) -> Any:
     """Match results with a ground truth.
 
@@ -441,7 +444,7 @@ def _add_curves(figures: Figures, evaluation: Any) -> None:
 
 def _add_class_intervals(
     figures: Figures,
-    truth: Any,
+    truth: COCO,
     results: Sequence[Mapping[str, Any]],
     categories: Sequence[Mapping[str, Any]],
 ) -> None:

@@ -39,7 +39,7 @@ def make_card(run: Run, figures: Figures | None) -> str:
 
 def _plain(text: str) -> str:
     """Take the meaning of Markdown and HTML from a text of others, and its line breaks."""
-    text = " ".join(str(text).split())
+    text = one_line(" ".join(str(text).split()), None, shown=True)
     for letter in "\\`*_[]<>|#!":
         text = text.replace(letter, "\\" + letter if letter not in "<>" else f"&#{ord(letter)};")
     return text
@@ -405,7 +405,7 @@ def _columns(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[list[float]]
 
 
 def _overconfident(bins: Sequence[Mapping[str, Any]]) -> bool:
-    return sum(b["count"] * (b["avg_confidence"] - b["avg_accuracy"]) for b in bins) > 0
+    return bool(sum(b["count"] * (b["avg_confidence"] - b["avg_accuracy"]) for b in bins) > 0)
 
 
 def _pairs(pairs: Sequence[Pair]) -> str:

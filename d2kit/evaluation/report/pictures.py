@@ -113,7 +113,7 @@ def _draw(path: Path, objects: Sequence[tuple[Mapping[str, Any], bool, str]]) ->
     return _data_url(pane.output.get_image())
 
 
-def _segments(entry: Mapping[str, Any], size: tuple[int, int]) -> Any:
+def _segments(entry: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray | None:
     """Return the mask of an annotation or result as (H, W) bool; None where it has none."""
     from pycocotools import mask as rle
 
@@ -124,7 +124,7 @@ def _segments(entry: Mapping[str, Any], size: tuple[int, int]) -> Any:
         value = rle.merge(rle.frPyObjects(value, *size))
     elif isinstance(value["counts"], list):
         value = rle.frPyObjects(value, *size)
-    found = rle.decode(value).astype(bool)
+    found: np.ndarray = rle.decode(value).astype(bool)
     return found if found.shape == tuple(size) else None
 
 

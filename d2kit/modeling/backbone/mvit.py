@@ -118,7 +118,8 @@ class MultiScaleAttention(nn.Module):
     def _pooled(self, x: Tensor, name: str) -> Tensor:
         """Pool `x` (N * heads, C, H, W) and normalise it; (N * heads, H', W', C)."""
         pooled = getattr(self, f"pool_{name}")(x).permute(0, 2, 3, 1)
-        return getattr(self, f"norm_{name}")(pooled)
+        found: Tensor = getattr(self, f"norm_{name}")(pooled)
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (N, H, W, dim) to (N, H / stride_q, W / stride_q, dim_out), rounded up."""
@@ -141,7 +142,10 @@ class MultiScaleAttention(nn.Module):
             mixed = join_windows(mixed, size)
         if self.residual_pooling:
             mixed = mixed + pooled
-        return self.proj(mixed.unflatten(0, (len(x), -1)).permute(0, 2, 3, 1, 4).flatten(3))
+        found: Tensor = self.proj(
+            mixed.unflatten(0, (len(x), -1)).permute(0, 2, 3, 1, 4).flatten(3)
+        )
+        return found
 
 
 class MultiScaleBlock(nn.Module):
@@ -216,7 +220,8 @@ class MultiScaleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (N, H, W, dim) to (N, H / stride_q, W / stride_q, dim_out), rounded up."""
         attended = self._beside(self.attn, self.norm1(x), x)
-        return attended + self.drop_path(self.mlp(self.norm2(attended)))
+        found: Tensor = attended + self.drop_path(self.mlp(self.norm2(attended)))
+        return found
 
     def _beside(self, attention: nn.Module, normed: Tensor, x: Tensor) -> Tensor:
         """Add what attention makes of the tokens to those that pass it by.
@@ -228,7 +233,8 @@ class MultiScaleBlock(nn.Module):
         if self.pool_skip is not None:
             grid = self.pool_skip(passed.movedim(3, 1))
             passed = grid.movedim(1, 3)
-        return passed + self.drop_path(attention(normed))
+        found: Tensor = passed + self.drop_path(attention(normed))
+        return found
 
 
 _drop_path = drop_path  # `MultiScaleBlock` has an argument of that name
@@ -371,7 +377,7 @@ class MViT(Backbone):
     @property
     def size_divisibility(self) -> int:
         """What H and W should be multiples of, in pixels, for maps that double in size."""
-        return self._size_divisibility
+        return int(self._size_divisibility)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the maps of an image batch.

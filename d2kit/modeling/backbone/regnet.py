@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,6 +31,8 @@ __all__ = [
     "regnet_widths",
 ]
 
+Norm = str | Callable[[int], nn.Module] | None  # see `get_norm`
+
 
 Activation = Callable[[], nn.Module]
 
@@ -50,7 +52,7 @@ class _Conv(NamedTuple):
     groups: int = 1
 
 
-def _add_conv(module: nn.Module, conv: _Conv, norm: Any, norm_name: str) -> None:
+def _add_conv(module: nn.Module, conv: _Conv, norm: Norm, norm_name: str) -> None:
     """Register a convolution without bias that keeps the size (at stride 1), and its norm."""
     layer = nn.Conv2d(
         conv.inputs,
@@ -82,7 +84,7 @@ class SimpleStem(CNNBlockBase):
     _stride = 2
 
     def __init__(
-        self, w_in: int, w_out: int, norm: Any, activation_class: Activation | None = None
+        self, w_in: int, w_out: int, norm: Norm, activation_class: Activation | None = None
     ) -> None:
         super().__init__(w_in, w_out, self._stride)
         _add_conv(self, _Conv("conv", self._kernel, w_in, w_out, 2), norm, "bn")
@@ -90,7 +92,8 @@ class SimpleStem(CNNBlockBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, w_out, H / stride, W / stride) for (N, w_in, H, W)."""
-        return self.af(self.bn(self.conv(x)))  # type: ignore[operator]
+        found: Tensor = self.af(self.bn(self.conv(x)))  # type: ignore[operator]
+        return found
 
 
 class ResStem(SimpleStem):
@@ -109,14 +112,15 @@ class ResStem(SimpleStem):
     _stride = 4
 
     def __init__(
-        self, w_in: int, w_out: int, norm: Any, activation_class: Activation | None = None
+        self, w_in: int, w_out: int, norm: Norm, activation_class: Activation | None = None
     ) -> None:
         super().__init__(w_in, w_out, norm, activation_class)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, w_out, H / 4, W / 4) for (N, w_in, H, W)."""
-        return self.pool(super().forward(x))
+        found: Tensor = self.pool(super().forward(x))
+        return found
 
 
 class SE(nn.Module):
@@ -143,7 +147,8 @@ class SE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale `x` (N, C, H, W)."""
-        return x * self.f_ex(x.mean((2, 3), keepdim=True))
+        found: Tensor = x * self.f_ex(x.mean((2, 3), keepdim=True))
+        return found
 
 
 class _Branch(nn.Module):
@@ -157,7 +162,7 @@ class _Branch(nn.Module):
     """
 
     def __init__(
-        self, convs: Sequence[_Conv], norm: Any, activation: Activation, se: int = 0
+        self, convs: Sequence[_Conv], norm: Norm, activation: Activation, se: int = 0
     ) -> None:
         super().__init__()
         self._names = [conv.name for conv in convs]
@@ -198,7 +203,7 @@ class VanillaBlock(CNNBlockBase):
         w_in: int,
         w_out: int,
         stride: int,
-        norm: Any,
+        norm: Norm,
         activation_class: Activation | None = None,
         *,
         bottleneck_ratio: float = 1.0,
@@ -209,7 +214,7 @@ class VanillaBlock(CNNBlockBase):
         self._build(norm, activation_class or _relu, bottleneck_ratio, group_width, se_ratio)
 
     def _build(
-        self, norm: Any, activation: Activation, bottleneck: float, group_width: int, se: float
+        self, norm: Norm, activation: Activation, bottleneck: float, group_width: int, se: float
     ) -> None:
         del bottleneck, group_width, se
         _add_conv(
@@ -221,7 +226,8 @@ class VanillaBlock(CNNBlockBase):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, w_out, H / stride, W / stride) for (N, w_in, H, W)."""
         x = self.af(self.a_bn(self.a(x)))  # type: ignore[operator]
-        return self.af(self.b_bn(self.b(x)))  # type: ignore[operator]
+        found: Tensor = self.af(self.b_bn(self.b(x)))  # type: ignore[operator]
+        return found
 
 
 class ResBasicBlock(VanillaBlock):
@@ -231,7 +237,7 @@ class ResBasicBlock(VanillaBlock):
     """
 
     def _build(
-        self, norm: Any, activation: Activation, bottleneck: float, group_width: int, se: float
+        self, norm: Norm, activation: Activation, bottleneck: float, group_width: int, se: float
     ) -> None:
         convs = self._convs(bottleneck, group_width)
         # the paper's ratio is of the channels that enter the block, not those of the bottleneck
@@ -252,7 +258,8 @@ class ResBasicBlock(VanillaBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, w_out, H / stride, W / stride) for (N, w_in, H, W)."""
         shortcut = self.bn(self.proj(x)) if hasattr(self, "proj") else x  # type: ignore[operator]
-        return self.af(shortcut + self.f(x))
+        found: Tensor = self.af(shortcut + self.f(x))
+        return found
 
 
 class ResBottleneckBlock(ResBasicBlock):
@@ -325,7 +332,7 @@ class AnyNet(Backbone):
         se_ratio: float = 0.0,
         activation_class: Activation | None = None,
         freeze_at: int = 0,
-        norm: Any = "BN",
+        norm: Norm = "BN",
         out_features: Sequence[str] | None = None,
         in_channels: int = 3,
     ) -> None:
@@ -490,7 +497,7 @@ class RegNet(AnyNet):
         se_ratio: float = 0.0,
         activation_class: Activation | None = None,
         freeze_at: int = 0,
-        norm: Any = "BN",
+        norm: Norm = "BN",
         out_features: Sequence[str] | None = None,
         in_channels: int = 3,
     ) -> None:

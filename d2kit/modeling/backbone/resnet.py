@@ -111,7 +111,8 @@ class BasicBlock(_ResidualBlock):
 
     def branch(self, x: Tensor) -> Tensor:
         """The two convolutions."""
-        return self.conv2(F.relu_(self.conv1(x)))
+        found: Tensor = self.conv2(F.relu_(self.conv1(x)))
+        return found
 
 
 class BottleneckBlock(_ResidualBlock):
@@ -160,7 +161,8 @@ class BottleneckBlock(_ResidualBlock):
 
     def branch(self, x: Tensor) -> Tensor:
         """The three convolutions."""
-        return self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
+        found: Tensor = self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
+        return found
 
 
 class DeformBottleneckBlock(_ResidualBlock):
@@ -238,7 +240,8 @@ class DeformBottleneckBlock(_ResidualBlock):
             out = self.conv2(out, offset[:, : self._offset_channels], mask)
         else:
             out = self.conv2(out, offset)
-        return self.conv3(F.relu_(out))
+        found: Tensor = self.conv3(F.relu_(out))
+        return found
 
 
 class BasicStem(CNNBlockBase):
@@ -440,7 +443,7 @@ class ResNet(Backbone):
 
     @staticmethod
     def make_default_stages(
-        depth: int, block_class: type[CNNBlockBase] | None = None, **kwargs: Any
+        depth: int, block_class: type[CNNBlockBase] | None = None, **kwargs: object
     ) -> list[list[CNNBlockBase]]:
         """Make the four stages of a standard ResNet.
 

@@ -114,7 +114,8 @@ class WindowAttention(nn.Module):
             dropout_p=self.attn_drop.p if self.training else 0.0,
             scale=self.qk_scale,
         )
-        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        found: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        return found
 
 
 class SwinTransformerBlock(nn.Module):
@@ -167,7 +168,8 @@ class SwinTransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (N, H, W, C) to the same shape."""
         x = x + self.drop_path(self._attend(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        found: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return found
 
     def _attend(self, x: Tensor) -> Tensor:
         side, shift = self.window_size, self.shift_size
@@ -219,7 +221,8 @@ class PatchMerging(nn.Module):
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         # the published weights take the four tokens column by column
         cells = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(cells.flatten(3)))
+        found: Tensor = self.reduction(self.norm(cells.flatten(3)))
+        return found
 
 
 class _Stage(nn.Module):
@@ -382,7 +385,7 @@ class SwinTransformer(Backbone):
     @property
     def size_divisibility(self) -> int:
         """What H and W should be multiples of, in pixels, for maps that double in size."""
-        return self._size_divisibility
+        return int(self._size_divisibility)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the maps of an image batch.

@@ -42,7 +42,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (N, H', W', embed_dim) of images (N, in_chans, H, W)."""
-        return self.proj(x).permute(0, 2, 3, 1)
+        found: Tensor = self.proj(x).permute(0, 2, 3, 1)
+        return found
 
 
 class Mlp(nn.Module):
@@ -64,7 +65,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (..., dim)."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        found: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return found
 
 
 def drop_path(probability: float) -> nn.Module:
@@ -90,9 +92,9 @@ def init_transformer_weights(module: nn.Module) -> None:
 
 def run_block(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:
     """Call `block`; with `recompute` its activations are computed again in the backward pass."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(block, x, use_reentrant=False)
-    return block(x)
+    again = recompute and torch.is_grad_enabled()
+    found: Tensor = checkpoint(block, x, use_reentrant=False) if again else block(x)
+    return found
 
 
 def split_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -110,7 +112,8 @@ def split_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
     if pad_h or pad_w:
         x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
     tiles = x.unflatten(1, (-1, height)).unflatten(3, (-1, width))
-    return tiles.transpose(2, 3).flatten(0, 2)
+    found: Tensor = tiles.transpose(2, 3).flatten(0, 2)
+    return found
 
 
 def join_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
@@ -126,7 +129,8 @@ def join_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
     _, height, width, _ = windows.shape
     rows, columns = -(-size[0] // height), -(-size[1] // width)
     tiles = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
-    return tiles.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
+    found: Tensor = tiles.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
+    return found
 
 
 def learnt_positions(*shape: int) -> nn.Parameter:
@@ -157,7 +161,7 @@ def positions_for(pos_embed: Tensor, size: tuple[int, int], with_cls_token: bool
             f"pos_embed has {grid.shape[1]} positions (class token not counted: "
             f"pretrain_use_cls_token={with_cls_token}), which is no square number"
         )
-    square = grid.unflatten(1, (side, side))
+    square: Tensor = grid.unflatten(1, (side, side))
     if (side, side) == tuple(size):
         return square
     resized = F.interpolate(

@@ -96,7 +96,7 @@ class SimpleFeaturePyramid(Backbone):
         out_channels: int,
         scale_factors: Sequence[float],
         top_block: nn.Module | None = None,
-        norm: Any = "LN",
+        norm: object = "LN",
         square_pad: int = 0,
     ) -> None:
         super().__init__()
@@ -224,7 +224,8 @@ class Attention(nn.Module):
         if self.use_rel_pos:
             bias = decomposed_bias(q, (self.rel_pos_h, self.rel_pos_w), size, size)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj(mixed.transpose(1, 2).flatten(2)).unflatten(1, size)
+        found: Tensor = self.proj(mixed.transpose(1, 2).flatten(2)).unflatten(1, size)
+        return found
 
 
 class ResBottleneckBlock(CNNBlockBase):
@@ -271,7 +272,8 @@ class ResBottleneckBlock(CNNBlockBase):
         """Map `x` (N, C, H, W) to the same shape."""
         inner = self.act1(self.norm1(self.conv1(x)))
         inner = self.act2(self.norm2(self.conv2(inner)))
-        return x + self.norm3(self.conv3(inner))
+        found: Tensor = x + self.norm3(self.conv3(inner))
+        return found
 
 
 class Block(nn.Module):

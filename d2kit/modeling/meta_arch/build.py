@@ -114,7 +114,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
             ``cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS``, which are set, or ``cfg.MODEL.COMPILE`` is none
             of its words.
     """
-    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    model: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     freeze_by_pattern(model, cfg.MODEL.get("FREEZE", ()))
     if cfg.MODEL.ROI_HEADS.get("CLASS_WEIGHTS") and all(
         getattr(module, "class_weights", None) is None for module in model.modules()

@@ -325,7 +325,7 @@ class FCOSHead(RetinaNetHead):
 
     @configurable
     def __init__(
-        self, *, input_shape: Sequence[ShapeSpec], conv_dims: Sequence[int], **kwargs: Any
+        self, *, input_shape: Sequence[ShapeSpec], conv_dims: Sequence[int], **kwargs: object
     ) -> None:
         super().__init__(input_shape=input_shape, conv_dims=conv_dims, num_anchors=1, **kwargs)
         self.ctrness = nn.Conv2d(self.bbox_pred.in_channels, 1, 3, padding=1)

@@ -57,7 +57,8 @@ def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Mo
     Raises:
         KeyError: no head of that name is registered.
     """
-    return SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, input_shape)
+    found: nn.Module = SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, input_shape)
+    return found
 
 
 @META_ARCH_REGISTRY.register()
@@ -223,7 +224,8 @@ class SemSegFPNHead(nn.Module):
         merged: Any = 0
         for name, head in zip(self.in_features, self.scale_heads, strict=True):
             merged = merged + head(features[name])
-        return self.predictor(merged)
+        found: Tensor = self.predictor(merged)
+        return found
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the mean cross entropy of the pixels that are not ignored.
@@ -347,7 +349,8 @@ def _masks(instances: Instances, height: int, width: int) -> Tensor:
     masks = instances.pred_masks
     if isinstance(masks, ROIMasks):
         return masks.to_bitmasks(instances.pred_boxes, height, width).tensor
-    return masks.bool()
+    found: Tensor = masks.bool()
+    return found
 
 
 def _infos(
@@ -391,7 +394,7 @@ class PanopticFPN(GeneralizedRCNN):
         combine_instances_score_thresh: float = 0.5,
         combine: bool = True,
         instance_loss_weight: float = 1.0,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         self.sem_seg_head = sem_seg_head

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from d2kit.config import CfgNode, configurable
 from d2kit.modeling.backbone import Backbone, build_backbone
-from d2kit.modeling.compiling import fixed_shapes
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from d2kit.modeling.meta_arch.common import (
     ImageNormalizer,
@@ -24,6 +23,7 @@ from d2kit.modeling.proposal_generator import RPN, build_proposal_generator
 from d2kit.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads, build_roi_heads
 from d2kit.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from d2kit.structures import Boxes, ImageList, Instances, ROIMasks
+from d2kit.utils.devices import fixed_shapes
 from d2kit.utils.events import picture_due
 from d2kit.utils.registry import overrides
 
@@ -144,7 +144,10 @@ class GeneralizedRCNN(ImageNormalizer):
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Return the proposals of each image, generated or brought by the input, and the losses."""
         if self.proposal_generator is not None:
-            return self.proposal_generator(images, features, targets)
+            found: tuple[list[Instances], dict[str, Tensor]] = self.proposal_generator(
+                images, features, targets
+            )
+            return found
         for i, item in enumerate(batched_inputs):
             if "proposals" not in item:
                 raise ValueError(
@@ -198,7 +201,8 @@ class GeneralizedRCNN(ImageNormalizer):
     ) -> list[Instances]:
         """Return the detections of each image, in the size the network saw."""
         proposals, _ = self._propose(batched_inputs, images, features)
-        return self.roi_heads(images, features, proposals, None)[0]
+        found: list[Instances] = self.roi_heads(images, features, proposals, None)[0]
+        return found
 
     @property
     def can_detect_padded(self) -> bool:

@@ -19,9 +19,8 @@ from d2kit.modeling.box_regression import (
     suppress_by_group,
     true_rows,
 )
-from d2kit.modeling.compiling import note_exactness
 from d2kit.structures import Boxes, Instances
-from d2kit.utils.devices import is_symbolic, smallest
+from d2kit.utils.devices import is_symbolic, note_exactness, smallest
 
 __all__ = [
     "add_ground_truth_to_proposals",
@@ -117,7 +116,7 @@ def suppress_and_trim(
         One `Instances` per image.
     """
     boxes, scores = boxes.float(), scores.float()
-    finite = finite_rows(boxes) & finite_rows(scores.unsqueeze(-1))
+    finite = finite_rows(torch.cat([boxes, scores.unsqueeze(-1)], dim=-1))
     clipped = clip_to_images(boxes, image_sizes)
     usable = finite & (sides_of(clipped) > min_box_size).all(dim=-1)
     if is_symbolic():

@@ -28,7 +28,6 @@ from d2kit.modeling.box_regression import (
     match_boxes,
     rows_or_zeros,
 )
-from d2kit.modeling.compiling import shapes_are_fixed
 from d2kit.modeling.proposal_generator.proposal_utils import (
     find_top_rpn_proposals,
     suppress_and_pad,
@@ -37,6 +36,7 @@ from d2kit.modeling.proposal_generator.proposal_utils import (
 )
 from d2kit.modeling.sampling import for_image, generator_of_image, subsample_masks
 from d2kit.structures import Boxes, ImageList, Instances
+from d2kit.utils.devices import shapes_are_fixed
 from d2kit.utils.events import put_scalars
 from d2kit.utils.registry import Registry, overrides
 
@@ -90,7 +90,8 @@ def build_rpn_head(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:
     Returns:
         The head.
     """
-    return RPN_HEAD_REGISTRY.get(cfg.MODEL.RPN.HEAD_NAME)(cfg, input_shape)
+    found: nn.Module = RPN_HEAD_REGISTRY.get(cfg.MODEL.RPN.HEAD_NAME)(cfg, input_shape)
+    return found
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -485,7 +486,7 @@ class RRPN(RPN):
     """
 
     @configurable
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
         if getattr(self.anchor_generator, "box_dim", 5) != 5:
             raise ValueError(

@@ -68,7 +68,7 @@ def _added(head: nn.Module, prefix: str, index: int, layer: nn.Module) -> str:
     return name
 
 
-def in_turn(head: nn.Module, names: Iterable[str], x: Any) -> Tensor:
+def in_turn(head: nn.Module, names: Iterable[str], x: Tensor) -> Tensor:
     """Apply the layers of `head` that have these names, one after the other."""
     for name in names:
         x = getattr(head, name)(x)
@@ -105,7 +105,8 @@ def build_box_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
     Returns:
         The head.
     """
-    return ROI_BOX_HEAD_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.NAME)(cfg, input_shape)
+    found: nn.Module = ROI_BOX_HEAD_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.NAME)(cfg, input_shape)
+    return found
 
 
 @ROI_BOX_HEAD_REGISTRY.register()

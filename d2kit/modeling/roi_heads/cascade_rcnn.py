@@ -96,7 +96,7 @@ class CascadeROIHeads(StandardROIHeads):
         box_heads: Sequence[nn.Module],
         box_predictors: Sequence[nn.Module],
         proposal_matchers: Sequence[Matcher],
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         counts = (len(box_heads), len(box_predictors), len(proposal_matchers))
         if len(set(counts)) != 1 or 0 in counts:
@@ -138,7 +138,8 @@ class CascadeROIHeads(StandardROIHeads):
         self, features: dict[str, Tensor], sampled: list[Instances], targets: list[Instances]
     ) -> dict[str, Tensor]:
         """Return the box losses of all stages, ``loss_*_stage<k>``."""
-        return self._forward_box(features, sampled, targets)
+        found: dict[str, Tensor] = self._forward_box(features, sampled, targets)
+        return found
 
     def _forward_box(
         self,

@@ -25,7 +25,6 @@ from d2kit.modeling.box_regression import (
     finite_rows,
     split_like,
 )
-from d2kit.modeling.compiling import shapes_are_fixed
 from d2kit.modeling.proposal_generator.proposal_utils import (
     boxes_of_class,
     fast_rcnn_inference,
@@ -35,6 +34,7 @@ from d2kit.modeling.proposal_generator.proposal_utils import (
 )
 from d2kit.structures import Instances
 from d2kit.utils import comm
+from d2kit.utils.devices import shapes_are_fixed
 from d2kit.utils.events import put_scalars
 from d2kit.utils.registry import class_weights
 
@@ -139,7 +139,7 @@ def draw_federated_classes(
     gt_classes: Tensor, num_fed_loss_classes: int, num_classes: int, weight: Tensor
 ) -> Tensor:
     """See `FastRCNNOutputLayers.get_fed_loss_classes`."""
-    present = torch.unique(gt_classes)
+    present: Tensor = torch.unique(gt_classes)
     waiting = weight.float().clone()
     waiting[present[present < num_classes]] = 0
     candidates = waiting.nonzero().flatten()

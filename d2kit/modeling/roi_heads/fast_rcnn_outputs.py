@@ -46,7 +46,8 @@ class FastRCNNOutputs:
 
     def losses(self) -> dict[str, Tensor]:
         """Return ``loss_cls`` and ``loss_box_reg``, see `FastRCNNOutputLayers.losses`."""
-        return self._rules.losses(self._predictions, self._proposals)
+        found: dict[str, Tensor] = self._rules.losses(self._predictions, self._proposals)
+        return found
 
     def softmax_cross_entropy_loss(self) -> Tensor:
         """Return ``loss_cls`` alone."""
@@ -60,11 +61,13 @@ class FastRCNNOutputs:
 
     def predict_boxes(self) -> tuple[Tensor, ...]:
         """Return per image all decoded boxes, (R, K*4) or (R, 4)."""
-        return self._rules.predict_boxes(self._predictions, self._proposals)
+        found: tuple[Tensor, ...] = self._rules.predict_boxes(self._predictions, self._proposals)
+        return found
 
     def predict_probs(self) -> tuple[Tensor, ...]:
         """Return per image the probabilities, (R, K+1)."""
-        return self._rules.predict_probs(self._predictions, self._proposals)
+        found: tuple[Tensor, ...] = self._rules.predict_probs(self._predictions, self._proposals)
+        return found
 
     def inference(
         self, score_thresh: float, nms_thresh: float, topk_per_image: int

@@ -46,7 +46,10 @@ def build_keypoint_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
     Returns:
         The head.
     """
-    return ROI_KEYPOINT_HEAD_REGISTRY.get(cfg.MODEL.ROI_KEYPOINT_HEAD.NAME)(cfg, input_shape)
+    found: nn.Module = ROI_KEYPOINT_HEAD_REGISTRY.get(cfg.MODEL.ROI_KEYPOINT_HEAD.NAME)(
+        cfg, input_shape
+    )
+    return found
 
 
 def keypoint_rcnn_loss(
@@ -214,7 +217,7 @@ class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead):
         *,
         num_keypoints: int,
         conv_dims: Sequence[int],
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(num_keypoints=num_keypoints, **kwargs)
         channels = region_shape(input_shape, "KRCNNConvDeconvUpsampleHead")[0]

@@ -46,7 +46,8 @@ def build_mask_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
     Returns:
         The head.
     """
-    return ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME)(cfg, input_shape)
+    found: nn.Module = ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME)(cfg, input_shape)
+    return found
 
 
 def mask_rcnn_loss(
@@ -201,7 +202,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
         num_classes: int,
         conv_dims: Sequence[int],
         conv_norm: str = "",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         if not conv_dims:
@@ -234,7 +235,8 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead):
 
     def layers(self, x: Tensor) -> Tensor:
         """Map pooled features (R, C, H, W) to logits (R, K, 2H, 2W)."""
-        return self.predictor(torch.relu_(self.deconv(in_turn(self, self.conv_names, x))))
+        found: Tensor = self.predictor(torch.relu_(self.deconv(in_turn(self, self.conv_names, x))))
+        return found
 
     def _own_class_logits(self, x: Tensor, instances: list[Instances]) -> Tensor:
         """Evaluate the last two layers as matrix products, the last for each region's class only.

@@ -65,7 +65,8 @@ def build_roi_heads(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Modul
     Returns:
         The heads.
     """
-    return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, input_shape)
+    found: nn.Module = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, input_shape)
+    return found
 
 
 class ROIHeads(nn.Module):
@@ -290,7 +291,7 @@ class Res5ROIHeads(TwoPhaseHeads):
         res5: nn.Module | Sequence[nn.Module],
         box_predictor: nn.Module,
         mask_head: nn.Module | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         self.in_features = in_features
@@ -351,7 +352,7 @@ class Res5ROIHeads(TwoPhaseHeads):
         regions = self._shared_roi_transform(
             self._levels(features), [p.proposal_boxes for p in sampled]
         )
-        losses = self.box_predictor.losses(self._predict(regions), sampled)
+        losses: dict[str, Tensor] = self.box_predictor.losses(self._predict(regions), sampled)
         if not self.mask_on:
             return losses
         chosen, kept = select_foreground_proposals(sampled, self.num_classes)
@@ -361,7 +362,8 @@ class Res5ROIHeads(TwoPhaseHeads):
         regions = self._shared_roi_transform(
             self._levels(features), [p.proposal_boxes for p in proposals]
         )
-        return self.box_predictor.inference(self._predict(regions), proposals)[0]
+        found: list[Instances] = self.box_predictor.inference(self._predict(regions), proposals)[0]
+        return found
 
     def _refine(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
         if not self.mask_on:
@@ -369,7 +371,8 @@ class Res5ROIHeads(TwoPhaseHeads):
         regions = self._shared_roi_transform(
             self._levels(features), [one.pred_boxes for one in instances]
         )
-        return self.mask_head(regions, instances)
+        found: list[Instances] = self.mask_head(regions, instances)
+        return found
 
     def _levels(self, features: dict[str, Tensor]) -> list[Tensor]:
         return [features[name] for name in self.in_features]
@@ -381,7 +384,8 @@ class Res5ROIHeads(TwoPhaseHeads):
             features: per level (N, C, Hi, Wi).
             boxes: per image.
         """
-        return self.res5(self.pooler(features, boxes))
+        found: Tensor = self.res5(self.pooler(features, boxes))
+        return found
 
     def _predict(self, regions: Tensor) -> Any:
         """Return scores and deltas from the mean of each region's features (R, C, H, W)."""
@@ -429,7 +433,7 @@ class StandardROIHeads(TwoPhaseHeads):
         keypoint_pooler: ROIPooler | None = None,
         keypoint_head: nn.Module | None = None,
         train_on_pred_boxes: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         self.in_features = self.box_in_features = box_in_features
@@ -492,13 +496,18 @@ class StandardROIHeads(TwoPhaseHeads):
     ) -> dict[str, Tensor]:
         """Return the losses of the box head; `targets` is for heads that label by themselves."""
         del targets
-        return self._forward_box(features, sampled)
+        found: dict[str, Tensor] = self._forward_box(features, sampled)
+        return found
 
     def _detect(self, features: dict[str, Tensor], proposals: list[Instances]) -> list[Instances]:
-        return self._forward_box(features, proposals)
+        found: list[Instances] = self._forward_box(features, proposals)
+        return found
 
     def _refine(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
-        return self._forward_keypoint(features, self._forward_mask(features, instances))
+        found: list[Instances] = self._forward_keypoint(
+            features, self._forward_mask(features, instances)
+        )
+        return found
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
         """Return the box losses in training, else the detections of each image."""
@@ -513,7 +522,7 @@ class StandardROIHeads(TwoPhaseHeads):
         return losses
 
     @torch.no_grad()
-    def _use_predicted_boxes(self, predictions: Any, proposals: list[Instances]) -> None:
+    def _use_predicted_boxes(self, predictions: object, proposals: list[Instances]) -> None:
         """Replace the boxes of the proposals, in place, by those predicted for their classes."""
         predicted = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
         for proposal, boxes in zip(proposals, predicted, strict=True):

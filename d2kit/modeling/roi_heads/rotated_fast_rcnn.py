@@ -101,7 +101,7 @@ class RotatedFastRCNNOutputLayers(FastRCNNOutputLayers):
     """
 
     @configurable
-    def __init__(self, input_shape: ShapeSpec, **kwargs: Any) -> None:
+    def __init__(self, input_shape: ShapeSpec, **kwargs: object) -> None:
         super().__init__(input_shape, **kwargs)
         check_rotated_loss(self.box_reg_loss_type, "MODEL.ROI_BOX_HEAD")
 
@@ -129,7 +129,7 @@ class RROIHeads(StandardROIHeads):
     """
 
     @configurable
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
         wrong = [
             name
