@@ -35,9 +35,10 @@ from d2kit.config import get_cfg
 from d2kit.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from d2kit.export import load_exported, read_config
 from d2kit.export.backends import CONFIG
-from d2kit.modeling import build_model, optimize_for_inference
+from d2kit.modeling import build_model, computing_in, optimize_for_inference
 from d2kit.predict.predictor import build_loaded_model
 from d2kit.structures import BitMasks, Boxes, Instances, ROIMasks
+from d2kit.utils.devices import computes_bfloat16
 
 ABOUT_BENCHMARK = """\
 Measure d2kit beside torchvision and pycocotools, in turn; every figure comes with its ratio.
@@ -176,27 +177,33 @@ def compare(task: str, args: argparse.Namespace, device: str) -> list[dict[str, 
     heads = [model.get_submodule("roi_heads") for model in (theirs, fast)]
     counters = counted_proposals(heads[0], 1), counted_proposals(heads[1], 2)
     runs: dict[str, Callable[[], Any]] = {
-        "torchvision": lambda: theirs([image]),
-        "d2kit plain": lambda: plain(ours_input),
-        "d2kit": lambda: fast(ours_input),
+        "torchvision": partial(theirs, [image]),
+        "d2kit plain": partial(plain, ours_input),
+        "d2kit": partial(fast, ours_input),
     }
+    if computes_bfloat16(torch.device(device)):
+        runs["d2kit, bfloat16"] = partial(in_bfloat16, fast, ours_input)
     with torch.inference_mode():
         first = {key: run() for key, run in runs.items()}
         times = in_turn(runs, args.repeats, device)
         peaks = {key: f"{peak_memory(run, device):.0f}" for key, run in runs.items()}
-    found = [len(first["torchvision"][0]["scores"]), len(first["d2kit"][0]["instances"])]
-    extra = {
-        key: {
-            "peak MiB": peaks[key],
-            "proposals": counters[key != "torchvision"][-1],
-            "found": found[key != "torchvision"],
-        }
+    extra: dict[str, dict[str, Any]] = {
+        key: {"peak MiB": peaks[key], "proposals": counters[key != "torchvision"][-1]}
         for key in runs
     }
+    for key, result in first.items():
+        ours = key != "torchvision"
+        extra[key]["found"] = len(result[0]["instances"] if ours else result[0]["scores"])
     rows = show(times, "s / image", extra, model=task, device=device)
     changed = difference(first["d2kit plain"], first["d2kit"])
     print(f"largest relative difference of our outputs by the optimisation: {changed:.1e}")
     return rows
+
+
+def in_bfloat16(model: torch.nn.Module, inputs: list[Any]) -> Any:
+    """Call a model as TEST.PRECISION bfloat16 does."""
+    with computing_in(model, torch.bfloat16):
+        return model(inputs)
 
 
 def why_not(device: str) -> str:
@@ -322,12 +329,7 @@ def training(args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
     results = []
     for name, (config, _) in MODELS.items():
-        cfg = get_cfg()
-        cfg.merge_from_file(model_zoo.get_config_file(config))
-        sampling = ["MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2]
-        sampling += ["MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 2]
-        cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *sampling])
-        ours, theirs = build_model(cfg).train(), trained_theirs(name, size).train()
+        ours, theirs = build_ours(config, "cpu").train(), trained_theirs(name, size).train()
         calm(ours)
         calm(theirs)
         runs = {

@@ -61,6 +61,7 @@ OWN_KEYS = frozenset(
         "TEST.BEST_METRIC",
         "TEST.CLASSIFICATION_REPORT",
         "TEST.EVAL_EPOCHS",
+        "TEST.PRECISION",
         "TEST.REPORT",
         "TEST.VALIDATION_LOSS",
         "TEST.VIS_IMAGES",

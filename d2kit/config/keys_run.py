@@ -200,6 +200,11 @@ _TEST: dict[str, tuple[Any, str]] = {
         True,
         "Write the results page report.html, and README.md, into OUTPUT_DIR when train_net ends.",
     ),
+    "TEST.PRECISION": (
+        "float32",
+        "What models compute in at inference (predict, track, evaluations): float32, bfloat16 or "
+        "float16; float32 where the device would emulate it.",
+    ),
     "TEST.KEYPOINT_OKS_SIGMAS": ([], "Sigma of each keypoint in COCO's OKS; empty: COCO's own."),
     "TEST.DETECTIONS_PER_IMAGE": (100, "Best detections kept per image, all classes together."),
     "TEST.AUG.ENABLED": (False, "Test-time augmentation."),

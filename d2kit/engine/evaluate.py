@@ -17,6 +17,7 @@ from d2kit.config import CfgNode
 from d2kit.engine.preflight.records import check_same_classes, evaluator_kind
 from d2kit.engine.resolve import build_trained_classes, register_listed_datasets
 from d2kit.utils import comm
+from d2kit.utils.devices import choose_inference_dtype
 from d2kit.utils.env import derive_seed
 from d2kit.utils.events import EventStorage
 from d2kit.utils.logger import setup_logger
@@ -171,6 +172,7 @@ class DefaultEvaluation:
         from d2kit.data import MetadataCatalog
         from d2kit.data.datasets.coco import prefer_class_order
         from d2kit.evaluation import DatasetEvaluator, inference_on_dataset
+        from d2kit.modeling import computing_in
 
         names = list(cfg.DATASETS.TEST)
         if isinstance(evaluators, DatasetEvaluator):
@@ -181,6 +183,10 @@ class DefaultEvaluation:
             setup_logger()  # a script without default_setup
         register_listed_datasets(cfg, names)
         classes, source = build_trained_classes(cfg)
+        weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        dtype = torch.float32  # of what is not ours to decide: an export, a function
+        if weight is not None:
+            dtype = choose_inference_dtype(cfg.TEST.PRECISION, weight.device)
         for name in names:
             prefer_class_order(name, classes)
         results: dict[str, Any] = OrderedDict()
@@ -189,7 +195,8 @@ class DefaultEvaluation:
             known = MetadataCatalog.get(name).get("thing_classes") or ()
             check_same_classes(name, known, source, classes)
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            results[name] = inference_on_dataset(model, loader, evaluator)
+            with computing_in(model, dtype):
+                results[name] = inference_on_dataset(model, loader, evaluator)
             if comm.is_main_process():
                 _log_results(name, results[name])
         if comm.is_main_process() and results:

@@ -218,7 +218,7 @@ BLOCK = 8192  # tiles times channels that are transformed at a time: a core's ow
 GROUP = 131_072  # the same whose products are taken at a time: matrix products like long sides
 # What pays, measured on AVX2 cores with one and two threads, with and without a backward pass
 FEWEST_TILES = 150  # of a batch; with fewer the map of the kernel costs what the products save
-FEWEST_VALUES = 60_000  # tiles times channels
+FEWEST_VALUES = 40_000  # tiles times channels
 FEWEST_CHANNELS = 128
 MANY_CHANNELS = 256  # with fewer the tiles may reach over the border by
 LARGEST_SPARE = 1.15  # times the pixels: 14 x 14 take 16 x 16, 1.3 times

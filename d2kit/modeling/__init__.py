@@ -33,6 +33,7 @@ from d2kit.modeling.meta_arch import (
     SemanticSegmentor,
     build_model,
     build_sem_seg_head,
+    computing_in,
     optimize_for_inference,
 )
 from d2kit.modeling.postprocessing import detector_postprocess
@@ -102,6 +103,7 @@ __all__ = [
     "build_roi_heads",
     "build_rpn_head",
     "build_sem_seg_head",
+    "computing_in",
     "detector_postprocess",
     "get_vit_lr_decay_rate",
     "make_stage",

@@ -19,13 +19,13 @@ from d2kit.config import CfgNode, get_cfg
 from d2kit.data.detection_utils import build_augmentation, convert_PIL_to_numpy, read_image
 from d2kit.export.backends import build_exported, is_exported, read_config
 from d2kit.layers import nms
-from d2kit.modeling import build_model, optimize_for_inference
+from d2kit.modeling import build_model, computing_in, optimize_for_inference
 from d2kit.modeling.facts import build_facts, build_with_thresholds
 from d2kit.modeling.postprocessing import roi_masks_kept
 from d2kit.predict.tiles import merge_tiles, tile_boxes
 from d2kit.structures import Instances
 from d2kit.structures.image_list import image_to_tensor
-from d2kit.utils.devices import choose_device
+from d2kit.utils.devices import choose_device, choose_inference_dtype
 from d2kit.utils.file_io import IMAGE_SUFFIXES, find_image_files
 
 if TYPE_CHECKING:
@@ -234,6 +234,13 @@ def build_loaded_model(cfg: CfgNode) -> Any:
     return model
 
 
+def build_dtype(cfg: CfgNode) -> torch.dtype:
+    """Return the type that the model of a config computes in; an export's is its own."""
+    if is_exported(cfg.MODEL.WEIGHTS):
+        return torch.float32
+    return choose_inference_dtype(cfg.TEST.PRECISION, choose_device(cfg.MODEL.DEVICE))
+
+
 def check_loaded(model: object, weights: str) -> None:
     """Refuse a model of `build_loaded_model` that is only partly that of its file.
 
@@ -324,6 +331,7 @@ class Predictor:
         model = build_loaded_model(self.cfg)
         folded = optimize and isinstance(model, nn.Module)  # an export is folded already
         self.model = optimize_for_inference(model) if folded else model
+        self._dtype = build_dtype(self.cfg)
         self.metadata = build_metadata(self.cfg)
         self._resize = build_augmentation(self.cfg, is_train=False)[0]
 
@@ -395,7 +403,7 @@ class Predictor:
         return self._outputs([self._prepare(self._read(image)) for image in images])
 
     def _outputs(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        with torch.inference_mode():
+        with torch.inference_mode(), computing_in(self.model, self._dtype):
             results: list[dict[str, Any]] = self.model(items)
         return results
 
@@ -476,6 +484,7 @@ class DefaultPredictor:
         known = len(cfg.DATASETS.TEST) + len(cfg.MODEL.CLASS_NAMES)
         self.metadata = build_metadata(cfg) if known else None
         self.model = build_loaded_model(self.cfg)
+        self._dtype = build_dtype(self.cfg)
         self.aug = build_augmentation(cfg, is_train=False)[0]
 
     def __call__(self, original_image: Image) -> dict[str, Any]:
@@ -492,7 +501,7 @@ class DefaultPredictor:
             ValueError: if it is no image of 8 bits and three channels.
         """
         image = to_array(original_image, color="BGR", wanted=self.input_format)
-        with torch.no_grad():
+        with torch.no_grad(), computing_in(self.model, self._dtype):
             result: dict[str, Any] = self.model([model_input(image, self.aug)])[0]
         return result
 

@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "available_cores",
     "choose_device",
+    "choose_inference_dtype",
     "computes_bfloat16",
     "exact_dtype",
     "fixed_shapes",
@@ -95,6 +96,43 @@ def computes_bfloat16(device: torch.device) -> bool:
         return False  # x86: the questions above are all there are
     arm = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(arm()) if arm is not None else False
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_inference_dtype(
+    name: str, device: torch.device, source: str = "TEST.PRECISION"
+) -> torch.dtype:
+    """Return the type that a model computes in at inference.
+
+    Args:
+        name: "float32", "bfloat16" or "float16".
+        device: of the model.
+        source: where the name comes from, for messages.
+
+    Returns:
+        float32, with a log line, where the device would emulate the other: that is slower and less
+        exact. The CPU emulates float16.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in _DTYPES:
+        raise ValueError(f"{source}: expected one of {', '.join(_DTYPES)}, got {name!r}")
+    dtype = _DTYPES[name]
+    if dtype is torch.float32:
+        return dtype
+    native = device.type != "cpu" if dtype is torch.float16 else computes_bfloat16(device)
+    if native:
+        return dtype
+    logger.warning(
+        "%s: this %s does not compute %s natively, which would be slower: float32",
+        source,
+        device.type.upper(),
+        name,
+    )
+    return torch.float32
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from d2kit import evaluation
@@ -91,3 +92,43 @@ def test_sigmas_of_the_config(facts):
 def test_unknown_kind(facts):
     with pytest.raises(ValueError, match="'pascal_vco'; nearest pascal_voc"):
         build(facts, "pascal_vco")
+
+
+class Noted(torch.nn.Linear):
+    """A model that notes whether it computes in mixed precision."""
+
+    def forward(self, batch):
+        self.casts = torch.is_autocast_enabled("cpu")
+        if batch == "break":
+            raise OSError("broken")
+        return [super(Noted, self).forward(torch.ones(1, 2))]
+
+
+class Noting(evaluation.DatasetEvaluator):
+    def process(self, inputs, outputs):
+        self.found = torch.is_autocast_enabled("cpu"), outputs[0].dtype
+
+
+class OneBatch(DefaultTrainer):
+    batch = "a"
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return [cls.batch]
+
+
+@pytest.mark.usefixtures("facts")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_model_alone_computes_in_half_precision(precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    cfg = get_cfg()
+    cfg.merge_from_list(["DATASETS.TEST", (NAME,), "TEST.PRECISION", precision])
+    model, evaluator = Noted(2, 2), Noting()
+    OneBatch.test(cfg, model, evaluator)
+    assert model.casts is (precision == "bfloat16")
+    assert evaluator.found == (False, getattr(torch, precision))
+    monkeypatch.setattr(OneBatch, "batch", "break")
+    with pytest.raises(OSError, match="broken"):
+        OneBatch.test(cfg, model, evaluator)
+    assert not torch.is_autocast_enabled("cpu")
+    assert not (model._forward_hooks or model._forward_pre_hooks)

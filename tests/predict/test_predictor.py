@@ -241,3 +241,34 @@ def test_configs_of_torchvision_name_their_weights_and_classes(model, names):
 def test_a_base_config_of_torchvision_has_no_weights():
     with pytest.raises(ValueError, match="no published weights"):
         build_inference_cfg("torchvision/Base-RCNN.yaml", None, "cpu", None)
+
+
+def in_precision(trained, name):
+    cfg = build_inference_cfg(*trained, "cpu", None)
+    cfg.TEST.PRECISION = name
+    return cfg
+
+
+@pytest.mark.parametrize("build", [Predictor, DefaultPredictor])
+def test_half_precision_by_key(build, trained, pictures, monkeypatch, caplog):
+    """Where bfloat16 is native the same objects with other digits; elsewhere float32's numbers."""
+    exact = build(in_precision(trained, "float32"))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    other = build(in_precision(trained, "bfloat16"))
+    assert "does not compute bfloat16 natively" in caplog.text
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    half = build(in_precision(trained, "bfloat16"))
+
+    def scores(predictor):
+        found = predictor(pictures[0])
+        found = found["instances"] if build is DefaultPredictor else found
+        assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
+        return found.scores
+
+    a, b, c = scores(exact), scores(other), scores(half)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    torch.testing.assert_close(a.sort().values, c.sort().values, atol=0.05, rtol=0.05)
+    assert not torch.is_autocast_enabled("cpu")

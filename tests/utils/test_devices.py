@@ -9,6 +9,7 @@ import torch
 from d2kit.utils.devices import (
     available_cores,
     choose_device,
+    choose_inference_dtype,
     computes_bfloat16,
     exact_dtype,
     use_device,
@@ -53,6 +54,33 @@ def test_the_processor_is_asked(avx512, amx, capability, native, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert computes_bfloat16(torch.device("cpu")) is native
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "native", "dtype"),
+    [
+        ("float32", "cpu", False, torch.float32),
+        ("bfloat16", "cpu", True, torch.bfloat16),
+        ("bfloat16", "cpu", False, torch.float32),
+        ("float16", "cpu", True, torch.float32),
+        ("float16", "cuda", False, torch.float16),
+    ],
+)
+def test_inference_is_in_half_precision_where_it_is_native(
+    name, device, native, dtype, monkeypatch, caplog
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert choose_inference_dtype(name, torch.device(device)) is dtype
+    refused = "float32" != name and dtype is torch.float32
+    told = f"TEST.PRECISION: this CPU does not compute {name} natively" in caplog.text
+    assert told is refused
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(ValueError, match="TEST.PRECISION: expected one of float32, .*got 'half'"):
+        choose_inference_dtype("half", torch.device("cpu"))
 
 
 def test_cores_are_those_this_process_may_use():

@@ -1,7 +1,7 @@
 """Whole models."""
 
 from d2kit.modeling.meta_arch.build import META_ARCH_REGISTRY, build_model
-from d2kit.modeling.meta_arch.common import optimize_for_inference
+from d2kit.modeling.meta_arch.common import computing_in, optimize_for_inference
 from d2kit.modeling.meta_arch.dense_detector import DenseDetector
 from d2kit.modeling.meta_arch.fcos import FCOS
 from d2kit.modeling.meta_arch.panoptic_fpn import (
@@ -25,5 +25,6 @@ __all__ = [
     "SemanticSegmentor",
     "build_model",
     "build_sem_seg_head",
+    "computing_in",
     "optimize_for_inference",
 ]

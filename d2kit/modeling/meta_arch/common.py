@@ -232,6 +232,41 @@ def _panes(item: dict[str, Any], best: Boxes, input_format: str) -> list[Tensor]
     return panes
 
 
+@contextmanager
+def computing_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let calls of a model inside compute in `dtype` what bears it, by autocast.
+
+    Scores, boxes and masks are still computed in float32, from the last layers' numbers. What
+    surrounds the calls, such as an evaluator, is not touched.
+
+    Args:
+        model: any.
+        dtype: float32 changes nothing.
+    """
+    if dtype is torch.float32:
+        yield
+        return
+    kind = next((p.device.type for p in model.parameters()), "cpu")
+    entered: list[torch.autocast] = []
+
+    def enter(*_: object) -> None:
+        entered.append(torch.autocast(kind, dtype))
+        entered[-1].__enter__()
+
+    def leave(*_: object) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    handles = [
+        model.register_forward_pre_hook(enter),
+        model.register_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
