@@ -200,8 +200,8 @@ def compare(task: str, args: argparse.Namespace, device: str) -> list[dict[str, 
     return rows
 
 
-def in_bfloat16(model: torch.nn.Module, inputs: list[Any]) -> Any:
-    """Call a model as TEST.PRECISION bfloat16 does."""
+def in_bfloat16(model: torch.nn.Module, inputs: list[Any]) -> object:
+    """Call a model as TEST.DTYPE bfloat16 does."""
     with computing_in(model, torch.bfloat16):
         return model(inputs)
 

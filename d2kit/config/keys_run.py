@@ -200,7 +200,7 @@ _TEST: dict[str, tuple[Any, str]] = {
         True,
         "Write the results page report.html, and README.md, into OUTPUT_DIR when train_net ends.",
     ),
-    "TEST.PRECISION": (
+    "TEST.DTYPE": (
         "float32",
         "What models compute in at inference (predict, track, evaluations): float32, bfloat16 or "
         "float16; float32 where the device would emulate it.",

@@ -186,7 +186,7 @@ class DefaultEvaluation:
         weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         dtype = torch.float32  # of what is not ours to decide: an export, a function
         if weight is not None:
-            dtype = choose_inference_dtype(cfg.TEST.PRECISION, weight.device)
+            dtype = choose_inference_dtype(cfg.TEST.DTYPE, weight.device)
         for name in names:
             prefer_class_order(name, classes)
         results: dict[str, Any] = OrderedDict()

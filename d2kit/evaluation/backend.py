@@ -237,10 +237,7 @@ def _for_figures(coco: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load_detections(coco_gt: COCO, coco_results: list[dict[str, Any]]) -> Any:
-    """Load results (possibly none) beside the ground truth they belong to, on its backend.
-
-    The dicts may be written into.
-    """
+    """Load results (possibly none) beside the ground truth they belong to, on its backend."""
     import hotcoco
 
     if isinstance(coco_gt, hotcoco.COCO):
@@ -249,7 +246,7 @@ def _load_detections(coco_gt: COCO, coco_results: list[dict[str, Any]]) -> Any:
 
     with contextlib.redirect_stdout(io.StringIO()):
         if coco_results:
-            return coco_gt.loadRes(coco_results)
+            return coco_gt.loadRes([dict(result) for result in coco_results])  # it writes into them
         empty = COCO()
         empty.dataset = {**coco_gt.dataset, "annotations": []}
         empty.createIndex()
@@ -257,9 +254,10 @@ def _load_detections(coco_gt: COCO, coco_results: list[dict[str, Any]]) -> Any:
 
 
 def _of_task(results: Sequence[Mapping[str, Any]], iou_type: str) -> list[dict[str, Any]]:
-    """Copy results with the keys of one task only: what is not passed need not be converted.
+    """Return results with the keys of one task only: what is not passed need not be converted.
 
-    Without the box, COCO takes an object's area from its mask.
+    Without the box, COCO takes an object's area from its mask. Results that have these keys alone
+    are returned as they are.
     """
     keys = {
         "bbox": ("bbox",),
@@ -267,6 +265,9 @@ def _of_task(results: Sequence[Mapping[str, Any]], iou_type: str) -> list[dict[s
         "keypoints": ("bbox", "keypoints"),
     }[iou_type]
     keys = ("image_id", "category_id", "score", *keys)
+    wanted = set(keys)
+    if isinstance(results, list) and all(result.keys() == wanted for result in results):
+        return results
     return [{key: result[key] for key in keys if key in result} for result in results]
 
 

@@ -34,6 +34,7 @@ from d2kit.evaluation.backend import (
     load_ground_truth,
 )
 from d2kit.evaluation.coco_results import (
+    HeldResults,
     _evaluate_box_proposals,
     derive_results,
     instances_from_coco_json,
@@ -215,11 +216,11 @@ class COCOEvaluator(DatasetEvaluator):
                 held["instances"] = self._rows_of(held["instances"], image_id)
             self._predictions.append(held)
 
-    def _rows_of(self, detected: Instances, image_id: int | str) -> list[dict[str, Any]]:
+    def _rows_of(self, detected: Instances, image_id: int | str) -> Sequence[dict[str, Any]]:
         """Turn the instances of an image into results, and note which tasks they serve."""
         fields = detected.get_fields()
         self._seen_tasks |= {task for field, task in _TASK_OF_FIELD.items() if field in fields}
-        return instances_to_coco_json(detected, image_id)
+        return HeldResults(detected, image_id)
 
     def evaluate(self, img_ids: Iterable[int] | None = None) -> dict[str, dict[str, float]]:
         """Compute the figures.
@@ -261,7 +262,12 @@ class COCOEvaluator(DatasetEvaluator):
         if parts is None:
             return None
         self._seen_tasks = set().union(*(tasks for tasks, _ in parts))
-        return once_per_image(list(itertools.chain(*(found for _, found in parts))))
+        predictions = once_per_image(list(itertools.chain(*(found for _, found in parts))))
+        with paused_gc():
+            for prediction in predictions:  # in place: subclasses look at them afterwards
+                if isinstance(prediction.get("instances"), HeldResults):
+                    prediction["instances"] = list(prediction["instances"])
+        return predictions
 
     def _tasks_from_predictions(self, predictions: Sequence[Mapping[str, Any]]) -> list[str]:
         """Find the tasks in the result dicts and in the fields that `process` has seen."""

@@ -244,7 +244,7 @@ def _hat(low: Tensor, high: Tensor, pixel: Tensor, cells: int) -> Tensor:
     length = (high - low).clamp(min=1e-6)
     at = (pixel + 0.5 - low) / length * cells - 0.5
     cell = torch.arange(cells, device=low.device, dtype=torch.float32)
-    return (1 - (at[..., None] - cell).abs()).clamp_(min=0)
+    return (at[..., None] - cell).abs_().neg_().add_(1).clamp_(min=0)
 
 
 def _regions(
@@ -266,17 +266,39 @@ def _regions(
     limit = torch.tensor([width, height], dtype=torch.float32)
     low = torch.minimum((corners[:, :2].floor() - 1).clamp(min=0), limit)
     high = torch.minimum((corners[:, 2:].ceil() + 1).clamp(min=0), limit)
-    pixels = torch.cat([low, high], dim=1).long().tolist()
-    axis = torch.arange(max(height, width), dtype=torch.float32)
+    pixels = torch.cat([low, high], dim=1).long()
     masks = masks.float()
-    for index, (x0, y0, x1, y1) in enumerate(pixels):
-        if x0 >= x1 or y0 >= y1:
-            continue
-        left, top, right, bottom = corners[index].unbind()
-        y = _hat(top, bottom, axis[y0:y1], masks.shape[1])
-        x = _hat(left, right, axis[x0:x1], masks.shape[2])
-        values = x @ masks[index].T @ y.T if transposed else y @ masks[index] @ x.T
-        yield index, (x0, y0, x1, y1), values
+    for start in range(0, len(masks), _WEIGHED):
+        part = slice(start, start + _WEIGHED)
+        x_weights = _weights_of_spans(corners[part, ::2], pixels[part, ::2], masks.shape[2])
+        y_weights = _weights_of_spans(corners[part, 1::2], pixels[part, 1::2], masks.shape[1])
+        rows = zip(pixels[part].tolist(), x_weights, y_weights, masks[part], strict=True)
+        for index, ((x0, y0, x1, y1), x, y, mask) in enumerate(rows, start):
+            if x0 < x1 and y0 < y1:
+                values = x @ mask.T @ y.T if transposed else y @ mask @ x.T
+                yield index, (x0, y0, x1, y1), values
+
+
+_WEIGHED = 100  # masks whose weights are held at a time
+
+
+def _weights_of_spans(ends: Tensor, spans: Tensor, cells: int) -> tuple[Tensor, ...]:
+    """Return the weights of mask cells at the pixels of each box on one axis.
+
+    Args:
+        ends: (R, 2) where boxes begin and end.
+        spans: (R, 2) int64, the first pixel, and the one behind the last.
+        cells: M.
+
+    Returns:
+        R tensors (pixels, M).
+    """
+    counts = (spans[:, 1] - spans[:, 0]).clamp(min=0)
+    first = spans[:, 0] - counts.cumsum(0) + counts
+    pixel = torch.arange(int(counts.sum())) + first.repeat_interleave(counts)
+    low, high = ends.repeat_interleave(counts, dim=0).unbind(1)
+    weights: tuple[Tensor, ...] = _hat(low, high, pixel.float(), cells).split(counts.tolist())
+    return weights
 
 
 def _run_lengths(

@@ -238,7 +238,7 @@ def build_dtype(cfg: CfgNode) -> torch.dtype:
     """Return the type that the model of a config computes in; an export's is its own."""
     if is_exported(cfg.MODEL.WEIGHTS):
         return torch.float32
-    return choose_inference_dtype(cfg.TEST.PRECISION, choose_device(cfg.MODEL.DEVICE))
+    return choose_inference_dtype(cfg.TEST.DTYPE, choose_device(cfg.MODEL.DEVICE))
 
 
 def check_loaded(model: object, weights: str) -> None:

@@ -102,7 +102,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def choose_inference_dtype(
-    name: str, device: torch.device, source: str = "TEST.PRECISION"
+    name: str, device: torch.device, source: str = "TEST.DTYPE"
 ) -> torch.dtype:
     """Return the type that a model computes in at inference.
 

@@ -101,7 +101,7 @@ class Noted(torch.nn.Linear):
         self.casts = torch.is_autocast_enabled("cpu")
         if batch == "break":
             raise OSError("broken")
-        return [super(Noted, self).forward(torch.ones(1, 2))]
+        return [super().forward(torch.ones(1, 2))]
 
 
 class Noting(evaluation.DatasetEvaluator):
@@ -122,7 +122,7 @@ class OneBatch(DefaultTrainer):
 def test_the_model_alone_computes_in_half_precision(precision, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     cfg = get_cfg()
-    cfg.merge_from_list(["DATASETS.TEST", (NAME,), "TEST.PRECISION", precision])
+    cfg.merge_from_list(["DATASETS.TEST", (NAME,), "TEST.DTYPE", precision])
     model, evaluator = Noted(2, 2), Noting()
     OneBatch.test(cfg, model, evaluator)
     assert model.casts is (precision == "bfloat16")
@@ -131,4 +131,5 @@ def test_the_model_alone_computes_in_half_precision(precision, monkeypatch):
     with pytest.raises(OSError, match="broken"):
         OneBatch.test(cfg, model, evaluator)
     assert not torch.is_autocast_enabled("cpu")
-    assert not (model._forward_hooks or model._forward_pre_hooks)
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks

@@ -1,5 +1,6 @@
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -95,6 +96,36 @@ def test_figures(registered, fast):
 
 
 @pytest.mark.faults(26, fast=True)
+def test_predictions_are_lists_after_the_evaluation(registered):
+    """What Detectron2's evaluator keeps, subclasses write as JSON."""
+    truth, results, mapping, _ = registered
+    evaluator = COCOEvaluator(NAME, distributed=False)
+    run(evaluator, *to_outputs(truth, results, mapping))
+    written = json.loads(json.dumps(evaluator._predictions))
+    assert [p["image_id"] for p in written] == [image["id"] for image in truth["images"]]
+    assert sum(len(p["instances"]) for p in written) == len(results)
+    assert set(written[0]["instances"][0]) >= {"bbox", "score", "segmentation", "category_id"}
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_box_takes_few_bytes_until_the_evaluation():
+    evaluator = COCOEvaluator(NAME, distributed=False)
+    evaluator.reset()
+
+    def process(images):
+        for i in range(images):
+            found = Instances((480, 640), pred_boxes=Boxes(torch.rand(1000, 4)[:100]))
+            found.scores, found.pred_classes = torch.rand(100), torch.zeros(100, dtype=torch.int64)
+            evaluator.process([{"image_id": i}], [{"instances": found}])
+
+    process(2)
+    tracemalloc.start()
+    process(100)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held / (100 * 100) < 60  # as dicts 500
+
+
 def test_no_detection_gives_zero(registered):
     truth, _, mapping, _ = registered
     got = run(COCOEvaluator(NAME), *to_outputs(truth, [], mapping))

@@ -1,11 +1,12 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
 from d2kit.evaluation.coco_evaluation import instances_to_coco_json
-from d2kit.evaluation.coco_results import read_coco_results
+from d2kit.evaluation.coco_results import HeldResults, read_coco_results
 from d2kit.structures import BitMasks, Boxes, Instances
 from tests.support.reference_files import reference_path
 
@@ -46,6 +47,25 @@ def test_forms_of_masks(form):
         "rle": lambda: [row["segmentation"] for row in expected],
     }[form]()
     assert instances_to_coco_json(instances, 17) == expected
+
+
+def test_held_results_are_a_list_to_who_looks():
+    instances, expected = reference()
+    held = pickle.loads(pickle.dumps(HeldResults(instances, 17)))
+    assert len(held) == len(expected)
+    assert held == expected == list(held) == held + [] == [] + held
+    assert held[:2] == expected[:2]
+    held[0]["score"] = 0.5
+    assert held[0]["score"] == next(iter(held))["score"] == 0.5
+
+
+def test_held_results_do_not_hold_their_images_tensors():
+    """Boxes are often rows of a larger tensor, which must go with the batch."""
+    instances, _ = reference()
+    before = HeldResults(instances, 17)
+    instances.pred_boxes.tensor += 9
+    instances.scores += 1
+    assert before == reference()[1]
 
 
 @pytest.mark.parametrize("count", [0, 1, 4])

@@ -245,7 +245,7 @@ def test_a_base_config_of_torchvision_has_no_weights():
 
 def in_precision(trained, name):
     cfg = build_inference_cfg(*trained, "cpu", None)
-    cfg.TEST.PRECISION = name
+    cfg.TEST.DTYPE = name
     return cfg
 
 

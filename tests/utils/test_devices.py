@@ -73,13 +73,13 @@ def test_inference_is_in_half_precision_where_it_is_native(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert choose_inference_dtype(name, torch.device(device)) is dtype
-    refused = "float32" != name and dtype is torch.float32
-    told = f"TEST.PRECISION: this CPU does not compute {name} natively" in caplog.text
+    refused = name != "float32" and dtype is torch.float32
+    told = f"TEST.DTYPE: this CPU does not compute {name} natively" in caplog.text
     assert told is refused
 
 
 def test_another_precision_is_refused():
-    with pytest.raises(ValueError, match="TEST.PRECISION: expected one of float32, .*got 'half'"):
+    with pytest.raises(ValueError, match="TEST.DTYPE: expected one of float32, .*got 'half'"):
         choose_inference_dtype("half", torch.device("cpu"))
 
 
