@@ -244,7 +244,7 @@ def _hat(low: Tensor, high: Tensor, pixel: Tensor, cells: int) -> Tensor:
     length = (high - low).clamp(min=1e-6)
     at = (pixel + 0.5 - low) / length * cells - 0.5
     cell = torch.arange(cells, device=low.device, dtype=torch.float32)
-    return (at[..., None] - cell).abs_().neg_().add_(1).clamp_(min=0)
+    return (1 - (at[..., None] - cell).abs_()).clamp_(min=0)
 
 
 def _regions(

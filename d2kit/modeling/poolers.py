@@ -13,7 +13,7 @@ from torchvision.ops import RoIPool
 
 from d2kit.layers import ROIAlign, ROIAlignRotated, cat
 from d2kit.structures import Boxes, RotatedBoxes
-from d2kit.utils.devices import is_symbolic, shapes_are_fixed
+from d2kit.utils.devices import Constants, is_symbolic, shapes_are_fixed
 from d2kit.utils.registry import AssertedValueError
 
 __all__ = ["ROIPooler", "assign_boxes_to_levels", "cat", "convert_boxes_to_pooler_format"]
@@ -25,6 +25,8 @@ def assign_boxes_to_levels(
     max_level: int,
     canonical_box_size: int,
     canonical_level: int,
+    *,
+    constants: Constants | None = None,
 ) -> Tensor:
     """Choose the feature map for each box, by the square root of its area.
 
@@ -34,17 +36,24 @@ def assign_boxes_to_levels(
         max_level: level of the coarsest map.
         canonical_box_size: a box of this size, in pixels, belongs to `canonical_level`.
         canonical_level: see there; half the size is one level finer.
+        constants: of the module that asks.
 
     Returns:
         Int64 (R,): 0 for `min_level`, 1 for the next one, and so on.
     """
     areas = cat([boxes.area() for boxes in box_lists] or [torch.zeros(0)])
-    index = torch.zeros_like(areas, dtype=torch.int64)
-    # A level begins where the one before ends. Boxes that are NaN, or inverted along one axis,
-    # reach no beginning and stay on the finest.
-    for level in range(min_level + 1, max_level + 1):
-        index += areas >= (canonical_box_size * 2.0 ** (level - canonical_level)) ** 2
-    return index
+    rules = (min_level, max_level, canonical_box_size, canonical_level)
+    beginnings = (Constants() if constants is None else constants).kept(
+        (*rules, areas.device, areas.dtype), lambda: areas.new_tensor(_beginnings(*rules))
+    )
+    # Boxes that are NaN, or inverted along one axis, reach no beginning and stay on the finest.
+    return (areas[:, None] >= beginnings).sum(dim=1)
+
+
+def _beginnings(low: int, high: int, canonical_box_size: int, canonical_level: int) -> list[float]:
+    """Return the areas from which boxes belong to each level but the finest."""
+    sides = (canonical_box_size * 2.0 ** (i - canonical_level) for i in range(low + 1, high + 1))
+    return [side**2 for side in sides]
 
 
 def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes] | Sequence[RotatedBoxes]) -> Tensor:
@@ -133,6 +142,7 @@ class ROIPooler(nn.Module):
         )
         self.canonical_box_size = canonical_box_size
         self.canonical_level = canonical_level
+        self._constants = Constants()
 
     def forward(
         self, x: Sequence[Tensor], box_lists: Sequence[Boxes] | Sequence[RotatedBoxes]
@@ -160,9 +170,8 @@ class ROIPooler(nn.Module):
         if len(self.level_poolers) == 1:
             found: Tensor = self.level_poolers[0](x[0], rois)
             return found
-        levels = assign_boxes_to_levels(
-            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-        )
+        rules = (self.min_level, self.max_level, self.canonical_box_size, self.canonical_level)
+        levels = assign_boxes_to_levels(box_lists, *rules, constants=self._constants)
         if shapes_are_fixed():
             return self._pool_everywhere(x, rois, levels)
         pool = self._pool_symbolically if is_symbolic() else self._pool_levels

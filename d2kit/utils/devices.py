@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch.fx
 from torch import Tensor
 
 __all__ = [
+    "Constants",
     "available_cores",
     "choose_device",
     "choose_inference_dtype",
@@ -31,6 +32,8 @@ __all__ = [
 
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 _ALIASES = {"gpu": "cuda", "": "cpu"}
 
@@ -195,6 +198,32 @@ def is_symbolic() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
+class Constants(dict[Hashable, Any]):
+    """Small tensors that a module makes once for each question, as a look at the device costs.
+
+    They go with the module, and are no part of its state.
+    """
+
+    _MOST = 64
+
+    def kept(self, question: Hashable, make: Callable[[], _Result]) -> _Result:
+        """Return what `make` returned for this question before, or does now.
+
+        Args:
+            question: all that the result depends on, the device too.
+            make: without arguments, returns tensors.
+        """
+        if is_symbolic():
+            return make()
+        if question not in self:
+            if len(self) >= self._MOST:
+                self.clear()
+            with torch.inference_mode(mode=False), torch.no_grad():  # training may use them later
+                self[question] = make()
+        found: _Result = self[question]
+        return found
+
+
 def smallest(limit: int, size: Any) -> Any:
     """Return the smaller of `limit` and a size, which may be recorded, without fixing it."""
     if isinstance(size, Tensor):
@@ -215,9 +244,6 @@ def largest(*sizes: Any) -> Any:
 def stacked_sizes(sizes: Any) -> Tensor:
     """Return sizes, numbers or recorded ones, as one int64 tensor that still depends on them."""
     return torch.stack([torch.as_tensor(size, dtype=torch.int64) for size in sizes])
-
-
-_Result = TypeVar("_Result")
 
 
 @contextmanager

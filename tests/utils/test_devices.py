@@ -1,5 +1,6 @@
 """Devices by their usual names, and what they compute natively."""
 
+import copy
 import logging
 import os
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from d2kit.utils.devices import (
+    Constants,
     available_cores,
     choose_device,
     choose_inference_dtype,
@@ -98,3 +100,24 @@ def test_the_current_cuda_device_is_that_of_the_model(monkeypatch):
     for name in ("cpu", "cuda", "cuda:1"):
         use_device(torch.device(name))
     assert chosen == [torch.device("cuda:1")]
+
+
+def test_constants_are_made_once_for_each_question():
+    made = []
+
+    def make():
+        made.append(torch.arange(3.0))
+        return made[-1]
+
+    constants = Constants()
+    with torch.inference_mode():
+        first = constants.kept(("cpu", 3), make)
+    assert constants.kept(("cpu", 3), make) is first
+    assert (first * torch.ones(3, requires_grad=True)).requires_grad  # not inference's alone
+    for number in range(200):
+        constants.kept(number, make)
+    assert len(constants) <= 64
+    assert len(made) == 201
+    copied = copy.deepcopy(constants)
+    assert torch.equal(copied.kept(199, make), first)
+    assert len(made) == 201

@@ -128,9 +128,12 @@ def suppress_and_trim(
             image_sizes,
             (nms_thresh, post_nms_topk),
         )
-    # one wait for the numbers of all images and for the check
-    *counts, wrong = torch.cat([usable.sum(dim=1), (~finite).sum().reshape(1)]).tolist()
-    if training and wrong:
+    numbers = usable.sum(dim=1)
+    if training:  # one wait for the numbers of all images and for the check
+        numbers = torch.cat([numbers, (~finite).sum().reshape(1)])
+    counts = numbers.tolist()
+    wrong = counts.pop() if training else 0
+    if wrong:
         what = "box regression" if bool(torch.isfinite(scores).all()) else "objectness"
         raise FloatingPointError(
             f"the RPN's {what} output is NaN or infinite in {wrong} of "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from d2kit.modeling.proposal_generator.proposal_utils import (
 )
 from d2kit.modeling.sampling import for_image, generator_of_image, subsample_masks
 from d2kit.structures import Boxes, ImageList, Instances
-from d2kit.utils.devices import shapes_are_fixed
+from d2kit.utils.devices import Constants, shapes_are_fixed
 from d2kit.utils.events import put_scalars
 from d2kit.utils.registry import Registry, overrides
 
@@ -234,6 +234,7 @@ class RPN(nn.Module):
         self.box_reg_loss_type = box_reg_loss_type
         self.smooth_l1_beta = smooth_l1_beta
         self._decodes_all = overrides(self, RPN, "_decode_proposals")
+        self._constants = Constants()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -423,16 +424,15 @@ class RPN(nn.Module):
                 self.min_box_size,
                 self.training,
             )
-        scores, deltas, sources, levels = [], [], [], []
-        for level, (anchor, logits, delta) in enumerate(
-            zip(anchors, pred_objectness_logits, pred_anchor_deltas, strict=True)
-        ):
+        scores, deltas, places = [], [], []
+        for logits, delta in zip(pred_objectness_logits, pred_anchor_deltas, strict=True):
             top, index = top_of_level(logits, self.pre_nms_topk[self.training])
             scores.append(top)
             deltas.append(delta.gather(1, index.unsqueeze(-1).expand(-1, -1, delta.shape[2])))
-            sources.append(anchor.tensor[index])
-            levels.append(torch.full_like(index[0], level))
-        delta, source = torch.cat(deltas, dim=1), torch.cat(sources, dim=1)
+            places.append(index)
+        every, delta = torch.cat([one.tensor for one in anchors]), torch.cat(deltas, dim=1)
+        levels, finer = self._columns(places, anchors)
+        source = every[torch.cat(places, dim=1) + finer]
         boxes = self.box2box_transform.apply_deltas(delta.flatten(0, 1), source.flatten(0, 1))
         boxes, joined = boxes.view_as(source), torch.cat(scores, dim=1)
         limits: Any = {
@@ -443,10 +443,31 @@ class RPN(nn.Module):
         if shapes_are_fixed():
             counts = [x.shape[1] for x in scores]
             return suppress_and_pad(boxes, joined, counts, image_sizes, **limits)
-        joined_levels = torch.cat(levels)
         return suppress_and_trim(
-            boxes, joined, joined_levels, image_sizes, training=self.training, **limits
+            boxes, joined, levels, image_sizes, training=self.training, **limits
         )
+
+    def _columns(self, places: list[Tensor], anchors: list[Boxes]) -> tuple[Tensor, Tensor]:
+        """Return of each of the P chosen boxes the level, and how many anchors finer levels have.
+
+        Args:
+            places: per level, int64 (N, Pi).
+            anchors: per level.
+
+        Returns:
+            Two int64 (P,).
+        """
+        # `len` would make the numbers of one picture constants of a trace
+        starts = list(accumulate((one.tensor.shape[0] for one in anchors[:-1]), initial=0))
+
+        def make() -> tuple[Tensor, Tensor]:
+            rows = [place[0] for place in places]
+            levels = [torch.full_like(row, level) for level, row in enumerate(rows)]
+            finer = [torch.zeros_like(row) + s for row, s in zip(rows, starts, strict=True)]
+            return torch.cat(levels), torch.cat(finer)
+
+        chosen = tuple(place.shape[1] for place in places)
+        return self._constants.kept((places[0].device, chosen, tuple(starts)), make)
 
     def _decode_proposals(
         self, anchors: list[Boxes], pred_anchor_deltas: list[Tensor]
