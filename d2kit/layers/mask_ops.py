@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from d2kit.layers.roi_align import axis_taps, roi_align, sample_counts
-from d2kit.utils.devices import is_symbolic
+from d2kit.utils.devices import is_symbolic, largest
 
 __all__ = [
     "bitmasks_to_rle",
@@ -68,7 +68,7 @@ def paste_masks_in_image(
 def _pasted(masks: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
     """Return masks (R, M, M) in boxes (R, 4) at all pixels, (R, height, width) float32."""
     # both axes at once: half the kernels on an accelerator
-    axes = _weights(corners[:, :2].T, corners[:, 2:].T, max(height, width), masks.shape[1])
+    axes = _weights(corners[:, :2].T, corners[:, 2:].T, largest(height, width), masks.shape[1])
     x, y = axes[0, :, :width], axes[1, :, :height]
     with torch.autocast(masks.device.type, enabled=False):
         return y @ masks.float() @ x.transpose(1, 2)

@@ -126,6 +126,7 @@ def test_thresholds_tiles_and_other_sizes(exports, trained):
         ({"confidence": 0.1}, "SCORE_THRESH_TEST is 0.1 here and 0.2 inside the exported model"),
         ({"cfg_options": {"MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.3}}, "export the model again with"),
         ({"cfg_options": {"TEST.DETECTIONS_PER_IMAGE": 5}}, "DETECTIONS_PER_IMAGE is 5 here"),
+        ({"cfg_options": {"TEST.DTYPE": "bfloat16"}}, "computes in the type that it was written"),
         ({"checkpoint": "other.pth"}, "leave out weights"),
     ],
 )
