@@ -206,8 +206,9 @@ def build_exported(cfg: CfgNode) -> ExportedModel:
     stored = read_config(cfg.MODEL.WEIGHTS)
     if cfg.TEST.DTYPE != stored.TEST.DTYPE:
         raise ValueError(
-            f"TEST.DTYPE is {cfg.TEST.DTYPE!r}, but the exported model {cfg.MODEL.WEIGHTS} computes "
-            "in the type that it was written with: leave it out (`d2kit export --int8` is faster)"
+            f"TEST.DTYPE is {cfg.TEST.DTYPE!r}, but the exported model {cfg.MODEL.WEIGHTS} "
+            "computes in the type that it was written with: leave it out (`d2kit export --int8` is "
+            "faster)"
         )
     score_key = build_facts(stored).score_key
     before, now = flatten(stored), flatten(cfg)
