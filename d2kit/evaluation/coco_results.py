@@ -52,20 +52,21 @@ class HeldResults(Sequence[dict[str, Any]]):
 
     def __init__(self, instances: Instances, image_id: int | str) -> None:
         self._image_id = image_id
+        self._count = len(instances)
         self._rows: list[dict[str, Any]] | None = None
-        boxes = _array(instances.pred_boxes)
-        boxes[:, 2:] -= boxes[:, :2]
-        self._boxes = boxes
+        if not self._count:  # perhaps without the other fields
+            self._rows = []
+            return
+        self._boxes = _array(instances.pred_boxes)
+        self._boxes[:, 2:] -= self._boxes[:, :2]
         self._scores = _array(instances.scores)
         self._classes = _array(instances.pred_classes)
-        self._masks = None
-        if instances.has("pred_masks") and len(instances):
-            self._masks = _encode_masks(instances)
+        self._masks = _encode_masks(instances) if instances.has("pred_masks") else None
         self._keypoints = None
         if instances.has("pred_keypoints"):
             keypoints = _array(instances.pred_keypoints)
             keypoints[:, :, :2] -= 0.5  # COCO names pixels, we name points: centres are at +0.5
-            self._keypoints = keypoints.reshape(len(keypoints), -1)
+            self._keypoints = keypoints.reshape(self._count, -1)
 
     def _all(self) -> list[dict[str, Any]]:
         """Return the dicts, which are made once: what is changed in one stays."""
@@ -85,7 +86,7 @@ class HeldResults(Sequence[dict[str, Any]]):
         return self._rows
 
     def __len__(self) -> int:
-        return len(self._boxes)
+        return self._count
 
     def __getitem__(self, index: int | slice) -> Any:
         return self._all()[index]

@@ -25,8 +25,8 @@ TASKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_every_row_is_measured(task, tmp_path, capsys, monkeypatch):
-    rows_expected = TASKS[task]
-    monkeypatch.setattr(benchmark, "computes_bfloat16", lambda _: "bfloat16" in task)
+    rows_expected, native = TASKS[task], "bfloat16" in task
+    monkeypatch.setattr(benchmark, "computes_bfloat16", lambda _: native)
     task = task.partition(",")[0]
     monkeypatch.delitem(benchmark.MODELS, "Mask R-CNN" if task == "inference" else "Faster R-CNN")
     for heavy in ("torch, torchvision", "and d2kit.engine"):

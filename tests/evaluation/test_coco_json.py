@@ -68,6 +68,14 @@ def test_held_results_do_not_hold_their_images_tensors():
     assert before == reference()[1]
 
 
+@pytest.mark.parametrize("fields", [("pred_boxes",), ("pred_boxes", "pred_keypoints")])
+def test_nothing_found(fields):
+    of = {"pred_boxes": Boxes(torch.zeros(0, 4)), "pred_keypoints": torch.zeros(0, 17, 3)}
+    found = Instances((4, 4), **{name: of[name] for name in fields})
+    assert instances_to_coco_json(found, 1) == list(HeldResults(found, 1)) == []
+    assert len(pickle.loads(pickle.dumps(HeldResults(found, 1)))) == 0
+
+
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_counts(count):
     instances, expected = reference()
