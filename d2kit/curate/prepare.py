@@ -277,10 +277,10 @@ def prepare(
     lost: Counter[str] = Counter()
     try:
         coco = READERS[found.name](found.path, root, lost)
-    except DatasetError:
+    except DatasetError as error:
         if found.name != "coco":
             raise
-        coco = _repaired(found.path, root, lost)
+        coco = _repaired(found.path, root, lost, error)
     counts = ", ".join(f"{len(coco[k])} {k}" for k in ("images", "annotations", "categories"))
     report = [f"{path}: {found.evidence}: {counts}"]
     report += [f"left out: {n} {what}" for what, n in sorted((+lost).items())]
@@ -325,21 +325,41 @@ def _write(coco: Mapping[str, Any], path: Path) -> None:
         json.dump(coco, file, allow_nan=False)
 
 
-def _repaired(path: Path, root: Path, lost: Counter[str]) -> dict[str, Any]:
+def _repaired(path: Path, root: Path, lost: Counter[str], error: DatasetError) -> dict[str, Any]:
     """Return the only COCO file of a folder, repaired; what was done is counted.
+
+    Args:
+        path: the file or folder.
+        root: folder of the images.
+        lost: counts.
+        error: what reading it said.
 
     Raises:
         DatasetError: there are several files: each is repaired by itself first (`d2kit check`).
     """
     files = [path] if path.is_file() else coco_files(path)
     if len(files) != 1:
+        bad = [file for file in files if not _sound(file)]
+        if not bad:
+            raise error  # they do not go together
+        names = ", ".join(str(file.relative_to(path)) for file in bad[:3])
         raise DatasetError(
-            f"{path}: {len(files)} COCO files, of which some have errors: look with `d2kit check`"
+            f"{path}: {len(bad)} of its {len(files)} COCO files have errors: {names}"
+            f"{', ...' * (len(bad) > 3)}. Look with `d2kit check {bad[0]} --images {root}`, repair "
+            "with `--fix OUT.json`, take away what is not wanted, or name one file as --data"
         )
     data = read_json(str(files[0]), str(files[0]))
     coco, done = repair_coco(data, str(files[0]), survey_images(data["images"], root), root)
     lost["entries that were repaired or left out"] += len(done)
     return coco
+
+
+def _sound(file: Path) -> bool:
+    try:
+        READERS["coco"](file, None, Counter())
+    except DatasetError:
+        return False
+    return True
 
 
 def _checked(coco: dict[str, Any], root: Path, path: Path, report: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from d2kit.cli.train import recipe_main, seconds_per_iteration, train, train_mai
 from d2kit.config import get_cfg
 from d2kit.curate.conversion import WRITERS
 from d2kit.curate.prepare import prepare
+from d2kit.data.datasets.validate import DatasetError
 from d2kit.structures import pairwise_iou
 
 QUICK = (
@@ -87,6 +88,70 @@ def test_splits(names, expected, tmp_path):
         videos = [{i["video"] for i in part["images"]} for part in made.data.values()]
         assert len(videos[0] | videos[1]) == 4
         assert not videos[0] & videos[1]
+
+
+def several(folder, **files):
+    """Write the picture numbers of each COCO file, of 20 that are drawn; return the folder."""
+    coco = drawn(folder, 20)
+    for name, (numbers, change) in files.items():
+        chosen = set(numbers)
+        of_file = {
+            "images": [i for i in coco["images"] if i["id"] in chosen],
+            "annotations": [dict(a) for a in coco["annotations"] if a["image_id"] in chosen],
+            "categories": coco["categories"],
+        }
+        change(of_file)
+        path = folder / f"{name.replace('__', '/')}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(of_file))
+    return folder
+
+
+def as_it_is(coco):
+    pass
+
+
+def broken(coco):
+    coco["annotations"][0]["category_id"] = 9
+
+
+def a_whole_video(coco):
+    """Truth of all frames of a video, of which only some are stored; with a defect."""
+    broken(coco)
+    coco["images"].append({"id": 99, "file_name": "never.png", "width": 128, "height": 96})
+
+
+def test_truths_of_videos_beside_train_and_test_are_left_out(tmp_path):
+    folder = several(
+        tmp_path / "set",
+        train=(range(1, 15), as_it_is),
+        test=(range(15, 21), as_it_is),
+        tracks__video1=(range(15, 19), a_whole_video),
+    )
+    made = prepare(folder, tmp_path / "out")
+    assert {name: len(part["images"]) for name, part in made.data.items()} == {
+        "train": 14,
+        "test": 6,
+    }
+    assert "left out: 1 files that repeat the images of train and test" in made.report
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"a": (range(1, 9), as_it_is), "b": (range(8, 12), as_it_is)},
+            r"'a.json' and 'b.json' both label '7.png': which is meant\? Name the file",
+        ),
+        (
+            {"a": (range(1, 9), as_it_is), "b": (range(9, 12), broken)},
+            r"1 of its 2 COCO files have errors: b.json. Look with `d2kit check .*b.json --images",
+        ),
+    ],
+)
+def test_files_that_do_not_go_together_are_named(files, message, tmp_path):
+    with pytest.raises(DatasetError, match=message):
+        prepare(several(tmp_path / "set", **files), tmp_path / "out")
 
 
 @pytest.mark.parametrize(("bare", "masks"), [(1, 19), (2, 0), (20, 0)])

@@ -404,15 +404,34 @@ def _find_files(
 
 
 def _without_unions(
-    tables: Mapping[Path, Mapping[str, Any]], folder: Path, lost: Counter[str]
+    tables: Mapping[Path, Mapping[str, Any]], folder: Path, finder: ImageFinder, lost: Counter[str]
 ) -> list[Path]:
-    """Leave out a file of no split (trainval.json) whose images are those of the splits' files."""
-    names = {file: {i["file_name"] for i in coco["images"]} for file, coco in tables.items()}
+    """Leave out a file of no split (trainval.json) whose images are those of the splits' files.
+
+    Only images that are there count: the truth of whole videos repeats the frames that were cut.
+
+    Args:
+        tables: JSON files as they were read, with whatever defects.
+        folder: below which they are.
+        finder: of the images.
+        lost: counts.
+    """
     parts = [f for f in tables if split_of(f.relative_to(folder).as_posix())]
+    if len(parts) in (0, len(tables)):
+        return list(tables)
+    names = {file: _image_names(coco, file, finder) for file, coco in tables.items()}
     covered = set().union(*(names[f] for f in parts))
     kept = [f for f in tables if f in parts or not names[f] <= covered]
     lost["files that repeat the images of train and test"] += len(tables) - len(kept)
     return kept
+
+
+def _image_names(coco: Mapping[str, Any], file: Path, finder: ImageFinder) -> set[str]:
+    """Return the images that are there; where none is, the names that are given."""
+    given = {i.get("file_name") for i in coco["images"] if isinstance(i, Mapping)}
+    texts = {name for name in given if isinstance(name, str)}
+    found = {path for name in texts if (path := finder.find(name, file.parent)) is not None}
+    return found or texts
 
 
 def _read_folder(path: Path, root: Path, lost: Counter[str]) -> dict[str, Any]:
@@ -423,11 +442,11 @@ def _read_folder(path: Path, root: Path, lost: Counter[str]) -> dict[str, Any]:
     merged: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     numbers: dict[str, int] = {}
     owner: dict[str, Path] = {}
-    tables = {file: _read_file(file) for file in files}
-    for coco_of, file in ((tables[f], f) for f in files):
-        _find_files(coco_of["images"], finder, file, lost)
-    for file in _without_unions(tables, path, lost):
-        coco = tables[file]
+    read = {file: read_json(str(file), str(file)) for file in files}
+    tables = {f: _read_file(f, read[f]) for f in _without_unions(read, path, finder, lost)}
+    for file, coco in tables.items():
+        _find_files(coco["images"], finder, file, lost)
+    for file, coco in tables.items():
         ids: dict[int, int] = {}
         for image in coco["images"]:
             other = owner.setdefault(image["file_name"], file)
@@ -462,8 +481,8 @@ def _read_folder(path: Path, root: Path, lost: Counter[str]) -> dict[str, Any]:
     return merged
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    data = read_json(str(path), str(path))
+def _read_file(path: Path, data: dict[str, Any] | None = None) -> dict[str, Any]:
+    data = read_json(str(path), str(path)) if data is None else data
     problems = Problems(str(path))
     tables = check_coco(data, problems, problems, Problems(str(path)))
     problems.raise_if_any()
