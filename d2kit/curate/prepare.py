@@ -111,7 +111,8 @@ def _coco(path: Path) -> tuple[Path, str] | None:
     files = coco_files(path) if path.is_dir() else [f for f in files if _has(f, "images")]
     if not files:
         return None
-    return path, f"COCO JSON, {', '.join(f.name for f in files[:3])}"
+    files = sorted(files, key=lambda f: not split_of(f.name))  # train and test first
+    return path, f"COCO JSON, {', '.join(f.name for f in files[:3])}{', ...' * (len(files) > 3)}"
 
 
 def _has(file: Path, *keys: str) -> bool:
