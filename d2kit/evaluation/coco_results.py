@@ -61,7 +61,11 @@ class HeldResults(Sequence[dict[str, Any]]):
         self._boxes[:, 2:] -= self._boxes[:, :2]
         self._scores = _array(instances.scores)
         self._classes = _array(instances.pred_classes)
-        self._masks = _encode_masks(instances) if instances.has("pred_masks") else None
+        self._masks: tuple[np.ndarray, str] | None = None
+        if instances.has("pred_masks"):
+            encoded = _encode_masks(instances)
+            sides = np.array([rle["size"] for rle in encoded])
+            self._masks = sides, "\n".join(rle["counts"] for rle in encoded)
         self._keypoints = None
         if instances.has("pred_keypoints"):
             keypoints = _array(instances.pred_keypoints)
@@ -78,8 +82,9 @@ class HeldResults(Sequence[dict[str, Any]]):
             for box, score, category in zip(*columns, strict=True)
         ]
         if self._masks is not None:
-            for row, rle in zip(self._rows, self._masks, strict=True):
-                row["segmentation"] = rle
+            sides, counts = self._masks
+            for row, size, runs in zip(self._rows, sides.tolist(), counts.split("\n"), strict=True):
+                row["segmentation"] = {"size": size, "counts": runs}
         if self._keypoints is not None:
             for row, flat in zip(self._rows, self._keypoints.tolist(), strict=True):
                 row["keypoints"] = flat
