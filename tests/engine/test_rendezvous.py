@@ -2,9 +2,10 @@ import threading
 from datetime import timedelta
 
 import pytest
+import torch
 from torch.distributed import HashStore
 
-from d2kit.engine.launch import fresh_store
+from d2kit.engine.launch import fresh_store, torchrun_store
 
 pytestmark = pytest.mark.faults(19, fast=True)
 SECOND = timedelta(seconds=1)
@@ -37,6 +38,36 @@ def test_a_life_sees_nothing_of_the_one_before():
         lives[0][0].set("only the first life", "")
     for number, life in enumerate(lives):
         assert [life[rank].get("place") for rank in range(3)] == [str(number).encode()] * 3
+
+
+def test_processes_of_torchrun_have_a_store_of_their_life(monkeypatch):
+    """Whatever the installed torch does: some give every life a part of the store, some do not."""
+    store, ranks = HashStore(), threading.local()
+
+    def rendezvous(url, timeout):
+        assert url == "env://"
+        yield store, ranks.own, 2
+
+    monkeypatch.setattr(torch.distributed, "rendezvous", rendezvous)
+
+    def life():
+        found = {}
+
+        def meet(rank):
+            ranks.own = rank
+            found[rank] = torchrun_store(timedelta(seconds=20))
+
+        threads = [threading.Thread(target=meet, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+    dead = life()
+    dead[0].set("address", "where nobody listens any more")
+    assert dead[1].check(["address"])
+    assert not life()[1].check(["address"])
 
 
 def test_a_life_that_died_half_way_is_no_hindrance():

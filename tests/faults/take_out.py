@@ -209,7 +209,8 @@ PROCESSES = (
         *(19, "restarted processes have a store of their own", "engine.launch:torchrun_store"),
         "return fresh_store(store, rank, world_size, timeout)",
         "return store",
-        f"{KILLS}::test_torchrun_restarts",
+        # test_torchrun_restarts tells too where torch gives no life a part of its own: not 2.14.1
+        "tests/engine/test_rendezvous.py::test_processes_of_torchrun_have_a_store_of_their_life",
     ),
     Protection(
         *(20, "the others are not waited for after an error", "engine.launch:_spawn"),
