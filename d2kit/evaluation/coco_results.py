@@ -61,11 +61,13 @@ class HeldResults(Sequence[dict[str, Any]]):
         self._boxes[:, 2:] -= self._boxes[:, :2]
         self._scores = _array(instances.scores)
         self._classes = _array(instances.pred_classes)
-        self._masks: tuple[np.ndarray, str] | None = None
+        self._masks: tuple[np.ndarray, Any] | None = None
         if instances.has("pred_masks"):
             encoded = _encode_masks(instances)
             sides = np.array([rle["size"] for rle in encoded])
-            self._masks = sides, "\n".join(rle["counts"] for rle in encoded)
+            runs = [rle["counts"] for rle in encoded]  # lists where they are not compressed
+            texts = all(isinstance(one, str) for one in runs)
+            self._masks = sides, "\n".join(runs) if texts else runs
         self._keypoints = None
         if instances.has("pred_keypoints"):
             keypoints = _array(instances.pred_keypoints)
@@ -83,7 +85,8 @@ class HeldResults(Sequence[dict[str, Any]]):
         ]
         if self._masks is not None:
             sides, counts = self._masks
-            for row, size, runs in zip(self._rows, sides.tolist(), counts.split("\n"), strict=True):
+            counts = counts.split("\n") if isinstance(counts, str) else counts
+            for row, size, runs in zip(self._rows, sides.tolist(), counts, strict=True):
                 row["segmentation"] = {"size": size, "counts": runs}
         if self._keypoints is not None:
             for row, flat in zip(self._rows, self._keypoints.tolist(), strict=True):

@@ -118,7 +118,8 @@ def broken(coco):
 def a_whole_video(coco):
     """Truth of all frames of a video, of which only some are stored; with a defect."""
     broken(coco)
-    coco["images"].append({"id": 99, "file_name": "never.png", "width": 128, "height": 96})
+    for i, name in enumerate(("never.png", "a\0b", "x" * 5000, ["no", "text"])):
+        coco["images"].append({"id": 90 + i, "file_name": name, "width": 128, "height": 96})
 
 
 def test_truths_of_videos_beside_train_and_test_are_left_out(tmp_path):

@@ -139,3 +139,10 @@ def test_wrong_results_of_a_file_are_named(tmp_path, result, words):
         read_coco_results(path)
     path.write_text(json.dumps([GOOD]))
     assert read_coco_results(path) == [GOOD]
+
+
+def test_run_lengths_that_are_not_compressed_stay_lists():
+    instances, expected = reference()
+    masks = [{"size": row["segmentation"]["size"], "counts": [3, 2, 1]} for row in expected]
+    instances.pred_masks = masks
+    assert [row["segmentation"] for row in instances_to_coco_json(instances, 17)] == masks

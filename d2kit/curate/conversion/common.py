@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -428,10 +429,13 @@ def _without_unions(
 
 def _image_names(coco: Mapping[str, Any], file: Path, finder: ImageFinder) -> set[str]:
     """Return the images that are there; where none is, the names that are given."""
-    given = {i.get("file_name") for i in coco["images"] if isinstance(i, Mapping)}
+    given = [i.get("file_name") for i in coco["images"] if isinstance(i, Mapping)]
     texts = {name for name in given if isinstance(name, str)}
-    found = {path for name in texts if (path := finder.find(name, file.parent)) is not None}
-    return found or texts
+    found = set()
+    for name in texts:
+        with suppress(ValueError, OSError):  # names that no file has are looked at later
+            found.add(finder.find(name, file.parent))
+    return {path for path in found if path is not None} or texts
 
 
 def _read_folder(path: Path, root: Path, lost: Counter[str]) -> dict[str, Any]:
