@@ -118,6 +118,8 @@ class ROIPooler(nn.Module):
         ValueError: an unknown type, or scales that are not consecutive powers of 2.
     """
 
+    _constants: Constants | None = None  # of models that were stored whole before there were any
+
     def __init__(
         self,
         output_size: int | tuple[int, int] | list[int],

@@ -474,6 +474,8 @@ class DefaultPredictor:
         >>> instances = predictor(cv2.imread("image.jpg"))["instances"]  # doctest: +SKIP
     """
 
+    _dtype = torch.float32  # of subclasses with a constructor of their own
+
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg.clone()
         self.input_format = cfg.INPUT.FORMAT

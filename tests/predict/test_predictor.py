@@ -272,3 +272,15 @@ def test_half_precision_by_key(build, trained, pictures, monkeypatch, caplog):
     assert not torch.equal(a, c)
     torch.testing.assert_close(a.sort().values, c.sort().values, atol=0.05, rtol=0.05)
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_predictor_with_a_constructor_of_its_own(trained, pictures):
+    usual = DefaultPredictor(in_precision(trained, "float32"))
+
+    class Own(DefaultPredictor):
+        def __init__(self, other):
+            self.model, self.aug, self.input_format = other.model, other.aug, other.input_format
+
+    for part in usual.model.modules():
+        vars(part).pop("_constants", None)  # as a model that was stored whole by 0.1
+    equal(Own(usual)(pictures[0])["instances"], usual(pictures[0])["instances"])

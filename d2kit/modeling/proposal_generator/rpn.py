@@ -197,6 +197,8 @@ class RPN(nn.Module):
         smooth_l1_beta: where L1 begins; 0 is plain L1.
     """
 
+    _constants: Constants | None = None  # of models that were stored whole before there were any
+
     @configurable
     def __init__(
         self,
@@ -467,7 +469,8 @@ class RPN(nn.Module):
             return torch.cat(levels), torch.cat(finer)
 
         chosen = tuple(place.shape[1] for place in places)
-        return self._constants.kept((places[0].device, chosen, tuple(starts)), make)
+        constants = Constants() if self._constants is None else self._constants
+        return constants.kept((places[0].device, chosen, tuple(starts)), make)
 
     def _decode_proposals(
         self, anchors: list[Boxes], pred_anchor_deltas: list[Tensor]
